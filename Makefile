@@ -1,0 +1,106 @@
+# Everything from a fresh clone: `make test`, `make demo`, `make bench`, `make check`, `make clean`.
+#
+# Each target makes what it needs and is quick when that is there. Nothing is installed outside this folder.
+#
+# The extension is built by Meson and put next to its source, and .venv/bin gets the three commands as wrappers that
+# run the package in this folder: an edit of a .py file counts at once. It is not an editable install, because that
+# of meson-python runs a build whenever the package is imported, and server processes that start together would race.
+# `pip install .` works too, for use rather than development.
+
+PYTHON ?= python3
+CC ?= cc
+VENV := .venv
+BIN := $(VENV)/bin
+EXT := build/ext
+PYTEST_ARGS ?=
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: all demo test bench check clean venv ext images
+.DELETE_ON_ERROR:
+
+all: ext
+
+## Run a device with VFs under a QEMU guest and move a VF's state.
+demo: ext images
+	@echo "demo: running"
+	$(BIN)/python -m demo
+
+## All tests. PYTEST_ARGS="tests/model -k ring" narrows them.
+test: ext images
+	@echo "test: running"
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+## Measure every speed that the project claims.
+bench: ext images
+	@echo "bench: running"
+	$(BIN)/python -m bench
+
+## Lint, format, types, layers, and the extension's stub.
+check: ext
+	@echo "check: ruff"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@echo "check: mypy"
+	$(BIN)/mypy
+	@echo "check: layers"
+	$(BIN)/lint-imports
+	@echo "check: stub of the extension"
+	$(BIN)/stubtest vfu_server._vfu --ignore-missing-stub
+
+## Remove all that was made, the virtual environment and what was downloaded included.
+clean:
+	@echo "clean: removing build, $(VENV) and the library's source"
+	rm -rf build $(VENV) subprojects/libvfio-user vfu_server/_vfu.*.so
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+## The virtual environment with all that building and testing needs.
+venv: $(VENV)/.stamp
+$(VENV)/.stamp: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "$(PYTHON) is not Python 3.11 to 3.13: set PYTHON=python3.x" >&2; exit 1; }
+	@echo "venv: installing the Python packages into $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "Python's venv module is missing: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	  print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
+	@for command in server:vfu_server.__main__ owner:vfu_client.owner_cli migrate:vfu_client.migrate_cli; do \
+	  script="$(BIN)/vfu-$${command%%:*}"; \
+	  printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s/python" -m %s "$$@"\n' \
+	    "$(CURDIR)" "$(CURDIR)/$(BIN)" "$${command#*:}" > "$$script" && chmod +x "$$script" || exit 1; \
+	done
+	@touch $@
+
+## The extension. Ninja decides what is out of date.
+ext: $(EXT)/build.ninja
+	@$(BIN)/ninja -C $(EXT) --quiet
+	@for built in $(EXT)/vfu_server/_vfu.*.so; do \
+	  target="vfu_server/$${built##*/}"; \
+	  cmp -s "$$built" "$$target" || { \
+	    echo "ext: $$target"; \
+	    cp "$$built" "$$target.new" && mv "$$target.new" "$$target"; \
+	  } || exit 1; \
+	done
+
+$(EXT)/build.ninja: $(VENV)/.stamp subprojects/libvfio-user/.stamp
+	@command -v $(CC) >/dev/null && echo '#include <stdio.h>' | $(CC) -E - >/dev/null 2>&1 || \
+	  { echo "A C compiler and the C library's headers are missing: apt-get install gcc libc6-dev" >&2; exit 1; }
+	@$(BIN)/python -c 'import os, sys, sysconfig; p = sysconfig.get_path("include") + "/Python.h"; \
+	  sys.exit(not os.path.exists(p))' || \
+	  { echo "Python's headers are missing: apt-get install python3-dev" >&2; exit 1; }
+	@echo "ext: configuring"
+	@CC="$(CC)" $(BIN)/meson setup $(if $(wildcard $(EXT)/build.ninja),--reconfigure) $(MESON_ARGS) $(EXT) \
+	  > build/configure.log || { cat build/configure.log; exit 1; }
+
+subprojects/libvfio-user/.stamp: $(VENV)/.stamp $(wildcard subprojects/packagefiles/libvfio-user/*)
+	@mkdir -p build
+	@echo "ext: fetching the source of libvfio-user"
+	@$(BIN)/python -m images libvfio-user
+	@touch $@
+
+## QEMU, kernel and initramfs for the guests.
+images: $(VENV)/.stamp
+	@$(BIN)/python -m images all

@@ -1,0 +1,69 @@
+"""Command line: `python3 -m images libvfio-user|qemu|guest|all|boot`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from images import initramfs, libvfio_user, qemu
+from images.boot import boot
+from images.debian import Debian
+from images.workspace import SetupError, locked, say
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one subcommand; returns the exit status, 1 with the reason on stderr when something outside is amiss."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command in ("boot", "all", "qemu", "guest", "libvfio-user"):
+            with locked():
+                _prepare(options)
+        if options.command == "boot":
+            boot(options.socket, options.disk, options.memory, options.accel)
+    except SetupError as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted; nothing half-made was left")
+        return 130
+    return 0
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    debian = Debian(qemu.SUITE)
+    if options.command in ("libvfio-user", "all"):
+        libvfio_user.prepare(options.suite)
+    if options.command in ("qemu", "all", "boot"):
+        qemu.prepare(debian)
+    if options.command in ("guest", "all", "boot"):
+        initramfs.prepare(debian)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python3 -m images", description="Prepare what guests and the build need."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    source = commands.add_parser(
+        "libvfio-user", help="the library's source in subprojects/, json-c in build/cache/dev"
+    )
+    commands.add_parser("qemu", help="a QEMU with vfio-user-pci in build/images")
+    commands.add_parser("guest", help="the guest's kernel and initramfs in build/images")
+    everything = commands.add_parser("all", help="all of these")
+    for command in (source, everything):
+        command.add_argument(
+            "--suite", help="Debian suite of libvfio-user's source (default: this machine's release)"
+        )
+    person = commands.add_parser("boot", help="boot a guest with a shell on this terminal")
+    person.add_argument("--socket", type=Path, action="append", default=[], help="vfio-user socket (repeats)")
+    person.add_argument(
+        "--disk", type=Path, action="append", default=[], help="raw file for a virtio disk (repeats)"
+    )
+    person.add_argument("--memory", type=int, default=256, metavar="MIB", help="default: 256")
+    person.add_argument("--accel", choices=("tcg", "kvm"), default="tcg", help="default: tcg")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

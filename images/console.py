@@ -1,0 +1,121 @@
+"""The guest's serial console: reads it in a thread, keeps a log, and speaks the line protocol of images/guest/init.c.
+
+A line sent is run by `sh -c` in the guest with no standard input; after its output comes `guest: exit STATUS COUNT` on
+a line of its own. Nothing is echoed.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+READY = re.compile(rb"^guest: ready\r?\n", re.MULTILINE)
+EXIT = re.compile(rb"\r?\nguest: exit (\d+) (\d+)\r?\n")
+
+
+class ConsoleClosed(Exception):
+    """QEMU closed the console: it exited."""
+
+
+class Result(NamedTuple):
+    """What a command in the guest left behind."""
+
+    status: int
+    output: str
+
+
+class Console:
+    """One serial console on a connected socket. Everything received is also appended to the file `log`."""
+
+    def __init__(self, connection: socket.socket, log: Path) -> None:
+        self._connection = connection
+        self._log = log.open("ab", buffering=0)
+        self._received = bytearray()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._read = 0
+        """What lies before this offset was handed out by `expect` or `run`."""
+        self._count: int | None = 0
+        self._reader = threading.Thread(target=self._receive, name="console", daemon=True)
+        self._reader.start()
+
+    def forget_count(self) -> None:
+        """Accept any command count in the next answer: the guest was started by another machine."""
+        self._count = None
+
+    def expect(self, pattern: re.Pattern[bytes], *, timeout: float) -> re.Match[bytes]:
+        """Wait until the pattern appears after what was read so far, and read up to its end.
+
+        Raises TimeoutError with the last lines, and ConsoleClosed; nothing counts as read then.
+        """
+        return self._wait(lambda text: pattern.search(text), f"no {pattern.pattern!r}", timeout)
+
+    def run(self, command: str, *, timeout: float) -> Result:
+        """Run one line in the guest's shell and return its exit status and output.
+
+        Raises ValueError for a command of several lines, TimeoutError (the command may still be running; the console
+        is then of no more use) and ConsoleClosed.
+        """
+        if "\n" in command:
+            raise ValueError("a command is one line; separate its parts with ;")
+        start = self._read = len(self._received)
+        self._connection.sendall(command.encode() + b"\n")
+
+        def answered(text: bytes) -> re.Match[bytes] | None:
+            for found in EXIT.finditer(text):
+                if self._count is None or int(found[2]) == self._count + 1:
+                    return found
+            return None
+
+        found = self._wait(answered, f"no end of {command!r}", timeout)
+        self._count = int(found[2])
+        output = bytes(self._received[start : start + found.start()])
+        return Result(int(found[1]), output.decode(errors="replace").replace("\r\n", "\n"))
+
+    def tail(self, lines: int = 20) -> str:
+        """The last lines received, for messages."""
+        return "\n".join(bytes(self._received[-8192:]).decode(errors="replace").splitlines()[-lines:])
+
+    def close(self) -> None:
+        """Close the connection and the log, and end the reader."""
+        self._connection.close()
+        self._reader.join(timeout=5)
+        self._log.close()
+
+    def _wait(
+        self, search: Callable[[bytes], re.Match[bytes] | None], complaint: str, timeout: float
+    ) -> re.Match[bytes]:
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while True:
+                found = search(bytes(self._received[self._read :]))
+                if found:
+                    self._read += found.end()
+                    return found
+                if self._closed:
+                    raise ConsoleClosed(f"{complaint}: the console was closed\n{self.tail()}")
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError(
+                        f"{complaint} within {timeout:g} s on the console, which says:\n{self.tail()}"
+                    )
+                self._changed.wait(left)
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                received = self._connection.recv(65536)
+            except OSError:
+                received = b""
+            with self._changed:
+                self._closed = not received
+                self._received += received
+                self._changed.notify_all()
+            if not received:
+                return
+            self._log.write(received)

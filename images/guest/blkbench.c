@@ -1,0 +1,247 @@
+/*
+ * Measures a block device: random or sequential reads or writes, several in flight, past the page cache.
+ *
+ *   blkbench --device /dev/vda --rw read|write|randread|randwrite [--block 4096] [--depth 1] [--offset BYTES]
+ *            [--length BYTES] [--count REQUESTS] [--duration SECONDS]
+ *
+ * Without --count and --duration it runs for 2 seconds. One request at a time is a plain pread or pwrite; more go
+ * through io_submit. Prints one JSON line: requests, seconds, iops, mib_per_s and the latency in microseconds (mean,
+ * p50, p99, max). Ends with 0, 1 when a request failed, 2 when it could not start.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <linux/aio_abi.h>
+#include <linux/fs.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MAX_DEPTH = 1024, MAX_SAMPLES = 1 << 21 };
+
+static const char *device, *kind;
+static uint64_t offset, length, count_limit, duration_s;
+static uint64_t block_size = 4096, depth = 1;
+static bool writes, is_random;
+static int device_fd;
+
+static uint32_t *samples; /* latencies in ns, the first MAX_SAMPLES of them */
+static uint64_t requests, failures, latency_sum, latency_max;
+static uint64_t next_block, random_state = 88172645463325252u;
+
+static uint64_t now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+static off_t next_address(void)
+{
+    uint64_t blocks = length / block_size, block = next_block++;
+    if (is_random) {
+        random_state ^= random_state << 13;
+        random_state ^= random_state >> 7;
+        random_state ^= random_state << 17;
+        block = random_state;
+    }
+    return (off_t)(offset + block % blocks * block_size);
+}
+
+static void note(uint64_t nanoseconds, bool well)
+{
+    if (requests < MAX_SAMPLES)
+        samples[requests] = nanoseconds > UINT32_MAX ? UINT32_MAX : (uint32_t)nanoseconds;
+    requests++;
+    failures += !well;
+    latency_sum += nanoseconds;
+    if (nanoseconds > latency_max)
+        latency_max = nanoseconds;
+}
+
+static bool enough(uint64_t begun, uint64_t deadline)
+{
+    return count_limit != 0 ? begun >= count_limit : now() >= deadline;
+}
+
+static char *buffers_for(uint64_t number)
+{
+    char *buffers = NULL;
+    if (posix_memalign((void **)&buffers, 4096, number * block_size) != 0)
+        abort();
+    memset(buffers, 0x5a, number * block_size);
+    return buffers;
+}
+
+static void one_at_a_time(uint64_t deadline)
+{
+    char *buffer = buffers_for(1);
+    for (uint64_t begun = 0; !enough(begun, deadline); begun++) {
+        off_t address = next_address();
+        uint64_t start = now();
+        ssize_t done = writes ? pwrite(device_fd, buffer, block_size, address)
+                              : pread(device_fd, buffer, block_size, address);
+        note(now() - start, done == (ssize_t)block_size);
+    }
+    free(buffer);
+}
+
+static void many_in_flight(uint64_t deadline)
+{
+    static struct iocb requests_of[MAX_DEPTH], *batch[MAX_DEPTH];
+    static struct io_event events[MAX_DEPTH];
+    static uint64_t started[MAX_DEPTH];
+    char *buffers = buffers_for(depth);
+    aio_context_t context = 0;
+    uint64_t begun = 0, in_flight = 0, free_slots = 0;
+    static uint64_t slots[MAX_DEPTH];
+    if (syscall(SYS_io_setup, depth, &context) != 0) {
+        fprintf(stderr, "blkbench: io_setup: %s\n", strerror(errno));
+        exit(2);
+    }
+    for (uint64_t slot = 0; slot < depth; slot++)
+        slots[free_slots++] = slot;
+    for (;;) {
+        long batched = 0;
+        while (free_slots > 0 && !enough(begun, deadline)) {
+            uint64_t slot = slots[--free_slots];
+            requests_of[slot] = (struct iocb){
+                .aio_data = slot,
+                .aio_lio_opcode = writes ? IOCB_CMD_PWRITE : IOCB_CMD_PREAD,
+                .aio_fildes = (uint32_t)device_fd,
+                .aio_buf = (uint64_t)(uintptr_t)(buffers + slot * block_size),
+                .aio_nbytes = block_size,
+                .aio_offset = next_address(),
+            };
+            started[slot] = now();
+            batch[batched++] = &requests_of[slot];
+            begun++;
+        }
+        for (long sent = 0; sent < batched;) {
+            long taken = syscall(SYS_io_submit, context, batched - sent, batch + sent);
+            if (taken <= 0) {
+                fprintf(stderr, "blkbench: io_submit: %s\n", strerror(errno));
+                exit(2);
+            }
+            sent += taken;
+        }
+        in_flight += (uint64_t)batched;
+        if (in_flight == 0)
+            break;
+        long ended = syscall(SYS_io_getevents, context, 1, depth, events, NULL);
+        uint64_t time = now();
+        for (long index = 0; index < ended; index++) {
+            uint64_t slot = events[index].data;
+            note(time - started[slot], events[index].res == (int64_t)block_size);
+            slots[free_slots++] = slot;
+            in_flight--;
+        }
+    }
+    syscall(SYS_io_destroy, context);
+    free(buffers);
+}
+
+static int ascending(const void *left, const void *right)
+{
+    uint32_t a = *(const uint32_t *)left, b = *(const uint32_t *)right;
+    return (a > b) - (a < b);
+}
+
+static uint64_t number_of(const char *text)
+{
+    char *end;
+    uint64_t number = strtoull(text, &end, 0);
+    uint64_t unit = *end == 'K' ? 1u << 10 : *end == 'M' ? 1u << 20 : *end == 'G' ? 1u << 30 : 1;
+    if (end == text || (unit != 1 && end[1] != '\0') || (unit == 1 && *end != '\0')) {
+        fprintf(stderr, "blkbench: %s is not a number\n", text);
+        exit(2);
+    }
+    return number * unit;
+}
+
+static void read_options(int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"device", required_argument, NULL, 'f'}, {"rw", required_argument, NULL, 'w'},
+        {"offset", required_argument, NULL, 'o'}, {"length", required_argument, NULL, 'l'},
+        {"block", required_argument, NULL, 'b'},  {"depth", required_argument, NULL, 'd'},
+        {"count", required_argument, NULL, 'c'},  {"duration", required_argument, NULL, 't'},
+        {NULL, 0, NULL, 0},
+    };
+    kind = "";
+    for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+        switch (option) {
+        case 'f': device = optarg; break;
+        case 'w': kind = optarg; break;
+        case 'o': offset = number_of(optarg); break;
+        case 'l': length = number_of(optarg); break;
+        case 'b': block_size = number_of(optarg); break;
+        case 'd': depth = number_of(optarg); break;
+        case 'c': count_limit = number_of(optarg); break;
+        case 't': duration_s = number_of(optarg); break;
+        default: exit(2);
+        }
+    }
+    is_random = strncmp(kind, "rand", 4) == 0;
+    writes = strcmp(is_random ? kind + 4 : kind, "write") == 0;
+    bool reads = strcmp(is_random ? kind + 4 : kind, "read") == 0;
+    if (device == NULL || (!writes && !reads) || block_size == 0 || block_size % 512 != 0 || offset % 512 != 0 ||
+        depth == 0 || depth > MAX_DEPTH) {
+        fprintf(stderr, "usage: blkbench --device FILE --rw read|write|randread|randwrite [--block B] [--depth 1..%d]\n"
+                        "                [--offset B] [--length B] [--count N] [--duration SECONDS]\n", MAX_DEPTH);
+        exit(2);
+    }
+}
+
+static void open_device(void)
+{
+    struct stat status;
+    uint64_t size = 0;
+    device_fd = open(device, (writes ? O_RDWR : O_RDONLY) | O_DIRECT | O_CLOEXEC);
+    if (device_fd < 0 || fstat(device_fd, &status) != 0) {
+        fprintf(stderr, "blkbench: cannot open %s: %s\n", device, strerror(errno));
+        exit(2);
+    }
+    if (S_ISBLK(status.st_mode))
+        ioctl(device_fd, BLKGETSIZE64, &size);
+    else
+        size = (uint64_t)status.st_size;
+    uint64_t rest = size > offset ? size - offset : 0;
+    length = length != 0 ? length : rest;
+    if (length > rest || length < block_size) {
+        fprintf(stderr, "blkbench: %s has %" PRIu64 " bytes from the offset on, too few\n", device, rest);
+        exit(2);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    read_options(argc, argv);
+    open_device();
+    samples = calloc(MAX_SAMPLES, sizeof *samples);
+    if (samples == NULL)
+        abort();
+    uint64_t began = now(), deadline = began + (duration_s != 0 ? duration_s : 2) * 1000000000u;
+    if (depth == 1)
+        one_at_a_time(deadline);
+    else
+        many_in_flight(deadline);
+    double seconds = (double)(now() - began) / 1e9;
+    uint64_t sampled = requests < MAX_SAMPLES ? requests : MAX_SAMPLES;
+    qsort(samples, sampled, sizeof *samples, ascending);
+    printf("{\"rw\":\"%s\",\"block\":%" PRIu64 ",\"depth\":%" PRIu64 ",\"requests\":%" PRIu64 ",\"errors\":%" PRIu64
+           ",\"seconds\":%.4f,\"iops\":%.1f,\"mib_per_s\":%.2f,\"latency_us\":{\"mean\":%.2f,\"p50\":%.2f,\"p99\":%.2f,"
+           "\"max\":%.2f}}\n",
+           kind, block_size, depth, requests, failures, seconds, (double)requests / seconds,
+           (double)(requests * block_size) / seconds / (1 << 20), (double)latency_sum / (double)(requests ? requests : 1) / 1e3,
+           samples[sampled / 2] / 1e3, samples[sampled ? sampled * 99 / 100 : 0] / 1e3, (double)latency_max / 1e3);
+    return failures != 0;
+}

@@ -1,0 +1,213 @@
+"""Builds what a guest boots: Debian's cloud kernel, and an initramfs of busybox, lspci, modules and our programs."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import lzma
+import re
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from images.cpio import Archive
+from images.debian import CONTENTS, Debian
+from images.workspace import CACHE, IMAGES, SetupError, say, write_file
+
+ROOT = CACHE / "guest"
+SOURCES = Path(__file__).resolve().parent / "guest"
+PACKAGES = ("linux-image-cloud-amd64", "busybox-static", "pciutils", "kmod", "zstd")
+MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng")
+"""Drivers that the guest loads, with what they depend on; one that is built into the kernel is passed over."""
+
+MADE = ("vmlinuz", "vmlinux", "initramfs.cpio.gz")
+
+PROGRAMS = ("init", "ioverify", "blkbench")
+"""Our own, each one C file in images/guest."""
+
+DYNAMIC = ("usr/bin/lspci", "usr/bin/setpci")
+LOADER = "usr/lib64/ld-linux-x86-64.so.2"
+LIBRARIES = "usr/lib/x86_64-linux-gnu"
+NAMED_VENDORS = ("1af4", "1b36", "1234", "8086")
+"""PCI vendors whose names the guest's lspci knows; the whole list takes it a while to read."""
+
+COMPILE = ("-std=gnu11", "-O2", "-static", "-pthread", "-Wall", "-Wextra", "-Werror")
+
+
+def prepare(debian: Debian) -> None:
+    """Leave vmlinuz, vmlinux and initramfs.cpio.gz in build/images; they are made anew only if an input changed.
+
+    vmlinux is the same kernel unpacked: an emulated processor boots it a second faster. The initramfs is only wrapped
+    as gzip, not compressed, for the same reason.
+
+    Raises SetupError when a package, the C compiler or a file in a package is missing.
+    """
+    debian.unpack(PACKAGES, ROOT)
+    stamp = IMAGES / ".guest.inputs"
+    inputs = _inputs()
+    made = all((IMAGES / name).is_file() for name in MADE)
+    if not (made and stamp.is_file() and stamp.read_text() == inputs):
+        stamp.unlink(missing_ok=True)
+        say("building the initramfs...")
+        modules = _module_folder()
+        kernel = (modules / "vmlinuz").read_bytes()
+        write_file(IMAGES / "vmlinuz", kernel)
+        write_file(IMAGES / "vmlinux", _unpacked(kernel))
+        archive = Archive()
+        _add_busybox(archive)
+        _add_programs(archive)
+        _add_modules(archive, modules)
+        _add_lspci(archive)
+        for folder in ("dev", "proc", "sys", "run", "tmp", "root"):
+            archive.folder(folder)
+        archive.device("dev/console", 5, 1)
+        write_file(IMAGES / "initramfs.cpio.gz", gzip.compress(archive.encode(), compresslevel=0, mtime=0))
+        write_file(stamp, inputs)
+    say(f"guest: {', '.join(MADE)} in {IMAGES}")
+
+
+def _inputs() -> str:
+    """A hash over everything that the images are made of."""
+    digest = hashlib.sha256((ROOT / CONTENTS).read_bytes())
+    digest.update(_module_folder().name.encode())
+    for path in sorted([*SOURCES.glob("*.c"), Path(__file__), Path(__file__).with_name("cpio.py")]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest() + "\n"
+
+
+def _module_folder() -> Path:
+    folders = sorted((ROOT / "usr/lib/modules").glob("*/vmlinuz"))
+    if not folders:
+        raise SetupError(f"{ROOT} has no kernel; remove that folder and run the command again")
+    return folders[-1].parent
+
+
+def _private(program: str, *arguments: str, given: bytes = b"", loader: Sequence[str] = ()) -> bytes:
+    """Run a program of the private root through that root's own loader; its output. Raises SetupError."""
+    command = [
+        str(ROOT / LOADER),
+        "--library-path",
+        str(ROOT / LIBRARIES),
+        "--argv0",
+        Path(program).name,
+        *loader,
+    ]
+    done = subprocess.run([*command, str(ROOT / program), *arguments], input=given, capture_output=True)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
+        raise SetupError(f"{program} of {ROOT} failed: {said}\nRemove that folder and run the command again.")
+    return done.stdout
+
+
+def _unpacked(kernel: bytes) -> bytes:
+    """The ELF file inside a bzImage; the bzImage itself when it is compressed with something other than zstd.
+
+    Linux x86 boot protocol, "The Real-Mode Kernel Header": setup_sects, payload_offset, payload_length. The payload
+    ends with its unpacked size.
+    """
+    sectors = kernel[0x1F1] or 4
+    start, length = struct.unpack_from("<II", kernel, 0x248)
+    start += (sectors + 1) * 512
+    payload, size = kernel[start : start + length - 4], kernel[start + length - 4 : start + length]
+    if not payload.startswith(b"\x28\xb5\x2f\xfd"):
+        return kernel
+    unpacked = _private("usr/bin/zstd", "-dcq", given=payload)
+    if len(unpacked) != int.from_bytes(size, "little"):
+        raise SetupError(f"the kernel of {ROOT} is damaged; remove that folder and run the command again")
+    return unpacked
+
+
+def _add_busybox(archive: Archive) -> None:
+    busybox = ROOT / "usr/bin/busybox"
+    archive.file("usr/bin/busybox", busybox.read_bytes(), 0o755)
+    for name in ("bin", "sbin"):
+        archive.folder(f"usr/{name}")
+        archive.link(name, f"usr/{name}")
+    listed = subprocess.run([busybox, "--list-full"], capture_output=True, text=True, check=True)
+    for path in listed.stdout.split():
+        if path.rpartition("/")[2] not in ("busybox", "lspci", "init"):
+            archive.link(f"usr/bin/{path.rpartition('/')[2]}", "busybox")
+
+
+def _add_programs(archive: Archive) -> None:
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        raise SetupError("there is no C compiler; install the packages gcc and libc6-dev")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in PROGRAMS:
+            output = Path(folder) / name
+            command = [compiler, *COMPILE, "-s", "-o", str(output), str(SOURCES / f"{name}.c")]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SetupError(f"{name}.c could not be compiled (is libc6-dev installed?):\n{done.stderr}")
+            archive.file("init" if name == "init" else f"usr/bin/{name}", output.read_bytes(), 0o755)
+
+
+def _add_modules(archive: Archive, folder: Path) -> None:
+    available = {_module_name(path): path for path in sorted((folder / "kernel").rglob("*.ko*"))}
+    builtin = {_module_name(Path(line)) for line in (folder / "modules.builtin").read_text().split()}
+    order = list(
+        dict.fromkeys(name for wanted in MODULES for name in _with_dependencies(wanted, available, builtin))
+    )
+    place = f"usr/lib/modules/{folder.name}"
+    with tempfile.TemporaryDirectory() as temporary:
+        # An index of just these modules, which modprobe and `lspci -k` ask for.
+        tree = Path(temporary) / place
+        (Path(temporary) / "lib").symlink_to("usr/lib")
+        for name in order:
+            write_file(tree / f"{name}.ko", _module_content(available[name]))
+        for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
+            write_file(tree / name, (folder / name).read_bytes())
+        _private("usr/sbin/depmod", "-b", temporary, folder.name)
+        for path in sorted(tree.iterdir()):
+            archive.file(f"{place}/{path.name}", path.read_bytes())
+    archive.file("modules/order", "".join(f"/{place}/{name}.ko\n" for name in order).encode())
+
+
+def _with_dependencies(name: str, available: dict[str, Path], builtin: set[str]) -> Iterator[str]:
+    """The module and what it needs, each after what it needs itself."""
+    if name in builtin:
+        return
+    if name not in available:
+        raise SetupError(
+            f"the kernel of {ROOT} has no module {name}; remove that folder and run the command again"
+        )
+    listed = re.search(rb"\0depends=([^\0]*)\0", _module_content(available[name]))
+    for dependency in listed[1].decode().split(",") if listed and listed[1] else []:
+        yield from _with_dependencies(dependency.replace("-", "_"), available, builtin)
+    yield name
+
+
+def _module_name(path: Path) -> str:
+    return path.name.partition(".ko")[0].replace("-", "_")
+
+
+def _module_content(path: Path) -> bytes:
+    return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+
+
+def _add_lspci(archive: Archive) -> None:
+    """The pciutils with the libraries that their own loader finds for them, and the names of a few vendors."""
+    libraries = {LOADER}
+    for program in DYNAMIC:
+        archive.file(program, (ROOT / program).read_bytes(), 0o755)
+        listed = _private(program, loader=["--list"]).decode()
+        libraries.update(
+            f"{LIBRARIES}/{name}" for name in re.findall(r"^\s*(\S+) => (?!/lib64)", listed, re.MULTILINE)
+        )
+    for path in libraries:
+        if (ROOT / path).is_file():
+            archive.file(path, (ROOT / path).read_bytes(), 0o755)
+    archive.link("lib64", "usr/lib64")
+    archive.link("lib", "usr/lib")
+    names = (ROOT / "usr/share/misc/pci.ids").read_text(errors="replace")
+    kept, keep = [], False
+    for line in names.splitlines(keepends=True):
+        if line[0] not in "\t#\n":
+            keep = line.startswith(("C ", *NAMED_VENDORS))
+        if keep and not line.startswith("#"):
+            kept.append(line)
+    archive.file("usr/share/misc/pci.ids", "".join(kept).encode())

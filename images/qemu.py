@@ -1,0 +1,74 @@
+"""Makes a QEMU with vfio-user-pci ready to be run: the machine's own where it is new enough, else a private one."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from images.debian import Debian
+from images.workspace import CACHE, IMAGES, SetupError, say, write_file
+
+SUITE = "trixie-backports"
+"""Oldest Debian suite whose QEMU has vfio-user-pci (from 10.1 on)."""
+
+ROOT = CACHE / "qemu"
+SYSTEM = "qemu-system-x86_64"
+TOOLS = ("qemu-storage-daemon", "qemu-img")
+
+# Runs a program of the private root through that root's own loader, from whatever folder the tree was moved to.
+PRIVATE = """\
+#!/bin/sh
+here=$(dirname "$(readlink -f "$0")")
+root=$here/../{root}
+export QEMU_MODULE_DIR="$root/usr/lib/x86_64-linux-gnu/qemu"
+exec "$root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$root/usr/lib/x86_64-linux-gnu" \\
+    --argv0 {name} "$root/usr/bin/{name}"{options} "$@"
+"""
+HOST = """\
+#!/bin/sh
+exec {path} "$@"
+"""
+
+
+def prepare(debian: Debian) -> None:
+    """Leave executables `qemu-system-x86_64`, `qemu-storage-daemon` and `qemu-img` in build/images.
+
+    Raises SetupError when neither the machine nor its Debian mirror has a QEMU that is new enough.
+    """
+    own = shutil.which(SYSTEM)
+    if own and has_vfio_user(Path(own)):
+        write_file(IMAGES / SYSTEM, HOST.format(path=own), 0o755)
+        for name in TOOLS:
+            path = shutil.which(name)
+            if path:
+                write_file(IMAGES / name, HOST.format(path=path), 0o755)
+            else:
+                (IMAGES / name).unlink(missing_ok=True)
+        say(f"QEMU: the machine's own, {own}")
+        return
+    try:
+        debian.unpack(["qemu-system-x86", "qemu-utils"], ROOT)
+    except SetupError as error:
+        raise SetupError(
+            f"{error}\nInstead, you can install QEMU 10.1 or newer (check: `{SYSTEM} -device vfio-user-pci,help`); "
+            "it is used when it is found on PATH."
+        ) from error
+    for name in (SYSTEM, *TOOLS):
+        options = ' -L "$root/usr/share/qemu" -L "$root/usr/share/seabios"' if name == SYSTEM else ""
+        wrapper = PRIVATE.format(root=ROOT.relative_to(IMAGES.parent), name=name, options=options)
+        if write_file(IMAGES / name, wrapper, 0o755) and name == SYSTEM and not has_vfio_user(IMAGES / name):
+            (IMAGES / name).unlink()
+            raise SetupError(
+                f"the private QEMU in {ROOT} does not run; remove that folder and run the command again"
+            )
+    say(f"QEMU: a private one of Debian {debian.suite}, {IMAGES / SYSTEM}")
+
+
+def has_vfio_user(qemu: Path) -> bool:
+    """Whether this QEMU runs and knows the device vfio-user-pci."""
+    try:
+        done = subprocess.run([qemu, "-device", "vfio-user-pci,help"], capture_output=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0

@@ -1,0 +1,1 @@
+"""The device model: a virtio PCI physical function and its virtual functions. It does no I/O."""

@@ -1,0 +1,1 @@
+"""The admin virtqueue of a physical function: frame, header checks, command sets."""

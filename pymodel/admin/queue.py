@@ -1,0 +1,184 @@
+"""The admin virtqueue of a physical function: takes commands, holds those that must wait, answers each.
+
+virtio 1.4, "Group administration commands" and "Administration Virtqueues". One object serves all admin
+queues of its function; what waits holds up its own queue only (P-DEV-21).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pymodel.admin.context_commands import context_commands
+from pymodel.admin.dispatch import Call, Dispatcher, GroupCommand, MemberCommand, Owner, Reply, Table
+from pymodel.admin.lists import LONGEST_LIST, Lists
+from pymodel.errors import CommandError
+from pymodel.memory import Buffer
+from pymodel.migration.member import Member
+from pymodel.spec import admin as spec
+
+_STATUS_NAMES = {spec.STATUS_EINVAL: "EINVAL"}
+_QUALIFIER_NAMES = {
+    spec.Q_INVALID_COMMAND: "Q_INVALID_COMMAND",
+    spec.Q_INVALID_OPCODE: "Q_INVALID_OPCODE",
+    spec.Q_INVALID_FIELD: "Q_INVALID_FIELD",
+    spec.Q_INVALID_GROUP: "Q_INVALID_GROUP",
+    spec.Q_INVALID_MEMBER: "Q_INVALID_MEMBER",
+}
+
+
+@dataclass(slots=True)
+class _Held:
+    """A command that waits, and whom for."""
+
+    buffer: Buffer
+    call: Call
+    member: Member
+
+
+class AdminQueue:
+    """A `pymodel.memory.Consumer` for the admin queues of `owner`.
+
+    `wake` has `service` called soon on the owner's thread; any thread may call it. `context_opcodes` is
+    where the draft's commands begin, None without them. All methods are called with the owner's lock held;
+    a member's lock is taken within it.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        wake: Callable[[], None],
+        *,
+        context_opcodes: int | None = 0x40,
+        strict: bool = False,
+        log: logging.Logger | None = None,
+    ) -> None:
+        self._wake = wake
+        self._log = log or logging.getLogger("virtio.pf")
+        self._held: dict[int, _Held] = {}
+        lists: Table = {
+            spec.LIST_QUERY: GroupCommand("LIST_QUERY", self._list_query),
+            spec.LIST_USE: GroupCommand("LIST_USE", self._list_use),
+        }
+        tables: dict[int, Table] = {
+            spec.GROUP_SELF: lists,
+            spec.GROUP_SRIOV: {**lists, **context_commands(context_opcodes)},
+        }
+        self._lists = Lists(tables, strict=strict)
+        self._dispatcher = Dispatcher(owner, self._lists, tables, strict)
+
+    # --- Consumer ------------------------------------------------------------------------------------
+
+    def accepts(self, queue: int) -> bool:
+        """Not while a command of `queue` is held: they are taken in order (P-DEV-21)."""
+        return queue not in self._held
+
+    def take(self, buffer: Buffer) -> None:
+        """Carry out one command, or hold it.
+
+        Raises `MemoryFault` where the driver's buffer is not mapped; nothing has changed and the buffer
+        was not completed.
+        """
+        head = buffer.readable.read(0, spec.COMMAND.itemsize + LONGEST_LIST)
+        size = spec.COMMAND.itemsize
+        opcode, group, _, member_id = np.frombuffer(head[:size].ljust(size, b"\0"), spec.COMMAND)[0]
+        call = Call(int(opcode), int(group), int(member_id), head[size:], buffer.readable, buffer.writable)
+        if not buffer.writable.length:
+            # No room for a status: nothing could tell the driver what became of it, so nothing does.
+            self._log.debug("a command without room for its status: ignored")
+            buffer.complete(0)
+            return
+        self._run(buffer, call)
+
+    # --- the owner's side ----------------------------------------------------------------------------
+
+    def service(self) -> None:
+        """Try held commands again, on the owner's thread.
+
+        Raises `MemoryFault` where the client unmapped the buffer of one meanwhile; that one is dropped.
+        """
+        for held in list(self._held.values()):
+            del self._held[held.buffer.queue]
+            try:
+                self._run(held.buffer, held.call)
+            except BaseException:
+                _give_up(held)
+                raise
+
+    def drop(self, queue: int) -> None:
+        """Reset of one admin queue: its held command is forgotten, never completed."""
+        held = self._held.pop(queue, None)
+        if held is not None:
+            _give_up(held)
+
+    def reset(self) -> None:
+        """Reset of the owner: as `drop` for every queue; the lists start anew, members stay (A-29)."""
+        for queue in list(self._held):
+            self.drop(queue)
+        self._lists.reset()
+
+    # --- inside --------------------------------------------------------------------------------------
+
+    def _run(self, buffer: Buffer, call: Call) -> None:
+        # Looked up ahead of any effect: a fault must find nothing changed. The client cannot unmap
+        # memory before this returns.
+        buffer.writable.views(0, buffer.writable.length, write=True)
+        name, subject = f"opcode {call.opcode:#x}", f"group {call.group}"
+        try:
+            command, member = self._dispatcher.find(call)
+            name = command.name
+            if isinstance(command, GroupCommand):
+                reply = command.run(call)
+            else:
+                assert member is not None
+                subject = member.name
+                reply = self._run_on(member, command, buffer, call)
+            if reply is None:
+                self._log.debug("%s %s: waits", name, subject)
+                return
+        except CommandError as error:
+            self._log.debug(
+                "%s %s: %s, %s (%s)",
+                name,
+                subject,
+                _STATUS_NAMES.get(error.status, error.status),
+                _QUALIFIER_NAMES.get(error.qualifier, error.qualifier),
+                error,
+            )
+            buffer.complete(_answer(buffer, error.status, error.qualifier, Reply()))
+            return
+        self._log.debug("%s %s: OK%s", name, subject, f", {reply.note}" if reply.note else "")
+        buffer.complete(_answer(buffer, spec.STATUS_OK, spec.Q_OK, reply))
+
+    def _run_on(self, member: Member, command: MemberCommand, buffer: Buffer, call: Call) -> Reply | None:
+        """Run a member's command under its lock; None after it was put aside."""
+        with member.lock:
+            reply = None if command.waits and member.in_transition else command.run(member, call)
+            if reply is None:
+                # Under the lock, so that `settled` cannot fall between the look and the wait.
+                member.when_settled(self._wake)
+                self._held[buffer.queue] = _Held(buffer, call, member)
+        return reply
+
+    def _list_query(self, call: Call) -> Reply:
+        words = self._lists.query(call.group)
+        return Reply(words, note=f"{int.from_bytes(words, 'little'):#x}")
+
+    def _list_use(self, call: Call) -> Reply:
+        self._lists.use(call.group, call.data)
+        return Reply(note=f"{int.from_bytes(call.data[:LONGEST_LIST], 'little'):#x}")
+
+
+def _give_up(held: _Held) -> None:
+    with held.member.lock:
+        held.member.abandon_stop()
+
+
+def _answer(buffer: Buffer, status: int, qualifier: int, reply: Reply) -> int:
+    """Write status and result, cut to the buffer (P-DEV-17, P-DEV-20). Returns the used length."""
+    head = np.array((status, qualifier, 0), spec.RESULT).tobytes()
+    padded = reply.result.ljust(-(-len(reply.result) // 8) * 8, b"\0")
+    return buffer.writable.write(0, [np.frombuffer(head + padded, np.uint8)]) + reply.streamed

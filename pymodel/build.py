@@ -1,0 +1,72 @@
+"""Puts a physical function and its virtual functions together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pymodel.devices.device import Device
+from pymodel.devices.disk import Disk
+from pymodel.devices.registry import DEVICES
+from pymodel.pci.function import Delays
+from pymodel.pci.physical_function import PhysicalFunction
+from pymodel.pci.virtual_function import VirtualFunction
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `vfu-server` is asked for. Delays are in seconds and concern VFs; `disks` is by function name."""
+
+    device: str
+    disks: Mapping[str, Disk]
+    vfs: int
+    total_vfs: int
+    queues: int = 1
+    context_opcodes: int | None = 0x40
+    strict: bool = False
+    delays: Delays = field(default_factory=Delays)
+
+
+def build(options: Options, *, lock: Callable[[], AbstractContextManager[Any]]) -> PhysicalFunction:
+    """Make the PF, and its VFs as VF Enable calls for them. `lock` makes a lock for each function.
+
+    Raises ValueError for options that cannot be built: an unknown device type, more VFs than there can be.
+    """
+    if options.device not in DEVICES:
+        raise ValueError(f"device type {options.device!r}; there are: {', '.join(DEVICES)}")
+    if not 0 <= options.vfs <= options.total_vfs < 0x10000:
+        raise ValueError(f"{options.vfs} of {options.total_vfs} VFs")
+
+    def device(name: str) -> Device:
+        return DEVICES[options.device](
+            options.disks[name],
+            queues=options.queues,
+            serial=f"pymodel-{name}",
+            log=logging.getLogger(f"virtio.{name}"),
+        )
+
+    def make_vf(number: int) -> VirtualFunction:
+        return VirtualFunction(
+            number,
+            device(f"vf{number}"),
+            lock(),
+            delays=options.delays,
+            vf_memory=lambda: pf.vf_memory,
+        )
+
+    # A VF's BARs are the same for every VF; the PF's SR-IOV capability tells their sizes.
+    vf_bars = make_vf(1).bars if options.total_vfs else {}
+    pf = PhysicalFunction(
+        device("pf"),
+        lock(),
+        make_vf=make_vf,
+        vfs=options.vfs,
+        total_vfs=options.total_vfs,
+        vf_bars=vf_bars,
+        context_opcodes=options.context_opcodes,
+        strict=options.strict,
+    )
+    return pf

@@ -1,0 +1,1 @@
+"""Device types, one file each."""

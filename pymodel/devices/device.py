@@ -1,0 +1,50 @@
+"""What a device type is to the layers above it, and what it needs of them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pymodel.memory import Consumer
+from pymodel.migration.state import DeviceField
+
+
+class Device(Consumer, Protocol):
+    """A device type: its identity, its configuration, and, as the consumer of its queues, what it does.
+
+    `reset` brings back the state after a device reset; what is stored on a disk is not part of it.
+    """
+
+    virtio_id: int
+    class_code: int
+    features: int
+    queue_sizes: tuple[int, ...]
+    config_length: int
+
+    def read_config(self, offset: int, length: int) -> bytes:
+        """Read device configuration; bytes past its end are 0."""
+        ...
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Write device configuration; what the driver may not write is dropped."""
+        ...
+
+    @property
+    def content_size(self) -> int:
+        """Bytes of content that travels in a context (a disk in memory), else 0."""
+        ...
+
+    def capture_fields(self) -> list[DeviceField]:
+        """Snapshots of the device type's own context fields, by number."""
+        ...
+
+    def field_lengths(self) -> dict[int, int]:
+        """The device type's own field types, each with its exact length or LENGTH_VARIES."""
+        ...
+
+    def check(self, config: bytes, fields: list[DeviceField]) -> None:
+        """Raise `InvalidField`, with the reason, for a configuration or fields that do not fit this device."""
+        ...
+
+    def restore(self, config: bytes, fields: list[DeviceField]) -> None:
+        """Take over what `check` accepted. The fields' buffers become the device's own."""
+        ...

@@ -1,0 +1,12 @@
+"""The device types that a function can be: a row for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pymodel.devices.block import BlockDevice
+from pymodel.devices.device import Device
+
+DEVICES: dict[str, Callable[..., Device]] = {
+    "blk": BlockDevice,
+}

@@ -1,0 +1,149 @@
+"""Guest memory as the model sees it: a Protocol, and the device's view of one virtqueue element.
+
+Addresses are guest physical (or what the client mapped at that I/O virtual address). Views are numpy
+arrays of bytes over the mapped memory, looked up for each access and never kept: the client may unmap
+memory between two messages. Nothing here trusts a length or an address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class GuestMemory(Protocol):
+    """The memory that a client mapped. Each method raises `MemoryFault` where it is not (wholly) mapped."""
+
+    def view(self, address: int, length: int, *, write: bool) -> list[Bytes]:
+        """Byte views that cover [address, address + length), in order, one for each mapped region crossed.
+
+        Without `write` they are read-only. An access of no bytes gives no views.
+        """
+        ...
+
+    def load_u16(self, address: int) -> int:
+        """One aligned 16-bit load with acquire order."""
+        ...
+
+    def store_u16(self, address: int, value: int) -> None:
+        """One aligned 16-bit store with release order."""
+        ...
+
+    def fence(self) -> None:
+        """A full barrier: no load after it is done before a store ahead of it."""
+        ...
+
+
+def read(memory: GuestMemory, address: int, length: int) -> bytes:
+    """Copy `length` bytes out of guest memory."""
+    views = memory.view(address, length, write=False)
+    return views[0].tobytes() if len(views) == 1 else b"".join(view.tobytes() for view in views)
+
+
+def write(memory: GuestMemory, address: int, data: bytes) -> None:
+    """Copy `data` into guest memory."""
+    source = np.frombuffer(data, np.uint8)
+    start = 0
+    for view in memory.view(address, len(data), write=True):
+        view[:] = source[start : start + len(view)]
+        start += len(view)
+
+
+class Segments:
+    """A scatter-gather list in guest memory, read and written as if it were one run of bytes.
+
+    `length` is the sum of the segments' lengths. Memory is looked up when it is touched.
+    """
+
+    __slots__ = ("_memory", "_segments", "length")
+
+    def __init__(self, memory: GuestMemory, segments: Sequence[tuple[int, int]]) -> None:
+        self._memory = memory
+        self._segments = segments
+        self.length = sum(length for _, length in segments)
+
+    def views(self, start: int, length: int, *, write: bool) -> list[Bytes]:
+        """Byte views of [start, start + length), cut at the end of the list. Raises `MemoryFault`."""
+        found: list[Bytes] = []
+        for address, size in self._segments:
+            if length <= 0:
+                break
+            if start >= size:
+                start -= size
+                continue
+            count = min(size - start, length)
+            found += self._memory.view(address + start, count, write=write)
+            length -= count
+            start = 0
+        return found
+
+    def read(self, start: int, length: int) -> bytes:
+        """Copy at most `length` bytes out from `start` on; fewer where the list ends. Raises `MemoryFault`."""
+        return b"".join(view.tobytes() for view in self.views(start, length, write=False))
+
+    def write(self, start: int, sources: Iterable[Bytes]) -> int:
+        """Copy `sources`, one after another, to `start` and on; surplus is dropped.
+
+        Returns how many bytes fitted. Each byte is copied once. Raises `MemoryFault` with nothing written.
+        """
+        targets = iter(self.views(start, max(self.length - start, 0), write=True))
+        target = next(targets, None)
+        written = 0
+        for source in sources:
+            at = 0
+            while target is not None and at < len(source):
+                count = min(len(source) - at, len(target))
+                target[:count] = source[at : at + count]
+                at += count
+                written += count
+                target = target[count:] if count < len(target) else next(targets, None)
+            if target is None:
+                break
+        return written
+
+
+class Buffer:
+    """One virtqueue element that the driver made available: a readable part, then a writable part.
+
+    Whoever took it calls `complete` exactly once, now or later, with the count of bytes written from the
+    start of the writable part on.
+    """
+
+    __slots__ = ("complete", "queue", "readable", "writable")
+
+    def __init__(
+        self, queue: int, readable: Segments, writable: Segments, complete: Callable[[int], None]
+    ) -> None:
+        self.queue = queue
+        self.readable = readable
+        self.writable = writable
+        self.complete = complete
+
+
+class Consumer(Protocol):
+    """What takes the buffers of a queue: a device, or the admin queue."""
+
+    def accepts(self, queue: int) -> bool:
+        """Whether a buffer of `queue` can be taken now. If not, the queue waits until `Function.service`."""
+        ...
+
+    def take(self, buffer: Buffer) -> None:
+        """Take a buffer and complete it, now or later. Raises `BrokenQueue`, the buffer untaken."""
+        ...
+
+    def service(self) -> None:
+        """Go on with buffers that were taken and not completed. Raises `BrokenQueue`."""
+        ...
+
+    def drop(self, queue: int) -> None:
+        """`queue` was reset: forget its buffers, which complete into nothing."""
+        ...
+
+    def reset(self) -> None:
+        """The function was reset: forget everything that does not outlive it."""
+        ...

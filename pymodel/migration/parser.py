@@ -1,0 +1,116 @@
+"""The stream of context bytes that CTX_WRITE takes, cut anywhere (A-13).
+
+A parser is a value: a command works on a fork of the one that stands, which replaces it when the whole
+command has validated. A command that fails leaves nothing behind (A-11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import ClassVar
+
+import numpy as np
+
+from pymodel.errors import InvalidField
+from pymodel.memory import Bytes
+from pymodel.migration.context import Fields, Shape
+from pymodel.spec import context as spec
+
+_EMPTY: Bytes = np.empty(0, np.uint8)
+
+
+class ContextParser:
+    """Takes contexts apart, and hands the fields of each to `ended` when its END_MARKER is there.
+
+    `limit` bounds the memory that one context may stage: without it, a driver could fill the server's
+    memory with extents that overlap.
+    """
+
+    __slots__ = ("_filled", "_limit", "_open", "_shape", "_tail", "_type", "_value", "fields")
+
+    HEADER: ClassVar[int] = spec.FIELD.itemsize
+
+    def __init__(self, shape: Shape, limit: int) -> None:
+        self._shape = shape
+        self._limit = limit
+        self._open = False  # between START_MARKER and END_MARKER
+        self._tail = b""  # a header that was cut
+        self._type = 0
+        self._value: Bytes | None = None  # the value under way, of its full length
+        self._filled = 0
+        self.fields = Fields()
+
+    @property
+    def partial(self) -> bool:
+        """Whether a context was begun and has not ended."""
+        return self._open or bool(self._tail)
+
+    def fork(self) -> ContextParser:
+        """A parser to go on with. The one it comes from stays good; `trim` it when the fork is given up.
+
+        The value under way is shared: a fork only writes behind `_filled`, where this one will write again.
+        """
+        fork = ContextParser(self._shape, self._limit)
+        fork._open, fork._tail, fork._type = self._open, self._tail, self._type
+        fork._value, fork._filled = self._value, self._filled
+        fork.fields = self.fields.fork()
+        return fork
+
+    def trim(self) -> None:
+        """Free what a fork that was given up staged."""
+        self.fields.trim()
+
+    def feed(self, views: Iterable[Bytes], ended: Callable[[Fields], None]) -> None:
+        """Take the bytes of `views`; value bytes are copied once, to where they stay.
+
+        Raises `InvalidField` for bytes that no context can hold; the parser is then of no more use.
+        """
+        for view in views:
+            at = 0
+            while at < len(view):
+                if self._value is not None:
+                    count = min(len(self._value) - self._filled, len(view) - at)
+                    self._value[self._filled : self._filled + count] = view[at : at + count]
+                    self._filled += count
+                    if self._filled == len(self._value):
+                        value, self._value = self._value, None
+                        self._finish(value, ended)
+                else:
+                    count = min(self.HEADER - len(self._tail), len(view) - at)
+                    self._tail += view[at : at + count].tobytes()
+                    if len(self._tail) == self.HEADER:
+                        raw, self._tail = self._tail, b""
+                        self._begin(raw, ended)
+                at += count
+
+    def _begin(self, raw: bytes, ended: Callable[[Fields], None]) -> None:
+        """Act on a complete header: refuse the field, finish it if it is empty, else make room for it."""
+        kind, reserved, length = np.frombuffer(raw, spec.FIELD).item()
+        self._shape.check_header(kind, reserved, length)
+        if kind == spec.START_MARKER:
+            if self._open:
+                raise InvalidField("a second START_MARKER before END_MARKER")
+        elif not self._open:
+            raise InvalidField(f"field {kind:#06x} before START_MARKER")
+        if self.fields.cost + length > self._limit:
+            raise InvalidField(f"the context holds more than this function can: over {self._limit} bytes")
+        self._type, self._filled = kind, 0
+        if length:
+            # The pages of a large array are taken as they are filled, and one value at a time is under way.
+            self._value = np.empty(length, np.uint8)
+        else:
+            self._finish(_EMPTY, ended)
+
+    def _finish(self, value: Bytes, ended: Callable[[Fields], None]) -> None:
+        """Act on a complete field."""
+        if self._type == spec.START_MARKER:
+            self._open = True
+        elif self._type == spec.END_MARKER:
+            self._open = False
+            fields, self.fields = self.fields, Fields()
+            ended(fields)
+        elif self._type == spec.DISCARD:
+            self.fields.clear()
+        else:
+            index = self._shape.index(self._type, value.tobytes()) if self._type < 0x100 else 0
+            self.fields.add(self._type, index, value)

@@ -1,0 +1,65 @@
+"""The captured state of a function: plain values, hostile on the way back.
+
+The layers above fill it in `capture` and take it apart in `check` and `restore`; the device context and
+other encodings are made from it. Nothing here changes when the function goes on: the buffers of `device`
+are snapshots (a RAM disk copies on write).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pymodel.memory import Bytes
+
+
+@dataclass(slots=True)
+class QueueState:
+    """One virtqueue: its common configuration, and the ring position of an enabled split queue."""
+
+    index: int
+    size: int = 0
+    msix_vector: int = 0xFFFF
+    enable: int = 0
+    notify_off: int = 0
+    notif_config_data: int = 0
+    reset: int = 0
+    desc: int = 0
+    driver: int = 0
+    device: int = 0
+    last_avail_idx: int = 0
+    used_idx: int = 0
+    interrupt_owed: bool = False
+
+
+@dataclass(slots=True)
+class DeviceField:
+    """A field of the device type's own range (0x0100 and up): its value as buffers, never joined."""
+
+    type: int
+    value: list[Bytes]
+
+    @property
+    def length(self) -> int:
+        """Bytes of the value."""
+        return sum(len(part) for part in self.value)
+
+
+@dataclass(slots=True)
+class FunctionState:
+    """All that a device context says of one function."""
+
+    virtio_id: int
+    device_features: int
+    driver_features: int
+    device_feature_select: int
+    driver_feature_select: int
+    config_msix_vector: int
+    num_queues: int
+    queue_select: int
+    device_status: int
+    config_generation: int
+    device_config: bytes
+    queues: list[QueueState]
+    isr: int = 0
+    config_changed: bool = False
+    device: list[DeviceField] = field(default_factory=list)

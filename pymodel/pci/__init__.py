@@ -1,0 +1,1 @@
+"""PCI functions: configuration space, capabilities, interrupts, resets and power states."""

@@ -1,0 +1,426 @@
+"""One PCI function: its configuration space, its BARs, its gate, its interrupts, its resets.
+
+BAR 0 holds the virtio structures, BAR 2 the MSI-X table and pending bits. The owner's `lock` is held in
+every call; nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from pymodel.devices.device import Device
+from pymodel.host import Host
+from pymodel.memory import Consumer, GuestMemory
+from pymodel.migration.member import Member
+from pymodel.migration.state import FunctionState
+from pymodel.pci.capability import Capability
+from pymodel.pci.config_space import ConfigSpace, Identity
+from pymodel.pci.dma import Dma
+from pymodel.pci.express import Express
+from pymodel.pci.msix import MsiX
+from pymodel.pci.power import D0, PowerManagement
+from pymodel.pci.virtio_capabilities import PciCfgCapability, VirtioCapability
+from pymodel.spec import context, pci, virtio_pci
+from pymodel.transport.transport import Transport
+
+VIRTIO_BAR = 0
+MSIX_BAR = 2
+VIRTIO_BAR_SIZE = 0x4000
+COMMON_AT = 0x0000
+ISR_AT = 0x1000
+DEVICE_AT = 0x2000
+NOTIFY_AT = 0x3000
+NOTIFY_MULTIPLIER = 4
+_WINDOW = 0x1000
+
+_COMMAND_WRITABLE = pci.COMMAND_MEMORY | pci.COMMAND_MASTER | pci.COMMAND_PARITY | pci.COMMAND_SERR
+
+
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """How long, in seconds, operations of a function take after they were started."""
+
+    flr: float = 0
+    reset: float = 0
+    power: float = 0
+    io: float = 0
+
+
+class Function:
+    """A function with a virtio device: a VF as it stands, a PF with what `PhysicalFunction` adds.
+
+    `member` is set for a VF: its mode is part of the gate.
+    """
+
+    has_intx = False
+
+    def __init__(
+        self,
+        name: str,
+        device: Device,
+        lock: AbstractContextManager[Any],
+        *,
+        delays: Delays = Delays(),
+        admin: Consumer | None = None,
+        admin_queue_size: int = 0,
+        features: int = 0,
+        extended: tuple[Capability, ...] = (),
+        is_member: bool = True,
+    ) -> None:
+        self.name = name
+        self.lock = lock
+        self.log = logging.getLogger(f"virtio.{name}")
+        self._delays = delays
+        self._host: Host | None = None
+        self._memory: GuestMemory | None = None
+        self._flr_mark: object | None = None
+        self._power_mark: object | None = None
+        self._command = 0
+        vectors = len(device.queue_sizes) + 1 + (admin is not None)
+        self.msix = MsiX(vectors, MSIX_BAR, self.interrupts_owed, self._pending)
+        self.msix_vectors = vectors
+        self.member = Member(self, lock, name) if is_member else None
+        self.memory: GuestMemory = Dma(
+            lambda: self._memory if self.may_access else None, self.member.record if self.member else None
+        )
+        self.transport = Transport(
+            device,
+            self,
+            admin=admin,
+            admin_queue_size=admin_queue_size,
+            features=features,
+            io_delay=delays.io,
+            reset_delay=delays.reset,
+            log=self.log,
+        )
+        self.bars = {VIRTIO_BAR: VIRTIO_BAR_SIZE, MSIX_BAR: self.msix.bar_size}
+        self._notify_size = NOTIFY_MULTIPLIER * (max(self.transport.queues) + 1)
+        if self._notify_size > _WINDOW:
+            raise ValueError(f"{len(self.transport.queues)} queues; {_WINDOW // NOTIFY_MULTIPLIER} are possible")
+        self._express = Express(self._start_flr)
+        self._power = PowerManagement(self._change_power)
+        self._window = PciCfgCapability(self)
+        structure = VirtioCapability
+        self.config = ConfigSpace(
+            Identity(
+                vendor_id=virtio_pci.VENDOR_ID,
+                device_id=virtio_pci.DEVICE_ID_BASE + device.virtio_id,
+                subsystem_vendor_id=virtio_pci.VENDOR_ID,
+                subsystem_id=virtio_pci.DEVICE_ID_BASE + device.virtio_id,
+                revision=1,
+                class_code=device.class_code,
+                interrupt_pin=int(self.has_intx),
+            ),
+            self.bars,
+            self,
+            (
+                self._power,
+                self.msix,
+                self._express,
+                structure("common", virtio_pci.CAP_COMMON_CFG, VIRTIO_BAR, COMMON_AT, 0x40),
+                structure(
+                    "notify",
+                    virtio_pci.CAP_NOTIFY_CFG,
+                    VIRTIO_BAR,
+                    NOTIFY_AT,
+                    self._notify_size,
+                    NOTIFY_MULTIPLIER,
+                ),
+                structure("isr", virtio_pci.CAP_ISR_CFG, VIRTIO_BAR, ISR_AT, 1),
+                structure("device", virtio_pci.CAP_DEVICE_CFG, VIRTIO_BAR, DEVICE_AT, device.config_length),
+                self._window,
+            ),
+            extended,
+        )
+
+    # -- the client ------------------------------------------------------------------------------------
+
+    def attach(self, host: Host) -> None:
+        """A client came."""
+        self._host = host
+        self._memory = host.memory
+
+    def detach(self) -> None:
+        """The client left: virtio and PCI state are reset, mode and context position stay (A-29)."""
+        self._reset_registers()
+        self._memory = None
+
+    # -- the gate --------------------------------------------------------------------------------------
+
+    @property
+    def _mode(self) -> int:
+        return self.member.mode if self.member else context.MODE_ACTIVE
+
+    @property
+    def may_signal(self) -> bool:
+        """Whether interrupts may be sent by any means: mode Active, D0, no reset under way."""
+        return self._mode == context.MODE_ACTIVE and self._power.state == D0 and self._flr_mark is None
+
+    @property
+    def may_access(self) -> bool:
+        """Whether the function may start a PCI transaction: the above, and Bus Master Enable."""
+        return (
+            bool(self._command & pci.COMMAND_MASTER)
+            and self._memory is not None
+            and self.may_signal
+            and self._power_mark is None
+        )
+
+    @property
+    def may_fetch(self) -> bool:
+        """Whether buffers may be taken: not while a change of mode waits for those outstanding (DEV-14)."""
+        return self.may_access and (self.member is None or self.member.active)
+
+    def _gate_changed(self) -> None:
+        """The gate may have opened: look for work and send what is owed (A-31)."""
+        if self.may_access:
+            self.transport.rescan()
+        self.interrupts_owed()
+
+    # -- what the transport needs ------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Have `service` called soon."""
+        if self._host is not None:
+            self._host.wake()
+
+    def after(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call `call` after `seconds`, then `service`; at once if no time is asked for."""
+        if seconds and self._host is not None:
+            self._host.after(seconds, call)
+        else:
+            call()
+
+    def reset_done(self) -> None:
+        """A device reset ended; the level of INTx may have fallen with the ISR."""
+
+    def service(self) -> None:
+        """Work on the queues, send what is owed, and tell the owner if it waits for this function."""
+        self.transport.service()
+        if self.member is not None:
+            self.member.settled()
+
+    # -- interrupts --------------------------------------------------------------------------------------
+
+    def _pending(self) -> set[int]:
+        """The MSI-X vectors that are owed a message."""
+        return set(self._sources())
+
+    def _sources(self) -> dict[int, list[Callable[[], None]]]:
+        """What is owed by vector, each with what settles it."""
+        transport = self.transport
+        owed: dict[int, list[Callable[[], None]]] = {}
+        if transport.config_owed:
+            owed.setdefault(transport.config_vector, []).append(transport.config_told)
+        for queue in transport.queues.values():
+            if queue.owed:
+                owed.setdefault(queue.vector, []).append(queue.told)
+        owed_nowhere = owed.pop(virtio_pci.NO_VECTOR, [])
+        if self.msix.enabled and self.may_signal:
+            for told in owed_nowhere:
+                told()
+        return owed
+
+    def interrupts_owed(self) -> None:
+        """Send what is owed, if the gate and the masks let it through; else it stays owed."""
+        if not self.may_signal or self._host is None:
+            return
+        transport = self.transport
+        if not self.msix.enabled:
+            if transport.config_owed:
+                transport.isr |= virtio_pci.ISR_CONFIG
+                transport.config_told()
+            for queue in transport.queues.values():
+                if queue.owed:
+                    transport.isr |= virtio_pci.ISR_QUEUE
+                    queue.told()
+            self._assert_intx()
+            return
+        if not self._command & pci.COMMAND_MASTER:
+            return
+        if transport.config_owed:
+            transport.isr |= virtio_pci.ISR_CONFIG
+        for vector, settled in self._sources().items():
+            if not self.msix.masked(vector):
+                self._host.msix(vector)
+                for told in settled:
+                    told()
+
+    def _assert_intx(self) -> None:
+        """Signal INTx while its level is high."""
+        if self.intx_level and not self._command & pci.COMMAND_INTX_DISABLE and self._host is not None:
+            self._host.intx()
+
+    @property
+    def intx_level(self) -> bool:
+        """Whether the function asserts INTx, masked or not: what Interrupt Status shows."""
+        return self.has_intx and not self.msix.enabled and self.transport.isr != 0
+
+    # -- configuration space -----------------------------------------------------------------------------
+
+    def config_read(self, offset: int, length: int) -> bytes:
+        """Read configuration space; the same in every mode (DEV-18)."""
+        return self.config.read(offset, length)
+
+    def config_write(self, offset: int, data: bytes) -> None:
+        """Write configuration space; ignored while a function-level reset is under way."""
+        if self._flr_mark is None:
+            self.config.write(offset, data)
+
+    def read_status(self) -> int:
+        """Status: a list of capabilities, and the level of INTx."""
+        return pci.STATUS_CAP_LIST | (pci.STATUS_INTERRUPT if self.intx_level else 0)
+
+    def read_command(self) -> int:
+        """Command."""
+        return self._command
+
+    def write_command(self, value: int) -> None:
+        """Command: setting Bus Master Enable opens the gate."""
+        writable = _COMMAND_WRITABLE | (pci.COMMAND_INTX_DISABLE if self.has_intx else 0)
+        before, self._command = self._command, value & writable
+        if self._command & ~before & pci.COMMAND_MASTER or before & ~self._command & pci.COMMAND_INTX_DISABLE:
+            self._gate_changed()
+
+    # -- BARs --------------------------------------------------------------------------------------------
+
+    @property
+    def memory_space(self) -> bool:
+        """Whether the BARs answer at all: D0, and for a VF the PF's VF MSE."""
+        return self._power.state == D0
+
+    @property
+    def window_writable(self) -> bool:
+        """Whether writes to the PCI_CFG capability are taken (DEV-27)."""
+        return self._mode != context.MODE_FREEZE
+
+    def bar_read(self, bar: int, offset: int, length: int) -> bytes:
+        """Read a BAR; all ones where nothing answers."""
+        if not self.memory_space:
+            return b"\xff" * length
+        if bar == MSIX_BAR:
+            return self.msix.bar_read(offset, length)
+        if bar != VIRTIO_BAR:
+            return b"\xff" * length
+        structure, at = divmod(offset, _WINDOW)
+        structure *= _WINDOW
+        if structure == COMMON_AT:
+            data = self.transport.common.registers.read(at, length)
+        elif structure == ISR_AT and at == 0:
+            data = self.transport.read_isr().to_bytes(length, "little")
+        elif structure == DEVICE_AT:
+            data = self.transport.read_config(at, length)
+        else:
+            data = bytes(length)
+        # The client lowers INTx after each access; it is still high if the ISR was not read.
+        self._assert_intx()
+        return data
+
+    def bar_write(self, bar: int, offset: int, data: bytes) -> None:
+        """Write a BAR. In Freeze the virtio structures take nothing (DEV-25), MSI-X as always (DEV-18)."""
+        if not self.memory_space or self._flr_mark is not None:
+            return
+        if bar == MSIX_BAR:
+            self.msix.bar_write(offset, data)
+        elif bar == VIRTIO_BAR and self._mode != context.MODE_FREEZE:
+            structure, at = divmod(offset, _WINDOW)
+            structure *= _WINDOW
+            if structure == NOTIFY_AT:
+                self.transport.kick(at // NOTIFY_MULTIPLIER)
+            elif self.transport.resetting:
+                return
+            elif structure == COMMON_AT:
+                self.transport.common.registers.write(at, data)
+            elif structure == DEVICE_AT:
+                self.transport.device.write_config(at, data)
+            self._assert_intx()
+
+    # -- resets and power --------------------------------------------------------------------------------
+
+    def _reset_registers(self) -> None:
+        """All that a function-level reset resets."""
+        self._flr_mark = None
+        self._power_mark = None
+        self._command = 0
+        self.config.reset()
+        self.msix.reset()
+        self._express.reset()
+        self._power.reset()
+        self._window.reset()
+        self.transport.reset()
+
+    def device_reset(self) -> None:
+        """VFIO's DEVICE_RESET: a function-level reset that takes no time (A-29)."""
+        self.log.info("reset by the client")
+        self._finish_flr()
+
+    def _start_flr(self) -> None:
+        self.log.info("function-level reset")
+        mark = self._flr_mark = object()
+        # What was fetched is forgotten now; the rest is reset when the time is over.
+        self.transport.reset()
+
+        def finish() -> None:
+            if self._flr_mark is mark:
+                self._finish_flr()
+
+        self.after(self._delays.flr, finish)
+
+    def _finish_flr(self) -> None:
+        self._reset_registers()
+        if self.member is not None:
+            self.member.function_reset()
+
+    def _change_power(self, state: int) -> None:
+        mark = self._power_mark = object()
+
+        def finish() -> None:
+            if self._power_mark is mark:
+                self._power_mark = None
+                self._power.state = state
+                self._gate_changed()
+
+        self.after(self._delays.power, finish)
+
+    # -- what a member needs ------------------------------------------------------------------------------
+
+    def capture(self) -> FunctionState:
+        """See `Migratable`."""
+        return self.transport.capture()
+
+    def check(self, state: FunctionState) -> None:
+        """See `Migratable`."""
+        self.transport.check(state)
+
+    def restore(self, state: FunctionState) -> None:
+        """See `Migratable`."""
+        self.transport.restore(state)
+
+    def device_fields(self) -> dict[int, int]:
+        """See `Migratable`."""
+        return self.transport.device.field_lengths()
+
+    @property
+    def content_size(self) -> int:
+        """See `Migratable`."""
+        return self.transport.device.content_size
+
+    @property
+    def in_transition(self) -> bool:
+        """See `Migratable`."""
+        return self._flr_mark is not None or self._power_mark is not None or self.transport.resetting
+
+    @property
+    def outstanding(self) -> int:
+        """See `Migratable`."""
+        return self.transport.outstanding
+
+    def mode_changed(self) -> None:
+        """See `Migratable`. What the gate lets through happens on the function's own thread."""
+        if self.may_access:
+            self.transport.rescan()
+        self.wake()

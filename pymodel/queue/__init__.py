@@ -1,0 +1,1 @@
+"""Virtqueues, from the device's side."""

@@ -1,0 +1,200 @@
+"""A split virtqueue: its configuration, its ring position, and the walk from kick to used ring.
+
+virtio 1.4, "Split Virtqueues".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pymodel.errors import BrokenQueue, InvalidField
+from pymodel.memory import Buffer, Consumer, GuestMemory, Segments
+from pymodel.memory import write as write_guest
+from pymodel.migration.state import QueueState
+from pymodel.queue import chain
+from pymodel.spec import ring, virtio, virtio_pci
+
+# Buffers taken before a queue lets its thread look at anything else.
+BATCH = 256
+
+
+class SplitQueue:
+    """One queue of a function. Its fields are those of the common configuration, for the transport to set.
+
+    `owed` is an interrupt that the driver asked for and has not been sent. `outstanding` counts buffers
+    taken and not completed. `waiting` says that the last `run` ended because the consumer took no more.
+    """
+
+    def __init__(self, index: int, max_size: int) -> None:
+        self.index = index
+        self.max_size = max_size
+        self.outstanding = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the state after a device reset. Buffers still outstanding are forgotten."""
+        self.size = self.max_size
+        self.vector = virtio_pci.NO_VECTOR
+        self.enabled = False
+        self.desc = 0
+        self.driver = 0
+        self.device = 0
+        self.last_avail = 0
+        self.used = 0
+        self.owed = False
+        self.waiting = False
+        self.outstanding = 0
+        self._answered = 0
+        self._event_idx = False
+        self._indirect = False
+        # Buffers of an earlier life complete into nothing.
+        self._life = object()
+
+    def negotiated(self, features: int) -> None:
+        """Take the negotiated features that change the ring's rules."""
+        self._event_idx = bool(features >> virtio.F_EVENT_IDX & 1)
+        self._indirect = bool(features >> virtio.F_INDIRECT_DESC & 1)
+
+    def capture(self) -> QueueState:
+        """The queue as plain values."""
+        return QueueState(
+            index=self.index,
+            size=self.size,
+            msix_vector=self.vector,
+            enable=int(self.enabled),
+            notify_off=self.index,
+            desc=self.desc,
+            driver=self.driver,
+            device=self.device,
+            last_avail_idx=self.last_avail,
+            used_idx=self.used,
+            interrupt_owed=self.owed,
+        )
+
+    def check(self, state: QueueState) -> None:
+        """Raise `InvalidField`, with the reason, for a state that this queue cannot be in."""
+        name = f"queue {self.index}"
+        if state.notify_off != self.index:
+            raise InvalidField(f"{name}: notify_off {state.notify_off}, here it is {self.index}")
+        if not 0 < state.size <= self.max_size or state.size & (state.size - 1):
+            raise InvalidField(f"{name}: size {state.size} is no power of 2 up to {self.max_size}")
+        if state.enable > 1 or state.reset or state.notif_config_data:
+            raise InvalidField(f"{name}: enable {state.enable}, reset {state.reset}")
+        if state.enable and not aligned(state.desc, state.driver, state.device):
+            raise InvalidField(f"{name}: a ring address is not aligned")
+        if (state.last_avail_idx - state.used_idx) & 0xFFFF > state.size:
+            raise InvalidField(f"{name}: more buffers outstanding than its size")
+
+    def restore(self, state: QueueState) -> None:
+        """Take over a state that `check` accepted."""
+        self.reset()
+        self.size = state.size
+        self.vector = state.msix_vector
+        self.enabled = bool(state.enable)
+        self.desc = state.desc
+        self.driver = state.driver
+        self.device = state.device
+        self.last_avail = state.last_avail_idx
+        self.used = self._answered = state.used_idx
+        self.owed = state.interrupt_owed
+
+    def run(self, memory: GuestMemory, consumer: Consumer) -> bool:
+        """Take what the driver made available, up to a batch, and settle whether an interrupt is owed.
+
+        Returns whether the queue may hold more. Raises `BrokenQueue`; what was completed stays so.
+        """
+        taken = 0
+        self.waiting = False
+        self._suppress_kicks(memory, True)
+        while True:
+            available = memory.load_u16(self.driver + ring.RING_IDX)
+            pending = (available - self.last_avail) & 0xFFFF
+            if pending > self.size:
+                raise BrokenQueue(f"queue {self.index}: {pending} buffers made available in a ring of {self.size}")
+            if pending == 0:
+                self._suppress_kicks(memory, False)
+                if memory.load_u16(self.driver + ring.RING_IDX) == self.last_avail:
+                    more = False
+                    break
+                continue
+            if not consumer.accepts(self.index):
+                more, self.waiting = False, True
+                break
+            if taken == BATCH:
+                more = True
+                break
+            self._take(memory, consumer)
+            taken += 1
+        self.settle(memory)
+        return more
+
+    def _take(self, memory: GuestMemory, consumer: Consumer) -> None:
+        slot = self.last_avail & (self.size - 1)
+        head = memory.load_u16(self.driver + ring.RING_ENTRIES + 2 * slot)
+        if head >= self.size:
+            raise BrokenQueue(f"queue {self.index}: descriptor {head} in a ring of {self.size}")
+        found = chain.walk(memory, self.desc, self.size, head, indirect=self._indirect)
+        self.last_avail = (self.last_avail + 1) & 0xFFFF
+        self.outstanding += 1
+        consumer.take(
+            Buffer(
+                self.index,
+                Segments(memory, found.readable),
+                Segments(memory, found.writable),
+                self._completion(memory, head),
+            )
+        )
+
+    def _completion(self, memory: GuestMemory, head: int) -> Callable[[int], None]:
+        life = self._life
+
+        def complete(written: int) -> None:
+            if self._life is not life:
+                return
+            slot = self.used & (self.size - 1)
+            element = head.to_bytes(4, "little") + min(written, 0xFFFFFFFF).to_bytes(4, "little")
+            write_guest(memory, self.device + ring.RING_ENTRIES + 8 * slot, element)
+            self.used = (self.used + 1) & 0xFFFF
+            memory.store_u16(self.device + ring.RING_IDX, self.used)
+            self.outstanding -= 1
+
+        return complete
+
+    def settle(self, memory: GuestMemory) -> None:
+        """Decide whether what was completed since the last call owes the driver an interrupt."""
+        old, new = self._answered, self.used
+        if old == new:
+            return
+        self._answered = new
+        # The used index must be visible before the driver's wish is read: the driver sets its wish
+        # and then looks at the index.
+        memory.fence()
+        if self._event_idx:
+            event = memory.load_u16(self.driver + ring.RING_ENTRIES + 2 * self.size)
+            wanted = (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
+        else:
+            wanted = not memory.load_u16(self.driver + ring.RING_FLAGS) & ring.AVAIL_F_NO_INTERRUPT
+        self.owed = self.owed or wanted
+
+    def told(self) -> None:
+        """The interrupt is no longer owed."""
+        self.owed = False
+
+    def _suppress_kicks(self, memory: GuestMemory, suppress: bool) -> None:
+        """Ask for no kicks while the ring is worked on anyway; asking again ends with a fence.
+
+        With EVENT_IDX the event word of the last round stays where it is, so no kick comes until it is
+        moved; without, the flag says it.
+        """
+        if self._event_idx:
+            if not suppress:
+                memory.store_u16(self.device + ring.RING_ENTRIES + 8 * self.size, self.last_avail)
+        else:
+            memory.store_u16(self.device + ring.RING_FLAGS, ring.USED_F_NO_NOTIFY if suppress else 0)
+        if not suppress:
+            memory.fence()
+
+
+def aligned(desc: int, driver: int, device: int) -> bool:
+    """Whether the three ring addresses obey "Split Virtqueues", alignment requirements."""
+    return not (desc % ring.DESC_ALIGN or driver % ring.AVAIL_ALIGN or device % ring.USED_ALIGN)

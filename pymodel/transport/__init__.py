@@ -1,0 +1,1 @@
+"""Virtio over PCI: what the virtio structures in a function's BAR do."""

@@ -1,0 +1,177 @@
+"""The common configuration structure. virtio 1.4, "Common configuration structure layout".
+
+A field's behaviour is its `read_` and `write_` method; a field without `write_` is read-only. Fields of
+a queue act on the queue that queue_select names; where there is none they read 0 and take no write.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pymodel.queue.split import SplitQueue
+from pymodel.registers import RegisterFile, registers_of
+from pymodel.spec import ring, virtio
+from pymodel.spec.virtio_pci import COMMON_CFG, NO_VECTOR
+
+if TYPE_CHECKING:
+    from pymodel.transport.transport import Transport
+
+_WORD = 0xFFFFFFFF
+# Features are two words here; every later word reads 0 and takes no write.
+FEATURE_WORDS = 2
+
+
+class CommonConfig:
+    """The 64 bytes through which a driver sets up a device. Selectors live here, the rest in `Transport`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self.device_feature_select = 0
+        self.driver_feature_select = 0
+        self.queue_select = 0
+        self.registers = RegisterFile(COMMON_CFG.itemsize)
+        self.registers.place(0, registers_of(COMMON_CFG), self)
+
+    def reset(self) -> None:
+        """Back to the state after a device reset."""
+        self.device_feature_select = 0
+        self.driver_feature_select = 0
+        self.queue_select = 0
+
+    def _queue(self) -> SplitQueue | None:
+        return self._transport.queues.get(self.queue_select)
+
+    def _idle_queue(self) -> SplitQueue | None:
+        """The selected queue while it may be set up: features agreed, queue not enabled."""
+        queue = self._queue()
+        if queue is None or queue.enabled or not self._transport.status & virtio.STATUS_FEATURES_OK:
+            return None
+        return queue
+
+    def _vector(self, value: int) -> int:
+        """A vector that does not exist cannot be mapped, which reads back as NO_VECTOR."""
+        return value if value < self._transport.bus.msix_vectors else NO_VECTOR
+
+    def read_device_feature_select(self) -> int:
+        return self.device_feature_select
+
+    def write_device_feature_select(self, value: int) -> None:
+        self.device_feature_select = value
+
+    def read_device_feature(self) -> int:
+        if self.device_feature_select >= FEATURE_WORDS:
+            return 0
+        return self._transport.offered >> 32 * self.device_feature_select & _WORD
+
+    def read_driver_feature_select(self) -> int:
+        return self.driver_feature_select
+
+    def write_driver_feature_select(self, value: int) -> None:
+        self.driver_feature_select = value
+
+    def read_driver_feature(self) -> int:
+        if self.driver_feature_select >= FEATURE_WORDS:
+            return 0
+        return self._transport.accepted >> 32 * self.driver_feature_select & _WORD
+
+    def write_driver_feature(self, value: int) -> None:
+        if self.driver_feature_select < FEATURE_WORDS:
+            shift = 32 * self.driver_feature_select
+            self._transport.accept(self._transport.accepted & ~(_WORD << shift) | value << shift)
+        elif value:
+            self._transport.accept_unknown()
+
+    def read_config_msix_vector(self) -> int:
+        return self._transport.config_vector
+
+    def write_config_msix_vector(self, value: int) -> None:
+        self._transport.config_vector = self._vector(value)
+        self._transport.bus.interrupts_owed()
+
+    def read_num_queues(self) -> int:
+        return self._transport.num_queues
+
+    def read_device_status(self) -> int:
+        return self._transport.status
+
+    def write_device_status(self, value: int) -> None:
+        self._transport.write_status(value)
+
+    def read_config_generation(self) -> int:
+        return self._transport.generation
+
+    def read_queue_select(self) -> int:
+        return self.queue_select
+
+    def write_queue_select(self, value: int) -> None:
+        self.queue_select = value
+
+    def read_queue_size(self) -> int:
+        queue = self._queue()
+        return queue.size if queue else 0
+
+    def write_queue_size(self, value: int) -> None:
+        queue = self._idle_queue()
+        if queue and 0 < value <= min(queue.max_size, ring.MAX_SIZE) and not value & (value - 1):
+            queue.size = value
+
+    def read_queue_msix_vector(self) -> int:
+        queue = self._queue()
+        return queue.vector if queue else NO_VECTOR
+
+    def write_queue_msix_vector(self, value: int) -> None:
+        queue = self._queue()
+        if queue:
+            queue.vector = self._vector(value)
+            self._transport.bus.interrupts_owed()
+
+    def read_queue_enable(self) -> int:
+        queue = self._queue()
+        return int(queue.enabled) if queue else 0
+
+    def write_queue_enable(self, value: int) -> None:
+        queue = self._idle_queue()
+        if queue and value == 1:
+            self._transport.enable(queue)
+
+    def read_queue_notify_off(self) -> int:
+        queue = self._queue()
+        return queue.index if queue else 0
+
+    def read_queue_desc(self) -> int:
+        queue = self._queue()
+        return queue.desc if queue else 0
+
+    def write_queue_desc(self, value: int) -> None:
+        queue = self._idle_queue()
+        if queue:
+            queue.desc = value
+
+    def read_queue_driver(self) -> int:
+        queue = self._queue()
+        return queue.driver if queue else 0
+
+    def write_queue_driver(self, value: int) -> None:
+        queue = self._idle_queue()
+        if queue:
+            queue.driver = value
+
+    def read_queue_device(self) -> int:
+        queue = self._queue()
+        return queue.device if queue else 0
+
+    def write_queue_device(self, value: int) -> None:
+        queue = self._idle_queue()
+        if queue:
+            queue.device = value
+
+    def write_queue_reset(self, value: int) -> None:
+        queue = self._queue()
+        if queue and queue.enabled and value == 1 and self._transport.negotiated(virtio.F_RING_RESET):
+            self._transport.reset_queue(queue)
+
+    def read_admin_queue_index(self) -> int:
+        return self._transport.admin_index if self._transport.has_admin else 0
+
+    def read_admin_queue_num(self) -> int:
+        return int(self._transport.has_admin)

@@ -1,0 +1,380 @@
+"""A function's virtio side: status, features, queues, configuration, and what they owe the driver.
+
+virtio 1.4, "Basic Facilities of a Virtio Device" and "Virtio Over PCI Bus".
+"""
+
+from __future__ import annotations
+
+import logging
+
+from pymodel.devices.device import Device
+from pymodel.errors import BrokenQueue, InvalidField
+from pymodel.memory import Buffer, Consumer
+from pymodel.migration.state import FunctionState
+from pymodel.queue.split import SplitQueue, aligned
+from pymodel.spec import virtio, virtio_pci
+from pymodel.transport import status as machine
+from pymodel.transport.bus import Bus
+from pymodel.transport.common_config import CommonConfig
+
+RING_FEATURES = (
+    1 << virtio.F_INDIRECT_DESC
+    | 1 << virtio.F_EVENT_IDX
+    | 1 << virtio.F_VERSION_1
+    | 1 << virtio.F_ACCESS_PLATFORM
+    | 1 << virtio.F_RING_RESET
+)
+
+
+class Transport:
+    """Everything that a device reset resets. `admin` is the PF's admin queue, after the device's queues."""
+
+    def __init__(
+        self,
+        device: Device,
+        bus: Bus,
+        *,
+        admin: Consumer | None = None,
+        admin_queue_size: int = 0,
+        features: int = 0,
+        io_delay: float = 0,
+        reset_delay: float = 0,
+        log: logging.Logger,
+    ) -> None:
+        self.device = device
+        self.bus = bus
+        self.log = log
+        self._io_delay = io_delay
+        self._reset_delay = reset_delay
+        self.num_queues = len(device.queue_sizes)
+        self.admin_index = self.num_queues
+        self.has_admin = admin is not None
+        self.offered = device.features | RING_FEATURES | features
+        self.queues = {index: SplitQueue(index, size) for index, size in enumerate(device.queue_sizes)}
+        self._consumers: dict[int, Consumer] = dict.fromkeys(self.queues, device)
+        if admin is not None:
+            self.offered |= 1 << virtio.F_ADMIN_VQ
+            self.queues[self.admin_index] = SplitQueue(self.admin_index, admin_queue_size)
+            self._consumers[self.admin_index] = admin
+        self._distinct: list[Consumer] = [device] if admin is None else [device, admin]
+        self.common = CommonConfig(self)
+        self._resetting: object | None = None
+        self._clear()
+
+    # -- life ------------------------------------------------------------------------------------------
+
+    def _clear(self) -> None:
+        self._resetting = None
+        self.status = 0
+        self.accepted = 0
+        self._unknown_features = False
+        self.config_vector = virtio_pci.NO_VECTOR
+        self.config_owed = False
+        self.generation = 0
+        self._config_read = False
+        self.isr = 0
+        # Buffers whose delay is over but whose gate is closed.
+        self._parked: list[tuple[Consumer, Buffer]] = []
+        self._kicked: set[int] = set()
+        self.common.reset()
+        for queue in self.queues.values():
+            queue.reset()
+        for consumer in self._distinct:
+            consumer.reset()
+
+    def reset(self) -> None:
+        """Device reset, finished at once: rings forgotten, nothing owed, status 0."""
+        self._clear()
+
+    @property
+    def resetting(self) -> bool:
+        """Whether a device reset is under way."""
+        return self._resetting is not None
+
+    @property
+    def outstanding(self) -> int:
+        """Buffers taken and not completed."""
+        return sum(queue.outstanding for queue in self.queues.values())
+
+    def write_status(self, value: int) -> None:
+        """What a write of device_status does: 0 starts a reset, else bits are added as the table allows."""
+        if self._resetting is not None:
+            return
+        if value == 0:
+            # A reset of a device that was reset already is immediate (A-16).
+            self._begin_reset(self._reset_delay if self.status else 0)
+            return
+        before = self.status
+        added = machine.settable(self.status, value)
+        if added & virtio.STATUS_FEATURES_OK and not self._acceptable():
+            added &= ~(virtio.STATUS_FEATURES_OK | virtio.STATUS_DRIVER_OK)
+        self.status |= added
+        if added & virtio.STATUS_FEATURES_OK:
+            for queue in self.queues.values():
+                queue.negotiated(self.accepted)
+        if self.status != before:
+            self.log.info("driver status %s, features %#x", machine.describe(self.status), self.accepted)
+        if added & virtio.STATUS_DRIVER_OK:
+            self.rescan()
+
+    def _begin_reset(self, delay: float) -> None:
+        if self.status:
+            self.log.info("device reset")
+        if not delay:
+            self._clear()
+            self.bus.reset_done()
+            return
+        mark = self._resetting = object()
+        # From here on nothing is fetched, and what was fetched completes into nothing.
+        for queue in self.queues.values():
+            queue.reset()
+        self._parked.clear()
+
+        def finish() -> None:
+            if self._resetting is mark:
+                self._clear()
+                self.bus.reset_done()
+
+        self.bus.after(delay, finish)
+
+    # -- features --------------------------------------------------------------------------------------
+
+    def negotiated(self, bit: int) -> bool:
+        """Whether a feature was agreed."""
+        return bool(self.status & virtio.STATUS_FEATURES_OK and self.accepted >> bit & 1)
+
+    def accept(self, features: int) -> None:
+        """Take what the driver writes as its features, until it sets FEATURES_OK."""
+        if not self.status & virtio.STATUS_FEATURES_OK:
+            self.accepted = features
+
+    def accept_unknown(self) -> None:
+        """The driver accepts a feature of a word that no device has; FEATURES_OK will not hold."""
+        self._unknown_features = True
+
+    def _acceptable(self) -> bool:
+        """Whether FEATURES_OK may be set: a subset of what is offered, with VERSION_1."""
+        extra = self.accepted & ~self.offered
+        modern = self.accepted >> virtio.F_VERSION_1 & 1
+        if extra or not modern or self._unknown_features:
+            self.log.warning(
+                "features %#x refused: %s",
+                self.accepted,
+                f"{extra:#x} was not offered" if modern else "VERSION_1 is missing",
+            )
+            return False
+        return True
+
+    # -- queues ----------------------------------------------------------------------------------------
+
+    def enable(self, queue: SplitQueue) -> None:
+        """Enable a queue; one whose rings cannot be used breaks the device."""
+        if not aligned(queue.desc, queue.driver, queue.device):
+            self.broken(f"queue {queue.index}: a ring address is not aligned")
+            return
+        queue.enabled = True
+        self._kicked.add(queue.index)
+        self.bus.wake()
+
+    def reset_queue(self, queue: SplitQueue) -> None:
+        """Queue reset ("Virtqueue Reset"): the queue is as after a device reset when this returns."""
+        self._parked = [entry for entry in self._parked if entry[1].queue != queue.index]
+        self._consumers[queue.index].drop(queue.index)
+        queue.reset()
+        queue.negotiated(self.accepted)
+
+    def kick(self, index: int) -> None:
+        """A driver notification; one for a queue that is not there or not enabled does nothing."""
+        if index in self.queues:
+            self._kicked.add(index)
+
+    def rescan(self) -> None:
+        """Look at every enabled queue as if it had been kicked (A-18, A-31)."""
+        self._kicked.update(index for index, queue in self.queues.items() if queue.enabled)
+        self.bus.wake()
+
+    @property
+    def running(self) -> bool:
+        """Whether the driver has set the device going and nothing broke since."""
+        return (
+            self.status & (virtio.STATUS_DRIVER_OK | virtio.STATUS_DEVICE_NEEDS_RESET)
+            == virtio.STATUS_DRIVER_OK
+            and self._resetting is None
+        )
+
+    def service(self) -> None:
+        """Work on the queues that were kicked, as far as the gate allows."""
+        if self.running and self.bus.may_access:
+            self._work()
+        if self.config_owed or any(queue.owed for queue in self.queues.values()):
+            self.bus.interrupts_owed()
+
+    def _work(self) -> None:
+        try:
+            for consumer in self._distinct:
+                consumer.service()
+            while self._parked:
+                consumer, buffer = self._parked[0]
+                consumer.take(buffer)
+                # A take may have reset the device, and with it the list.
+                if self._parked:
+                    del self._parked[0]
+            for queue in self.queues.values():
+                if queue.waiting and self._consumers[queue.index].accepts(queue.index):
+                    self._kicked.add(queue.index)
+                if queue.index in self._kicked and self.bus.may_fetch:
+                    self._kicked.discard(queue.index)
+                    if queue.enabled and queue.run(self.bus.memory, self._consumer(queue.index)):
+                        self._kicked.add(queue.index)
+                        self.bus.wake()
+                elif queue.enabled:
+                    queue.settle(self.bus.memory)
+        except BrokenQueue as error:
+            self.broken(str(error))
+
+    def _consumer(self, index: int) -> Consumer:
+        consumer = self._consumers[index]
+        return _Delayed(self, consumer) if self._io_delay and index != self.admin_index else consumer
+
+    def delay(self, consumer: Consumer, buffer: Buffer) -> None:
+        """Hold a buffer between fetch and completion for `io_delay`."""
+        parked = self._parked
+
+        def release() -> None:
+            # After a reset the list is another one, and the buffer is forgotten.
+            if parked is self._parked:
+                parked.append((consumer, buffer))
+
+        self.bus.after(self._io_delay, release)
+
+    def broken(self, reason: str) -> None:
+        """The driver broke a rule: DEVICE_NEEDS_RESET, and a configuration change if it is running."""
+        self.log.error("device needs reset: %s", reason)
+        self.status |= virtio.STATUS_DEVICE_NEEDS_RESET
+        # Nothing will be completed any more, so nothing is outstanding.
+        for queue in self.queues.values():
+            queue.outstanding = 0
+        if self.status & virtio.STATUS_DRIVER_OK:
+            self.config_changed()
+
+    # -- device configuration, ISR -----------------------------------------------------------------------
+
+    def read_config(self, offset: int, length: int) -> bytes:
+        """Read device configuration."""
+        self._config_read = True
+        return self.device.read_config(offset, length)
+
+    def config_changed(self) -> None:
+        """The device changed its configuration: a new generation if the old one was seen, and a notification."""
+        if self._config_read:
+            self.generation = (self.generation + 1) & 0xFF
+            self._config_read = False
+        self.config_owed = True
+        self.bus.interrupts_owed()
+
+    def config_told(self) -> None:
+        """The configuration change is no longer owed."""
+        self.config_owed = False
+
+    def read_isr(self) -> int:
+        """Read the ISR status, which clears it."""
+        isr, self.isr = self.isr, 0
+        return isr
+
+    # -- state -------------------------------------------------------------------------------------------
+
+    def capture(self) -> FunctionState:
+        """All that a device context says of this function."""
+        return FunctionState(
+            virtio_id=self.device.virtio_id,
+            device_features=self.offered,
+            driver_features=self.accepted,
+            device_feature_select=self.common.device_feature_select,
+            driver_feature_select=self.common.driver_feature_select,
+            config_msix_vector=self.config_vector,
+            num_queues=self.num_queues,
+            queue_select=self.common.queue_select,
+            device_status=self.status,
+            config_generation=self.generation,
+            device_config=self.device.read_config(0, self.config_length),
+            queues=[queue.capture() for queue in self.queues.values()],
+            isr=self.isr,
+            config_changed=self.config_owed,
+            device=self.device.capture_fields(),
+        )
+
+    def check(self, state: FunctionState) -> None:
+        """Raise `InvalidField`, with the reason, for a state that this function cannot be in."""
+        if state.virtio_id != self.device.virtio_id:
+            raise InvalidField(f"device type {state.virtio_id}, here it is {self.device.virtio_id}")
+        extra = state.driver_features & ~self.offered
+        if extra:
+            raise InvalidField(f"driver features {extra:#x} are not offered here")
+        features_ok = state.device_status & virtio.STATUS_FEATURES_OK
+        if not machine.legal(state.device_status):
+            raise InvalidField(f"no driver can have reached device status {state.device_status:#x}")
+        if features_ok and not state.driver_features >> virtio.F_VERSION_1 & 1:
+            raise InvalidField("FEATURES_OK without VERSION_1")
+        if state.num_queues != self.num_queues:
+            raise InvalidField(f"{state.num_queues} queues, here there are {self.num_queues}")
+        vectors = [state.config_msix_vector]
+        for entry in state.queues:
+            queue = self.queues.get(entry.index)
+            if queue is None:
+                raise InvalidField(f"queue {entry.index} does not exist here")
+            if entry.enable and not features_ok:
+                raise InvalidField(f"queue {entry.index} is enabled before FEATURES_OK")
+            queue.check(entry)
+            vectors.append(entry.msix_vector)
+        for vector in vectors:
+            if self.bus.msix_vectors <= vector != virtio_pci.NO_VECTOR:
+                raise InvalidField(f"MSI-X vector {vector}, here there are {self.bus.msix_vectors}")
+        self.device.check(state.device_config, state.device)
+
+    def restore(self, state: FunctionState) -> None:
+        """Take over a state that `check` accepted. Nothing is done about it until the gate opens."""
+        self._clear()
+        self.status = state.device_status
+        self.accepted = state.driver_features
+        self.common.device_feature_select = state.device_feature_select
+        self.common.driver_feature_select = state.driver_feature_select
+        self.common.queue_select = state.queue_select
+        self.config_vector = state.config_msix_vector
+        self.generation = state.config_generation
+        # The driver may have read the configuration where the state comes from.
+        self._config_read = True
+        self.isr = state.isr
+        self.config_owed = state.config_changed
+        for entry in state.queues:
+            queue = self.queues[entry.index]
+            queue.restore(entry)
+            queue.negotiated(self.accepted)
+        self.device.restore(state.device_config, state.device)
+
+    @property
+    def config_length(self) -> int:
+        """Bytes of the device configuration structure."""
+        return self.device.config_length
+
+
+class _Delayed:
+    """A consumer whose buffers are held for a while first."""
+
+    def __init__(self, transport: Transport, consumer: Consumer) -> None:
+        self._transport = transport
+        self._consumer = consumer
+
+    def accepts(self, queue: int) -> bool:
+        return self._consumer.accepts(queue)
+
+    def take(self, buffer: Buffer) -> None:
+        self._transport.delay(self._consumer, buffer)
+
+    def service(self) -> None:
+        self._consumer.service()
+
+    def drop(self, queue: int) -> None:
+        self._consumer.drop(queue)
+
+    def reset(self) -> None:
+        self._consumer.reset()

@@ -1,0 +1,224 @@
+"""The driver's half of a split virtqueue. virtio 1.4, "Split Virtqueues"."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pymodel.spec import ring
+from vfu_client.memory import Buffer, GuestMemory
+
+Segment = tuple[int, int]
+
+# Descriptors that a kept indirect table has at least, so that requests of a kind reuse it.
+INDIRECT_TABLE = 16
+
+
+class QueueFullError(Exception):
+    """Not enough free descriptors; nothing was added."""
+
+
+class QueueBrokenError(Exception):
+    """The device published something that it was not given."""
+
+
+class Waitable(Protocol):
+    """What a queue needs of its interrupt."""
+
+    def wait(self, timeout: float) -> int: ...
+
+    def drain(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A chain that the device has used: its first descriptor, and how many bytes were written to it."""
+
+    head: int
+    length: int
+
+
+class SplitQueue:
+    """Rings of one queue in guest memory, and what the driver must remember about them.
+
+    `desc`, `avail`, `used` are views of the rings for tests that break the rules. Index words are
+    16-bit loads and stores; publishing relies on the machine's store order (x86) and on `_fence`.
+    """
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        index: int,
+        size: int,
+        *,
+        notify: Callable[[int, int], None],
+        interrupt: Waitable | None = None,
+        event_idx: bool = False,
+        indirect: bool = False,
+    ) -> None:
+        self.index = index
+        self.size = size
+        self.interrupt = interrupt
+        self.event_idx = event_idx
+        self.indirect = indirect
+        self._memory = memory
+        self._notify = notify
+        self._lock = threading.Lock()
+        self.desc_buffer = memory.allocate(size * ring.DESC.itemsize, ring.DESC_ALIGN)
+        self.avail_buffer = memory.allocate(ring.RING_ENTRIES + 2 * size + 2, ring.AVAIL_ALIGN)
+        used_size = ring.RING_ENTRIES + ring.USED_ELEM.itemsize * size + 2
+        self.used_buffer = memory.allocate(used_size, ring.USED_ALIGN)
+        self.desc: NDArray[np.void] = self.desc_buffer.view.view(ring.DESC)
+        self.avail: NDArray[np.uint16] = self.avail_buffer.view.view("<u2")
+        elements_end = ring.RING_ENTRIES + ring.USED_ELEM.itemsize * size
+        self._used_elements: NDArray[np.void] = self.used_buffer.view[ring.RING_ENTRIES : elements_end].view(
+            ring.USED_ELEM
+        )
+        self.used: NDArray[np.uint16] = self.used_buffer.view.view("<u2")
+        self._free = list(range(size - 1, -1, -1))
+        self._chains: dict[int, list[int]] = {}
+        self._tables: dict[int, Buffer] = {}
+        self._avail_idx = 0
+        self._kicked_idx = 0
+        self._used_idx = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Chains that were added and not collected."""
+        return len(self._chains)
+
+    @property
+    def device_used_idx(self) -> int:
+        """The used index as the device published it last, collected or not."""
+        return int(self.used[ring.RING_IDX // 2])
+
+    def add(
+        self, readable: Sequence[Segment], writable: Sequence[Segment] = (), *, indirect: bool | None = None
+    ) -> int:
+        """Make a chain of buffers available, and return its head. The device is not told: see `kick`.
+
+        Raises `QueueFullError`. With indirect descriptors a chain of two or more takes one slot.
+        """
+        total = len(readable) + len(writable)
+        if not total:
+            raise ValueError("a chain needs at least one buffer")
+        table = self.indirect and total > 1 if indirect is None else indirect
+        if len(self._free) < (1 if table else total):
+            raise QueueFullError(f"queue {self.index}: {len(self._free)} free descriptors, {total} needed")
+        slots = [self._free.pop() for _ in range(1 if table else total)]
+        head = slots[0]
+        entries = [(segment, 0) for segment in readable]
+        entries += [(segment, ring.DESC_F_WRITE) for segment in writable]
+        if table:
+            buffer = self._table(head, total)
+            _fill(buffer.view.view(ring.DESC), range(total), entries)
+            self.desc[head] = (buffer.address, total * ring.DESC.itemsize, ring.DESC_F_INDIRECT, 0)
+        else:
+            _fill(self.desc, slots, entries)
+        self._chains[head] = slots
+        self.publish(head)
+        return head
+
+    def publish(self, head: int) -> None:
+        """Put any number into the available ring, and advance its index."""
+        self.avail[ring.RING_ENTRIES // 2 + self._avail_idx % self.size] = head
+        self._fence()
+        self._avail_idx = (self._avail_idx + 1) & 0xFFFF
+        self.avail[ring.RING_IDX // 2] = self._avail_idx
+
+    def kick(self, *, force: bool = False) -> bool:
+        """Notify the device of what was added, where it wants to know; says whether it was notified."""
+        self._fence()
+        old, new = self._kicked_idx, self._avail_idx
+        self._kicked_idx = new
+        if not force:
+            if self.event_idx:
+                event = int(self.used[-1])
+                if not (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF:
+                    return False
+            elif int(self.used[ring.RING_FLAGS]) & ring.USED_F_NO_NOTIFY:
+                return False
+        self._notify(self.index, new)
+        return True
+
+    def collect(self) -> list[Completion]:
+        """All chains that the device has used since the last time; never waits.
+
+        Raises `QueueBrokenError` for a head that was not available; that entry is consumed.
+        """
+        done: list[Completion] = []
+        published = self.device_used_idx
+        self._fence()
+        while self._used_idx != published:
+            element = self._used_elements[self._used_idx % self.size]
+            self._used_idx = (self._used_idx + 1) & 0xFFFF
+            head, length = int(element["id"]), int(element["len"])
+            slots = self._chains.pop(head, None)
+            if slots is None:
+                raise QueueBrokenError(f"queue {self.index}: used entry for descriptor {head}, not in flight")
+            self._free.extend(reversed(slots))
+            done.append(Completion(head, length))
+        return done
+
+    def wait(self, timeout: float) -> list[Completion]:
+        """Block on the interrupt until something was used. Raises `TimeoutError` and `QueueBrokenError`."""
+        if self.interrupt is None:
+            raise ValueError(f"queue {self.index} has no interrupt to wait for")
+        deadline = time.monotonic() + timeout
+        while True:
+            done = self.collect()
+            if done:
+                return done
+            if self.event_idx:
+                self.avail[-1] = self._used_idx
+                self._fence()
+                if self.device_used_idx != self._used_idx:
+                    continue
+            try:
+                self.interrupt.wait(deadline - time.monotonic())
+            except TimeoutError:
+                done = self.collect()
+                if done:
+                    return done
+                raise TimeoutError(
+                    f"queue {self.index}: nothing used within {timeout:.3g} s, {self.in_flight} in flight"
+                ) from None
+
+    def free(self) -> None:
+        """Give the rings' memory back; the device must not use the queue any more."""
+        for table in self._tables.values():
+            self._memory.free(table)
+        self._tables.clear()
+        for buffer in (self.desc_buffer, self.avail_buffer, self.used_buffer):
+            self._memory.free(buffer)
+
+    def _table(self, head: int, total: int) -> Buffer:
+        """The indirect table that belongs to a slot, grown where it is too short."""
+        table = self._tables.get(head)
+        if table is None or table.size < total * ring.DESC.itemsize:
+            if table is not None:
+                self._memory.free(table)
+            table = self._memory.allocate(max(total, INDIRECT_TABLE) * ring.DESC.itemsize, ring.DESC_ALIGN)
+            self._tables[head] = table
+        return table
+
+    def _fence(self) -> None:
+        """Order what was stored before what is loaded after: taking a lock is a locked instruction on x86."""
+        with self._lock:
+            pass
+
+
+def _fill(table: NDArray[np.void], slots: Sequence[int], entries: Sequence[tuple[Segment, int]]) -> None:
+    """Write a chain of descriptors into the given slots of a table."""
+    last = len(entries) - 1
+    for at, ((address, length), flags) in enumerate(entries):
+        if at == last:
+            table[slots[at]] = (address, length, flags, 0)
+        else:
+            table[slots[at]] = (address, length, flags | ring.DESC_F_NEXT, slots[at + 1])

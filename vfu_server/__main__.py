@@ -1,0 +1,209 @@
+"""The command `vfu-server`: options in, sockets out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from pymodel import build
+from pymodel.devices.disk import Disk, RamDisk
+from pymodel.pci.function import Delays
+from vfu_server.backends import SECTOR, FileDisk
+from vfu_server.server import Folder, FolderTakenError, Server
+
+RAM_DISK: Final = "ram:64M"
+
+VFS_MAX: Final = 255
+"""VFs of one device, each a thread and a socket. With the PF they fill one PCI bus."""
+
+QUEUES_MAX: Final = 256
+
+_UNITS: Final = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="vfu-server",
+        description="Serve a virtio PCI device and its SR-IOV VFs to vfio-user clients such as QEMU.",
+        epilog="Each function listens at a socket of its own: DIR/pf.sock, DIR/vf1.sock and so on. "
+        "The guest's memory must be shared: in QEMU, memory-backend-memfd with share=on.",
+    )
+    result.add_argument("--socket-dir", type=Path, required=True, metavar="DIR", help="made if it is missing")
+    result.add_argument("--device", choices=("blk", "net"), required=True)
+    result.add_argument(
+        "--vf", type=_count(0, VFS_MAX), default=0, metavar="N", help="VFs enabled at power-on"
+    )
+    result.add_argument(
+        "--total-vfs", type=_count(0, VFS_MAX), metavar="M", help="VFs that can be enabled (default: N)"
+    )
+    result.add_argument(
+        "--queues", type=_count(1, QUEUES_MAX), default=1, metavar="Q", help="request queues or queue pairs"
+    )
+    result.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        type=_disk,
+        metavar="[F=]ram:SIZE|FILE",
+        help=f"disk of function F (pf, vf1 ...), or of each; may be given again (default: {RAM_DISK})",
+    )
+    result.add_argument(
+        "--context-opcodes",
+        type=_opcodes,
+        default=0x40,
+        metavar="OPCODE|off",
+        help="first opcode of the device context commands (default: 0x40), or none",
+    )
+    result.add_argument("--strict", action="store_true", help="refuse what the draft leaves open")
+    for name, what in (
+        ("flr", "a function level reset of a VF"),
+        ("reset", "a reset of a VF by its driver"),
+        ("pm", "a change of a VF's power state"),
+        ("io", "each request to a VF"),
+    ):
+        result.add_argument(
+            f"--{name}-delay-ms",
+            type=_count(0, 600_000),
+            default=0,
+            metavar="MS",
+            help=f"how long {what} takes",
+        )
+    result.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit status."""
+    options_parser = parser()
+    options = options_parser.parse_args(arguments)
+    if options.total_vfs is None:
+        options.total_vfs = options.vf
+    if options.vf > options.total_vfs:
+        options_parser.error(f"--vf {options.vf} is more than --total-vfs {options.total_vfs}")
+    if options.device == "net":
+        options_parser.error("--device net is not there yet: use blk")
+    names = ["pf", *(f"vf{number}" for number in range(1, options.total_vfs + 1))]
+    try:
+        disks = _disks(options.disk, names)
+    except (OSError, ValueError) as error:
+        options_parser.error(f"--disk: {error}")
+    logging.basicConfig(
+        level=options.log_level.upper(),
+        format="%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    try:
+        folder = Folder(options.socket_dir)
+    except (OSError, FolderTakenError) as error:
+        options_parser.error(f"--socket-dir: {error}")
+    try:
+        return _serve(options, disks, folder)
+    finally:
+        folder.close()
+
+
+def _serve(options: argparse.Namespace, disks: dict[str, Disk], folder: Folder) -> int:
+    device = build.build(
+        build.Options(
+            device=options.device,
+            vfs=options.vf,
+            total_vfs=options.total_vfs,
+            queues=options.queues,
+            disks=disks,
+            context_opcodes=options.context_opcodes,
+            strict=options.strict,
+            delays=Delays(
+                flr=options.flr_delay_ms / 1000,
+                reset=options.reset_delay_ms / 1000,
+                power=options.pm_delay_ms / 1000,
+                io=options.io_delay_ms / 1000,
+            ),
+        ),
+        # A lock for each function, so that no function waits for another's disk. The PF's admin queue
+        # takes a VF's while it holds the PF's, never the other way round.
+        lock=threading.RLock,
+    )
+    try:
+        with Server(device, folder) as server:
+            server.run(ready=lambda: print(f"ready {folder.path}", flush=True))
+    except OSError as error:
+        print(f"vfu-server: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _count(least: int, most: int) -> Callable[[str], int]:
+    """A parser of whole numbers in a range."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{value} is not in {least} to {most}")
+        return value
+
+    parse.__name__ = "number"
+    return parse
+
+
+def _opcodes(text: str) -> int | None:
+    """The first opcode of the device context commands; None for `off`."""
+    if text == "off":
+        return None
+    try:
+        value = int(text, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor `off`") from None
+    if not 0 <= value <= 0xFFFF:
+        raise argparse.ArgumentTypeError(f"{text} is no opcode")
+    return value
+
+
+def _disk(text: str) -> tuple[str | None, str]:
+    """(function or None for all, ram:SIZE or file)."""
+    match = re.fullmatch(r"(?:(pf|vf[1-9][0-9]*)=)?(.+)", text, re.DOTALL)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no disk: give ram:64M or a file")
+    return match[1], match[2]
+
+
+def _disks(given: Sequence[tuple[str | None, str]], names: Sequence[str]) -> dict[str, Disk]:
+    """A disk for each function. Raises OSError or ValueError."""
+    chosen = dict.fromkeys(names, RAM_DISK)
+    for function, disk in given:
+        if function is None:
+            chosen.update(dict.fromkeys(names, disk))
+    for function, disk in given:
+        if function is not None:
+            if function not in chosen:
+                raise ValueError(f"there is no function {function}: --total-vfs says how many VFs there are")
+            chosen[function] = disk
+    return {name: _open_disk(disk) for name, disk in chosen.items()}
+
+
+def _open_disk(text: str) -> Disk:
+    kind, _, size = text.partition(":")
+    if kind != "ram":
+        path = Path(text)
+        try:
+            return FileDisk(path)
+        except FileNotFoundError:
+            raise ValueError(f"{text} does not exist: `truncate -s 64M {text}` would make it") from None
+    match = re.fullmatch(r"([0-9]+)([kMGT]?)", size)
+    if match is None:
+        raise ValueError(f"{text}: give a size such as ram:64M, with k, M, G or T")
+    count = int(match[1]) * _UNITS[match[2]]
+    if count == 0 or count % SECTOR:
+        raise ValueError(f"{text}: the size is no multiple of {SECTOR} above 0")
+    return RamDisk(count)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The one place that knows libvfio-user: a context for each function, and the memory that its client mapped."""
+
+from typing import Final, Protocol, final
+
+from pymodel.memory import Bytes
+
+GUARDED: Final[bool]
+"""Whether the library is our own build, with the guards of library_guard.c around it."""
+
+CONFIG_REGION: Final[int]
+"""The region index of config space; that of a BAR is its number."""
+
+CONFIG_SIZE: Final[int]
+
+class Handler(Protocol):
+    """Whom a context calls, on the thread that is in its `attach`, `run` or `close`.
+
+    An exception fails the access and comes out of that `attach` or `run`.
+    """
+
+    def region_read(self, region: int, offset: int, length: int) -> bytes:
+        """Answer a read with exactly `length` bytes. The access is inside the region."""
+
+    def region_write(self, region: int, offset: int, data: bytes) -> None:
+        """Take a write. The access is inside the region."""
+
+    def reset(self) -> None:
+        """VFIO's DEVICE_RESET."""
+
+    def log(self, level: int, text: str) -> None:
+        """Something that the library has to say; `level` is that of syslog, 3 an error and 7 debugging."""
+
+@final
+class GuestMemory:
+    """The guest memory that one client mapped; see `pymodel.memory.GuestMemory` for the methods.
+
+    For the thread that serves the context only. A view that is kept past an unmap stays safe to touch, but
+    what is written through it may be nobody's memory any more: look memory up for each access.
+    """
+
+    @property
+    def lost(self) -> int:
+        """Pages that could not be had from the client's file: it is shorter than what was mapped.
+
+        They read as zeros and writes to them go nowhere: the guest's memory can't be trusted once this grew.
+        """
+
+    def __len__(self) -> int:
+        """How many regions are mapped, those without a file among them."""
+
+    def view(self, address: int, length: int, *, write: bool) -> list[Bytes]:
+        """Byte views over [address, address + length), one for each region crossed. Raises `MemoryFault`."""
+
+    def load_u16(self, address: int) -> int:
+        """One 16-bit load with acquire order. Raises `MemoryFault`."""
+
+    def store_u16(self, address: int, value: int) -> None:
+        """One 16-bit store with release order. Raises `MemoryFault`."""
+
+    def fence(self) -> None:
+        """A full barrier."""
+
+@final
+class Context:
+    """One PCI function served at one socket, for one client at a time.
+
+    All methods but `wake` and `hang_up` are for one thread. The interpreter's lock is free while the
+    library waits.
+    """
+
+    def __new__(
+        cls,
+        path: str,
+        handler: Handler,
+        *,
+        bars: dict[int, int],
+        msix_vectors: int,
+        intx: bool,
+        log_level: int,
+    ) -> Context:
+        """Listen at `path`, mode 0600. A socket that is there already is replaced: see that it is nobody's.
+
+        `bars` maps a BAR's number to its size. Raises OSError with nothing left behind.
+        """
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The client's memory; empty while none is attached."""
+
+    @property
+    def attached(self) -> bool:
+        """Whether a client is attached."""
+
+    @property
+    def irqs_dropped(self) -> int:
+        """Interrupts whose eventfd could not be written without waiting."""
+
+    def attach(self, timeout: float | None) -> bool:
+        """Wait `timeout` seconds, or until woken, for a client, and negotiate. Whether one is attached now.
+
+        Raises ConnectionError where a client came and did not speak the protocol; the next may come.
+        """
+
+    def run(self, timeout: float | None) -> int:
+        """Wait for messages for `timeout` seconds, or until woken, and handle some. Returns how many.
+
+        Raises ConnectionResetError once the client left; its memory and eventfds are gone then.
+        """
+
+    def wake(self) -> None:
+        """End a wait in `attach` or `run`, the current or the next. Any thread may call it."""
+
+    def hang_up(self) -> None:
+        """End the connection and each one that comes, whatever it waits for. Any thread may call it."""
+
+    def irq_trigger(self, vector: int) -> bool:
+        """Send an interrupt: MSI-X `vector`, or INTx as 0. Whether it was sent.
+
+        It is not where the client gave no eventfd, or one that would block.
+        """
+
+    def close(self) -> None:
+        """End the connection, give all memory back, remove the socket. May be called again."""

@@ -1,0 +1,224 @@
+"""One thread for each function: waits in the library for its client, and is the `Host` of its model.
+
+A client can stall only its own function: the library blocks on a half-sent message and on a client that takes
+no replies, and no lock is held there. The model's lock is taken around each call into the model.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from pymodel.host import Host
+from vfu_server._vfu import CONFIG_REGION, Context, GuestMemory
+
+LIBRARY_MESSAGES: Final = 50
+"""What the library may log for one connection. A hostile client could fill a disk with its complaints."""
+
+_SYSLOG_ERROR: Final = 3
+_SYSLOG_DEBUG: Final = 7
+
+
+class Served(Protocol):
+    """What a thread needs of `pymodel.pci.function.Function`. Its lock is held around all calls."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def lock(self) -> AbstractContextManager[Any]: ...
+    @property
+    def bars(self) -> dict[int, int]: ...
+    @property
+    def msix_vectors(self) -> int: ...
+    @property
+    def has_intx(self) -> bool: ...
+    def attach(self, host: Host) -> None: ...
+    def detach(self) -> None: ...
+    def config_read(self, offset: int, length: int) -> bytes: ...
+    def config_write(self, offset: int, data: bytes) -> None: ...
+    def bar_read(self, bar: int, offset: int, length: int) -> bytes: ...
+    def bar_write(self, bar: int, offset: int, data: bytes) -> None: ...
+    def device_reset(self) -> None: ...
+    def service(self) -> None: ...
+
+
+class FunctionThread:
+    """Serves one function at one socket until `stop`. It is the function's `Host`.
+
+    Constructing it makes the socket, so a client may connect from then on; raises OSError with nothing left
+    behind. An exception that comes out of the model is a bug of ours: it is logged and ends this thread and its
+    socket, the other functions go on.
+    """
+
+    def __init__(self, function: Served, path: Path) -> None:
+        self.function = function
+        self.failed = False
+        self._log = logging.getLogger(f"virtio.{function.name}")
+        self._accesses = _Accesses(function, self._log)
+        self._context = Context(
+            str(path),
+            self._accesses,
+            bars=function.bars,
+            msix_vectors=function.msix_vectors,
+            intx=function.has_intx,
+            log_level=_SYSLOG_DEBUG if self._log.isEnabledFor(logging.DEBUG) else _SYSLOG_ERROR,
+        )
+        self._path = path
+        self._stopping = False
+        self._lost_pages = 0
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._serial = itertools.count()
+        # A daemon, so that a backend that hangs for good can't keep the process from ending.
+        self._thread = threading.Thread(target=self._main, name=function.name, daemon=True)
+
+    def start(self) -> None:
+        """Start to serve. To be called once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Tell the thread to end, whatever its client does. Returns at once; any thread may call it."""
+        self._stopping = True
+        self._context.hang_up()
+
+    def join(self, timeout: float) -> bool:
+        """Wait until the thread ended and its socket is gone. Whether that happened in `timeout` seconds.
+
+        Not to be called with the model's lock held, which the thread needs to end.
+        """
+        if self._thread.ident is None:
+            self._context.close()
+            return True
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._log.error("did not stop in %g s; its backend may hang", timeout)
+            self._path.unlink(missing_ok=True)
+            return False
+        return True
+
+    # What the model calls (pymodel.host.Host).
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The client's memory; nothing is mapped while none is attached."""
+        return self._context.memory
+
+    @property
+    def irqs_dropped(self) -> int:
+        """Interrupts that the client's eventfd could not take."""
+        return self._context.irqs_dropped
+
+    def msix(self, vector: int) -> None:
+        """Send the MSI-X message of `vector`, unless the client gave no eventfd for it."""
+        self._context.irq_trigger(vector)
+
+    def intx(self) -> None:
+        """Assert INTx. The library keeps its eventfd where vector 0's is: only one kind is on at a time."""
+        self._context.irq_trigger(0)
+
+    def wake(self) -> None:
+        """Have the function serviced soon. Any thread may call it."""
+        self._context.wake()
+
+    def after(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call `call` on this thread `seconds` from now, then service the function."""
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._serial), call))
+        if threading.current_thread() is not self._thread:
+            self._context.wake()
+
+    # The thread itself.
+
+    def _main(self) -> None:
+        # Signals are for the main thread: a system call in the library is not to be interrupted.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+        try:
+            while not self._stopping:
+                self._turn()
+            if self._context.attached:
+                self._detach("the server stops")
+        except Exception:  # noqa: BLE001 - the one place: a bug of this function must not hurt its neighbours
+            self.failed = True
+            self._log.exception("internal error: this function is no longer served, please report it")
+        finally:
+            self._context.close()
+
+    def _turn(self) -> None:
+        """Wait for a client, a message, a timer or `wake`, and have the model work on it."""
+        try:
+            if self._context.attached:
+                self._context.run(self._patience())
+            elif self._context.attach(self._patience()):
+                self._accesses.messages = 0
+                self._lost_pages = self.memory.lost
+                with self.function.lock:
+                    self.function.attach(self)
+                self._log.info("a client attached")
+        except ConnectionResetError:
+            self._detach("the client left")
+        except ConnectionError as error:
+            self._log.warning("a client was refused: %s", error)
+        with self.function.lock:
+            self._run_timers()
+            self.function.service()
+        if self.memory.lost != self._lost_pages:
+            self._lost_pages = self.memory.lost
+            self._log.error(
+                "%d pages of guest memory are past the end of the client's file", self._lost_pages
+            )
+
+    def _detach(self, reason: str) -> None:
+        with self.function.lock:
+            self.function.detach()
+        self._log.info("detached: %s", reason)
+
+    def _patience(self) -> float | None:
+        """Seconds until the first timer."""
+        return max(self._timers[0][0] - time.monotonic(), 0.0) if self._timers else None
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2]()
+
+
+class _Accesses:
+    """A client's accesses, on their way from the library into the model (`vfu_server._vfu.Handler`)."""
+
+    def __init__(self, function: Served, log: logging.Logger) -> None:
+        self._function = function
+        self._log = log
+        self.messages = 0
+
+    def region_read(self, region: int, offset: int, length: int) -> bytes:
+        with self._function.lock:
+            if region == CONFIG_REGION:
+                return self._function.config_read(offset, length)
+            return self._function.bar_read(region, offset, length)
+
+    def region_write(self, region: int, offset: int, data: bytes) -> None:
+        with self._function.lock:
+            if region == CONFIG_REGION:
+                self._function.config_write(offset, data)
+            else:
+                self._function.bar_write(region, offset, data)
+
+    def reset(self) -> None:
+        with self._function.lock:
+            self._function.device_reset()
+
+    def log(self, level: int, text: str) -> None:
+        if level > _SYSLOG_ERROR:
+            self._log.debug("libvfio-user: %s", text)
+            return
+        self.messages += 1
+        if self.messages <= LIBRARY_MESSAGES:
+            self._log.warning("libvfio-user: %s", text)
+        if self.messages == LIBRARY_MESSAGES:
+            self._log.warning("libvfio-user: more of this from the same client is not shown")
