@@ -13,7 +13,7 @@ from images.workspace import SetupError, locked, say
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand; returns the exit status, 1 with the reason on stderr when something outside is amiss."""
+    """Run one subcommand; returns the exit status, 1 with the reason on stderr when something is amiss."""
     options = _parser().parse_args(arguments)
     try:
         if options.command in ("boot", "all", "qemu", "guest", "libvfio-user"):
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _prepare(options: argparse.Namespace) -> None:
     debian = Debian(qemu.SUITE)
     if options.command in ("libvfio-user", "all"):
-        libvfio_user.prepare(options.suite)
+        libvfio_user.prepare(options.suite, options.folder)
     if options.command in ("qemu", "all", "boot"):
         qemu.prepare(debian)
     if options.command in ("guest", "all", "boot"):
@@ -52,9 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("guest", help="the guest's kernel and initramfs in build/images")
     everything = commands.add_parser("all", help="all of these")
     for command in (source, everything):
-        command.add_argument(
-            "--suite", help="Debian suite of libvfio-user's source (default: this machine's release)"
-        )
+        command.add_argument("--suite", help="Debian suite of libvfio-user's source (default: this release)")
+        command.add_argument("--folder", type=Path, help="copy libvfio-user's source from here instead")
     person = commands.add_parser("boot", help="boot a guest with a shell on this terminal")
     person.add_argument("--socket", type=Path, action="append", default=[], help="vfio-user socket (repeats)")
     person.add_argument(

@@ -22,8 +22,10 @@ def boot(sockets: list[Path], disks: list[Path], memory_mib: int, accel: str) ->
         file = {"driver": "file", "node-name": f"disk{number}", "filename": str(disk.absolute())}
         arguments += ["-blockdev", json.dumps(file)]
         devices.append({"driver": "virtio-blk-pci", "drive": f"disk{number}"})
-    for path in sockets:
-        devices.append({"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(path.absolute())}})
+    devices += [
+        {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(path.absolute())}}
+        for path in sockets
+    ]
     machine = Machine(
         devices=devices,
         arguments=arguments,
@@ -35,4 +37,4 @@ def boot(sockets: list[Path], disks: list[Path], memory_mib: int, accel: str) ->
     command = machine.command_line(serial="mon:stdio")
     say("starting; the guest's shell comes in a few seconds (`poweroff -f` or Ctrl-A X ends it)")
     sys.stdout.flush()
-    os.execv(command[0], command)
+    os.execv(command[0], command)  # noqa: S606 - QEMU is to have this terminal, and no shell is in between

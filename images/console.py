@@ -1,11 +1,12 @@
-"""The guest's serial console: reads it in a thread, keeps a log, and speaks the line protocol of images/guest/init.c.
+"""The guest's serial console: reads it in a thread, keeps a log, speaks the protocol of images/guest/init.c.
 
-A line sent is run by `sh -c` in the guest with no standard input; after its output comes `guest: exit STATUS COUNT` on
-a line of its own. Nothing is echoed.
+A line sent is run by `sh -c` in the guest with no standard input; after its output comes `guest: exit STATUS
+COUNT` on a line of its own. Nothing is echoed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import threading
@@ -18,7 +19,7 @@ READY = re.compile(rb"^guest: ready\r?\n", re.MULTILINE)
 EXIT = re.compile(rb"\r?\nguest: exit (\d+) (\d+)\r?\n")
 
 
-class ConsoleClosed(Exception):
+class ConsoleClosedError(Exception):
     """QEMU closed the console: it exited."""
 
 
@@ -40,41 +41,49 @@ class Console:
         self._closed = False
         self._read = 0
         """What lies before this offset was handed out by `expect` or `run`."""
-        self._count: int | None = 0
+        self._sent: int | None = 0
+        """How many commands the guest was given, which is the count in the newest one's answer."""
         self._reader = threading.Thread(target=self._receive, name="console", daemon=True)
         self._reader.start()
 
     def forget_count(self) -> None:
         """Accept any command count in the next answer: the guest was started by another machine."""
-        self._count = None
+        self._sent = None
 
     def expect(self, pattern: re.Pattern[bytes], *, timeout: float) -> re.Match[bytes]:
         """Wait until the pattern appears after what was read so far, and read up to its end.
 
-        Raises TimeoutError with the last lines, and ConsoleClosed; nothing counts as read then.
+        Raises TimeoutError with the last lines, and ConsoleClosedError; nothing counts as read then.
         """
-        return self._wait(lambda text: pattern.search(text), f"no {pattern.pattern!r}", timeout)
+        return self._wait(pattern.search, f"no {pattern.pattern!r}", timeout)
 
     def run(self, command: str, *, timeout: float) -> Result:
         """Run one line in the guest's shell and return its exit status and output.
 
-        Raises ValueError for a command of several lines, TimeoutError (the command may still be running; the console
-        is then of no more use) and ConsoleClosed.
+        Raises ValueError for a command of several lines, ConsoleClosedError, and TimeoutError: the command
+        may still be running then, and the next one waits in the guest until it ends.
         """
         if "\n" in command:
             raise ValueError("a command is one line; separate its parts with ;")
-        start = self._read = len(self._received)
+        self._read = len(self._received)
         self._connection.sendall(command.encode() + b"\n")
+        if self._sent is not None:
+            self._sent += 1
+        start = 0
 
         def answered(text: bytes) -> re.Match[bytes] | None:
+            nonlocal start
+            start = 0
             for found in EXIT.finditer(text):
-                if self._count is None or int(found[2]) == self._count + 1:
+                if self._sent in {None, int(found[2])}:
                     return found
+                start = found.end()  # the late answer to a command that nobody waits for any more
             return None
 
+        begin = self._read
         found = self._wait(answered, f"no end of {command!r}", timeout)
-        self._count = int(found[2])
-        output = bytes(self._received[start : start + found.start()])
+        self._sent = int(found[2])
+        output = bytes(self._received[begin + start : begin + found.start()])
         return Result(int(found[1]), output.decode(errors="replace").replace("\r\n", "\n"))
 
     def tail(self, lines: int = 20) -> str:
@@ -83,8 +92,10 @@ class Console:
 
     def close(self) -> None:
         """Close the connection and the log, and end the reader."""
-        self._connection.close()
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
         self._reader.join(timeout=5)
+        self._connection.close()
         self._log.close()
 
     def _wait(
@@ -98,7 +109,7 @@ class Console:
                     self._read += found.end()
                     return found
                 if self._closed:
-                    raise ConsoleClosed(f"{complaint}: the console was closed\n{self.tail()}")
+                    raise ConsoleClosedError(f"{complaint}: the console was closed\n{self.tail()}")
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise TimeoutError(

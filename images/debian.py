@@ -1,7 +1,7 @@
-"""A private apt: downloads and unpacks Debian packages below one folder, as any user, and leaves the system alone.
+"""A private apt: downloads and unpacks Debian packages, as any user, and leaves the system alone.
 
-Signatures are checked as the system's apt does. The machine's own apt configuration is read (a proxy may be set
-there), but its hooks are dropped and every path of state, cache and sources is overridden.
+Signatures are checked as the system's apt does. The machine's own apt configuration is read (a proxy may be
+set there), but its hooks are dropped and every path of state, cache and sources is overridden.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class Debian:
         self._indexed = False
 
     def unpack(self, packages: Sequence[str], root: Path, *, dependencies: bool = True) -> None:
-        """Put packages, by default with all they depend on, into the folder `root`, which appears whole or not at all.
+        """Put packages, by default with all they depend on, into `root`, which appears whole or not at all.
 
-        A root that was made by the same request is left alone. Raises SetupError when a package is not to be had or
-        the disk is full; `root` is then as it was before.
+        A root that was made by the same request is left alone. Raises SetupError when a package is not to be
+        had or the disk is full; `root` is then as it was before.
         """
         request = f"{self.suite} {' '.join(packages)}\n"
         if (root / CONTENTS).is_file() and (root / CONTENTS).read_text() == request:
@@ -78,7 +78,7 @@ class Debian:
                 (fresh / name).symlink_to(f"usr/{name}")
             for archive in archives:
                 command = ["dpkg", "-x", str(debs / archive.name), str(fresh)]
-                done = subprocess.run(command, capture_output=True, text=True)
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
                     raise SetupError(
                         f"{archive.name} could not be unpacked: {done.stderr.strip()}. Is the disk full?"
@@ -88,9 +88,10 @@ class Debian:
             (debs / archive.name).unlink()
 
     def unpack_source(self, package: str, part: str, folder: Path) -> str:
-        """Put the folder `part` of a source package's upstream tree into `folder`; returns the upstream archive's name.
+        """Put the folder `part` of a source package's upstream tree into `folder`.
 
-        Raises SetupError when the source package is not to be had or has no such part; `folder` is then as it was.
+        Returns the upstream archive's name. Raises SetupError when the source package is not to be had or
+        has no such part; `folder` is then as it was.
         """
         self._index()
         request = ["source", "--download-only", "--tar-only", package]
@@ -135,7 +136,7 @@ class Debian:
         release = self.suite.removesuffix("-backports")
         lines = []
         for suite in dict.fromkeys((release, self.suite)):
-            # A backports index is often past its Valid-Until date on a mirror; its signature is still checked.
+            # A backports index is often past its Valid-Until date on a mirror; its signature is checked.
             options = f"arch=amd64 signed-by={mirror.keyring}"
             options += " check-valid-until=no" if suite.endswith("-backports") else ""
             lines.append(f"deb [{options}] {mirror.uri} {suite} main\n")
@@ -174,7 +175,9 @@ class Debian:
         """Run apt-get and return its output. Raises SetupError with what apt said and what to do next."""
         command = ["apt-get", "-q", "-c", str(self.folder / "apt.conf"), *arguments]
         environment = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
-        done = subprocess.run(command, cwd=inside, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=inside, env=environment, capture_output=True, text=True, check=False
+        )
         if done.returncode == 0:
             return done.stdout
         said = [
@@ -184,12 +187,12 @@ class Debian:
             f"apt could not {arguments[0]} from the suite {self.suite}:\n  "
             + "\n  ".join(said or [f"exit status {done.returncode}"])
             + "\nCheck that this machine's Debian mirror (see its apt sources) is reachable and carries that suite, "
-            "or set DEBIAN_MIRROR to the address of one that does, and run the command again."
+            "or set DEBIAN_MIRROR to the address of one that has, and run the command again."
         )
 
 
 def _extract(archive: Path, part: str, folder: Path) -> bool:
-    """Extract what lies below TOP/`part` of a source archive straight into `folder`; false when there is nothing."""
+    """Extract what lies below TOP/`part` of a source archive into `folder`; false when there is nothing."""
     found = False
     with tarfile.open(archive, "r|*") as tar:
         tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none

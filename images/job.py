@@ -9,7 +9,7 @@ from images.console import Result
 
 
 class Job:
-    """A handle to one such command; `Machine.start` makes it. `check` runs a line in the guest (Machine.check)."""
+    """A handle to one such command; `Machine.start` makes it. `check` is Machine.check."""
 
     def __init__(self, check: Callable[[str], str], folder: str) -> None:
         self._check = check

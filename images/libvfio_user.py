@@ -1,50 +1,66 @@
-"""Brings the source of libvfio-user, which no registry has as a package, and the json-c that it is linked with."""
+"""Brings the source of libvfio-user, which no registry has as a package, and the json-c that it needs."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from images.debian import Debian
 from images.sources import own_release
-from images.workspace import CACHE, PROJECT, replacing, say, write_file
+from images.workspace import CACHE, PROJECT, SetupError, replacing, say, write_file
 
 SOURCE = PROJECT / "subprojects" / "libvfio-user"
 BUILD_FILES = PROJECT / "subprojects" / "packagefiles" / "libvfio-user"
 DEV = CACHE / "dev"
 ORIGIN = ".origin"
-"""File in SOURCE that says which suite and archive it came from."""
+"""File in SOURCE that says which suite and archive, or which folder, it came from."""
 
 
-def prepare(suite: str | None = None) -> None:
-    """Leave the library's source with our build files at SOURCE, and json-c's headers and static library below DEV.
+def prepare(suite: str | None = None, folder: Path | None = None) -> None:
+    """Leave the library's source with our build files at SOURCE, and json-c for linking below DEV.
 
-    The source is that inside Debian's source package `qemu` of `suite`, by default of the machine's own release.
-    Raises SetupError; what was there before then stays.
+    The source is a copy of `folder` if that is given, else that inside Debian's source package `qemu` of
+    `suite`, by default of the machine's own release. Raises SetupError; what was there before then stays.
     """
-    suite = suite or own_release()
+    release = own_release()
+    suite = suite or release
     debian = Debian(suite)
     origin = SOURCE / ORIGIN
-    if not origin.is_file() or origin.read_text().split()[0] != suite:
-        _bring(debian)
+    if folder is not None:
+        _copy(folder.resolve())
+    elif not origin.is_file() or origin.read_text().split()[0] != suite:
+        _download(debian)
     if BUILD_FILES.is_dir():
         for path in sorted(BUILD_FILES.rglob("*")):
             if path.is_file():
                 write_file(SOURCE / path.relative_to(BUILD_FILES), path.read_bytes())
     # Always of the machine's own release: a static library is linked with the machine's own C library.
-    own = debian if suite == own_release() else Debian(own_release())
+    own = debian if suite == release else Debian(release)
     own.unpack(["libjson-c-dev"], DEV, dependencies=False)
-    say(f"libvfio-user: {_shown(SOURCE)} ({origin.read_text().strip()}), json-c: {_shown(DEV)}")
+    say(f"libvfio-user: {SOURCE.relative_to(PROJECT)} ({origin.read_text().strip()})")
+    say(f"json-c: {DEV.relative_to(PROJECT)}")
 
 
-def _bring(debian: Debian) -> None:
+def _copy(folder: Path) -> None:
+    if not (folder / "include" / "libvfio-user.h").is_file():
+        raise SetupError(f"{folder} is not libvfio-user's source: it has no include/libvfio-user.h")
+    with replacing(SOURCE) as fresh:
+        shutil.copytree(
+            folder, fresh, dirs_exist_ok=True, symlinks=True, ignore=shutil.ignore_patterns(".git", "build")
+        )
+        (fresh / ORIGIN).write_text(f"folder {folder}\n")
+
+
+def _download(debian: Debian) -> None:
     with replacing(SOURCE) as fresh:
         tree = fresh / "tree"
-        archive = debian.unpack_source("qemu", "subprojects/libvfio-user", tree)
+        try:
+            archive = debian.unpack_source("qemu", "subprojects/libvfio-user", tree)
+        except SetupError as error:
+            raise SetupError(
+                f"{error}\nOr choose another suite with --suite, or a folder with --folder."
+            ) from error
         for path in tree.iterdir():
             path.rename(fresh / path.name)
         tree.rmdir()
         (fresh / ORIGIN).write_text(f"{debian.suite} {archive}\n")
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(PROJECT))

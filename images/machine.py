@@ -1,6 +1,7 @@
 """Starts a QEMU guest for tests and demos, and talks to it: console, QMP, qtest, hot-plug, background jobs.
 
-    with Machine(devices=[{"driver": "vfio-user-pci", "id": "vf1", "socket": {"type": "unix", "path": path}}]) as guest:
+    device = {"driver": "vfio-user-pci", "id": "vf1", "socket": {"type": "unix", "path": path}}
+    with Machine(devices=[device]) as guest:
         guest.wait_ready()
         print(guest.check("lspci -nn"))
         job = guest.start("ioverify --device /dev/vda")
@@ -27,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from images.console import READY, Console, ConsoleClosed, Result
+from images.console import READY, Console, ConsoleClosedError, Result
 from images.job import Job
 from images.qmp import QMP, QMPError
 from images.workspace import IMAGES, SetupError
@@ -36,7 +37,7 @@ KERNEL_ARGUMENTS = (
     "console=ttyS1 quiet panic=-1 tsc=reliable no_timer_check mitigations=off random.trust_cpu=on"
 )
 FIRST_PORT = 0x10
-"""Device number of the first root port on the root bus; what is below the port N is 0000:0N+1:00.0 in the guest."""
+"""Device number of the first root port; what is below port N is 0000:(N+1):00.0 in the guest."""
 
 
 DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--") if shutil.which("setpriv") else ()
@@ -44,21 +45,22 @@ DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--") if shutil.which("setp
 
 
 class MachineError(Exception):
-    """QEMU did not start or ended before its time, or a guest command failed; the message has what was said."""
+    """QEMU did not start or ended before its time, or a guest command failed; the message has what it said."""
 
 
 class Machine:
     """One QEMU process with our guest in it. A context manager; leaving it ends that process and no other.
 
-    devices      QEMU devices as the dicts of QEMU's JSON syntax; one without a "bus" gets a pcie-root-port of its own
+    devices      QEMU devices as in QEMU's JSON syntax; one without a "bus" gets a pcie-root-port of its own
     spare_ports  empty root ports for `plug`
     arguments    further QEMU arguments, such as ("-blockdev", '{...}')
     append       further kernel arguments
     incoming     start as the target of a migration: no guest runs until `migrate-incoming` over QMP
     accel        "tcg" or "kvm"; KVM works only where the processor really offers it
-    folder       where console.log, kernel.log and qemu.log are kept; else a temporary folder, removed at the end
+    folder       where console.log, kernel.log and qemu.log stay; else a temporary one, removed at the end
 
-    QEMU dies with the thread that started it (PR_SET_PDEATHSIG), so start machines from a thread that outlives them.
+    QEMU dies with the thread that started it (PR_SET_PDEATHSIG), so start machines from a thread that
+    outlives them.
     """
 
     def __init__(
@@ -89,14 +91,18 @@ class Machine:
         self._process: subprocess.Popen[bytes] | None = None
         self._console: Console | None = None
         self._qmp: QMP | None = None
-        self._lock = threading.RLock()
+        self._console_lock = threading.Lock()
+        self._qmp_lock = threading.Lock()
         self._jobs = 0
         self._free_ports: list[str] = []
+        self._ports_of: dict[str, str] = {}
 
     # -- life
 
     def __enter__(self) -> Self:
-        """Start QEMU; the guest is booting when this returns. Raises SetupError (images missing) or MachineError."""
+        """Start QEMU; the guest is booting when this returns. Raises SetupError (images missing) or
+        MachineError.
+        """
         for name in ("qemu-system-x86_64", "vmlinux", "initramfs.cpio.gz"):
             if not (self.images / name).exists():
                 raise SetupError(f"{self.images / name} is missing; run `python3 -m images all` first")
@@ -139,7 +145,7 @@ class Machine:
         return self._process.pid
 
     def wait_exit(self, *, timeout: float = 30.0) -> int:
-        """Wait until QEMU ends by itself, as after `poweroff -f`, and return its status. Raises TimeoutError."""
+        """Wait until QEMU ends by itself, as after `poweroff -f`; its status. Raises TimeoutError."""
         assert self._process is not None, "the machine was not started"
         try:
             return self._process.wait(timeout)
@@ -175,7 +181,8 @@ class Machine:
         # Block devices and the like come before the devices that name them.
         options += self.arguments
         for device in self.devices:
-            placed = device if "bus" in device else {**device, "bus": self._free_ports.pop(0)}
+            placed = device if "bus" in device else {**device, "bus": self._free_ports[0]}
+            self._occupy(placed)
             options += ["-device", json.dumps(placed)]
         return [str(self.images / "qemu-system-x86_64"), *options]
 
@@ -187,7 +194,7 @@ class Machine:
             command += [
                 "-chardev", f"socket,id=serial,fd={serial_peer.fileno()}",
                 "-chardev", f"socket,id=monitor,fd={monitor_peer.fileno()}",
-                "-mon", "chardev=monitor,mode=control",
+                "-qmp", "chardev:monitor",
                 "-qmp", f"unix:{self.qmp_path},server=on,wait=off",
                 "-qtest", f"unix:{self.qtest_path},server=on,wait=off", "-qtest-log", "none",
             ]  # fmt: skip
@@ -226,7 +233,7 @@ class Machine:
 
     def run(self, command: str, *, timeout: float = 60.0) -> Result:
         """Run a line in the guest's shell. Raises TimeoutError, or MachineError when QEMU ends."""
-        with self._lock, self._explained():
+        with self._console_lock, self._explained():
             return self.console.run(command, timeout=timeout)
 
     def check(self, command: str, *, timeout: float = 60.0) -> str:
@@ -241,7 +248,8 @@ class Machine:
         self._jobs += 1
         folder = f"/run/job-{os.getpid()}-{self._jobs}"
         self.check(f"mkdir -p {folder} && mkfifo {folder}/input")
-        # Opened for both, so that opening does not wait and the reader sees no end of file between two writers.
+        # Opened for both, so that opening does not wait and the reader sees no end of file between two
+        # writers.
         inner = f"sh -c 'echo $$ > {folder}/pid; exec {command}' <>{folder}/input >{folder}/output 2>&1"
         self.check(
             f"({inner}; echo $? > {folder}/status) >/dev/null 2>&1 & while ! [ -s {folder}/pid ]; do :; done"
@@ -252,21 +260,33 @@ class Machine:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except ConsoleClosed as error:
+        except ConsoleClosedError as error:
             raise MachineError(f"{error}\n{self._said()}") from error
 
     # -- the machine around it
 
-    def qmp(self, command: str, *, timeout: float = 30.0, **arguments: Any) -> Any:
-        """Run a QMP command; underscores in argument names stand for hyphens. Raises QMPError, TimeoutError."""
+    def qmp(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        /,
+        *,
+        timeout: float = 30.0,
+        **named: Any,
+    ) -> Any:
+        """Run a QMP command and return its value. Raises QMPError, TimeoutError.
+
+        Arguments are named as in QMP; those with a hyphen in their name come in the mapping.
+        """
         assert self._qmp is not None, "the machine was not started"
-        with self._lock:
-            return self._qmp.execute(command, timeout=timeout, **arguments)
+        with self._qmp_lock:
+            return self._qmp.execute(command, {**(arguments or {}), **named}, timeout=timeout)
 
     def wait_event(self, name: str, *, timeout: float = 30.0) -> dict[str, Any]:
         """Take the oldest QMP event of that name, waiting for it. Raises TimeoutError."""
         assert self._qmp is not None, "the machine was not started"
-        return self._qmp.wait_event(name, timeout=timeout)
+        with self._qmp_lock:
+            return self._qmp.wait_event(name, timeout=timeout)
 
     def plug(self, device: Mapping[str, Any]) -> None:
         """Hot-plug a device into a free root port. Raises QMPError, or MachineError when no port is free."""
@@ -274,15 +294,13 @@ class Machine:
             if not self._free_ports:
                 raise MachineError("no root port is free; start the machine with more spare_ports")
             device = {**device, "bus": self._free_ports[0]}
-        with self._lock:
-            self.qmp("device_add", **device)
-            if device["bus"] in self._free_ports:
-                self._free_ports.remove(device["bus"])
+        self.qmp("device_add", device)
+        self._occupy(device)
 
     def unplug(self, identifier: str, *, timeout: float = 30.0) -> None:
         """Ask the guest to let go of a device, and wait until it is gone. Raises QMPError, TimeoutError.
 
-        The root port can be used again, by naming it as the "bus" of the next one.
+        Its root port is free again then.
         """
         self.qmp("device_del", id=identifier)
         deadline = time.monotonic() + timeout
@@ -290,9 +308,21 @@ class Machine:
         while deleted != identifier:
             event = self.wait_event("DEVICE_DELETED", timeout=deadline - time.monotonic())
             deleted = event["data"].get("device")
+        port = self._ports_of.pop(identifier, None)
+        if port:
+            self._free_ports.append(port)
+
+    def _occupy(self, device: Mapping[str, Any]) -> None:
+        """Note that the device's root port is taken, and by whom."""
+        if device["bus"] in self._free_ports:
+            self._free_ports.remove(device["bus"])
+            if "id" in device:
+                self._ports_of[device["id"]] = device["bus"]
 
     def qtest(self, *commands: str) -> list[str]:
-        """Run qtest commands ("readl 0xfe000000") one by one; each one's answer without its OK. Raises MachineError."""
+        """Run qtest commands ("readl 0xfe000000") one by one; each one's answer without its OK. Raises
+        MachineError.
+        """
         answers = []
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(self.qtest_path))

@@ -1,4 +1,6 @@
-"""Makes a QEMU with vfio-user-pci ready to be run: the machine's own where it is new enough, else a private one."""
+"""Makes a QEMU with vfio-user-pci ready to be run: the machine's own where it is new enough, else a private
+one.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ ROOT = CACHE / "qemu"
 SYSTEM = "qemu-system-x86_64"
 TOOLS = ("qemu-storage-daemon", "qemu-img")
 
-# Runs a program of the private root through that root's own loader, from whatever folder the tree was moved to.
+# Runs a program of the private root through that root's own loader, from whatever folder the tree was moved
+# to.
 PRIVATE = """\
 #!/bin/sh
 here=$(dirname "$(readlink -f "$0")")
@@ -51,8 +54,8 @@ def prepare(debian: Debian) -> None:
         debian.unpack(["qemu-system-x86", "qemu-utils"], ROOT)
     except SetupError as error:
         raise SetupError(
-            f"{error}\nInstead, you can install QEMU 10.1 or newer (check: `{SYSTEM} -device vfio-user-pci,help`); "
-            "it is used when it is found on PATH."
+            f"{error}\nInstead, install QEMU 10.1 or newer and have it on PATH "
+            f"(check: `{SYSTEM} -device vfio-user-pci,help`)."
         ) from error
     for name in (SYSTEM, *TOOLS):
         options = ' -L "$root/usr/share/qemu" -L "$root/usr/share/seabios"' if name == SYSTEM else ""
@@ -68,7 +71,9 @@ def prepare(debian: Debian) -> None:
 def has_vfio_user(qemu: Path) -> bool:
     """Whether this QEMU runs and knows the device vfio-user-pci."""
     try:
-        done = subprocess.run([qemu, "-device", "vfio-user-pci,help"], capture_output=True, timeout=20)
+        done = subprocess.run(
+            [qemu, "-device", "vfio-user-pci,help"], capture_output=True, timeout=20, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0

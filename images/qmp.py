@@ -1,10 +1,13 @@
-"""A minimal QMP client, synchronous, on a connected socket. For starting a machine; the project else uses qemu.qmp."""
+"""A minimal QMP client, synchronous, on a connected socket. For starting a machine; the project else uses
+qemu.qmp.
+"""
 
 from __future__ import annotations
 
 import json
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -13,7 +16,9 @@ class QMPError(Exception):
 
 
 class QMP:
-    """One QMP session. Events that arrive meanwhile are kept in `events`, oldest first, for whoever looks for them."""
+    """One QMP session. Events that arrive meanwhile are kept in `events`, oldest first, for whoever looks for
+    them.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -21,17 +26,19 @@ class QMP:
         self.events: list[dict[str, Any]] = []
 
     def negotiate(self, timeout: float = 30.0) -> None:
-        """Take the greeting and leave negotiation mode. Raises QMPError when QEMU is gone, TimeoutError when silent."""
-        self._message(time.monotonic() + timeout)
-        self.execute("qmp_capabilities", timeout=timeout)
-
-    def execute(self, command: str, *, timeout: float = 30.0, **arguments: Any) -> Any:
-        """Run one command and return its value; an underscore at the end of an argument's name is dropped (`class_`).
-
-        Raises QMPError when it is refused, and TimeoutError when no answer comes: the session is then of no more use.
+        """Take the greeting and leave negotiation mode. Raises QMPError when QEMU is gone, TimeoutError when
+        silent.
         """
-        named = {name.rstrip("_").replace("_", "-"): value for name, value in arguments.items()}
-        request: dict[str, Any] = {"execute": command, "arguments": named}
+        self._message(time.monotonic() + timeout)
+        self.execute("qmp_capabilities", {}, timeout=timeout)
+
+    def execute(self, command: str, arguments: Mapping[str, Any], *, timeout: float = 30.0) -> Any:
+        """Run one command and return its value.
+
+        Raises QMPError when it is refused, and TimeoutError when no answer comes: the session is then of no
+        more use.
+        """
+        request: dict[str, Any] = {"execute": command, "arguments": dict(arguments)}
         self._connection.sendall(json.dumps(request).encode() + b"\n")
         deadline = time.monotonic() + timeout
         while True:

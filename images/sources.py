@@ -81,14 +81,14 @@ def _deb822_entries(text: str) -> list[tuple[str, Path]]:
         }
         if fields.get("enabled", "yes").lower() in ("no", "false", "0"):
             continue
-        for uri in fields.get("uris", "").split():
-            entries.append((uri, _keyring(fields.get("signed-by", ""))))
+        keyring = _keyring(fields.get("signed-by", ""))
+        entries += [(uri, keyring) for uri in fields.get("uris", "").split()]
     return entries
 
 
 def _keyring(signed_by: str) -> Path:
-    """The entry's own keyring if it is a file (it may also be an inline key or a fingerprint), else Debian's."""
-    first = signed_by.split(",")[0]
+    """The entry's own keyring if it is a file (it may also be a key or a fingerprint), else Debian's."""
+    first = signed_by.partition(",")[0]
     return Path(first) if first.startswith("/") and Path(first).is_file() else KEYRING
 
 
@@ -98,7 +98,9 @@ def _is_debian(uri: str) -> bool:
 
 
 def _resolved(uri: str) -> str:
-    """The first mirror of a mirror list in a file (`mirror+file:`, as cloud images have it); else the URI itself."""
+    """The first mirror of a mirror list in a file (`mirror+file:`, as cloud images have it); else the URI
+    itself.
+    """
     if uri.startswith("mirror+file:"):
         listed = re.findall(r"^\s*(\w+:\S+)", _text(Path(urlsplit(uri).path)), re.MULTILINE)
         return str(listed[0]).rstrip("/") if listed else uri

@@ -1,4 +1,6 @@
-"""Where things are built, and how a build is kept whole: one lock, and folders that appear complete or not at all."""
+"""Where things are built, and how a build is kept whole: one lock, and folders that appear complete or not at
+all.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def locked(build: Path = BUILD) -> Iterator[None]:
-    """Hold the build lock; a second process waits here, and says so. The kernel frees it when a process dies."""
+    """Hold the build lock; a second process waits here, and says so. A process that dies frees it."""
     build.mkdir(parents=True, exist_ok=True)
     with (build / ".images.lock").open("w") as lock:
         try:
@@ -41,7 +43,8 @@ def locked(build: Path = BUILD) -> Iterator[None]:
 def replacing(folder: Path) -> Iterator[Path]:
     """Give an empty sibling to fill; it takes `folder`'s place at the end, or is removed when the body fails.
 
-    What an interrupted build left in the sibling is removed first, so nothing half-made is ever taken for finished.
+    What an interrupted build left in the sibling is removed first, so nothing half-made is ever taken for
+    finished.
     """
     fresh = folder.with_name(f".{folder.name}.new")
     old = folder.with_name(f".{folder.name}.old")
@@ -60,7 +63,9 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def write_file(path: Path, content: bytes | str, mode: int = 0o644) -> bool:
-    """Write a file whole or not at all; false when it already had this content and mode, and keeps its timestamp."""
+    """Write a file whole or not at all; false when it already had this content and mode, and keeps its
+    timestamp.
+    """
     data = content.encode() if isinstance(content, str) else content
     if path.is_file() and path.stat().st_mode & 0o777 == mode and path.read_bytes() == data:
         return False

@@ -8,7 +8,8 @@
         ├── InvalidOpcode    EINVAL, Q_INVALID_OPCODE
         ├── InvalidField     EINVAL, Q_INVALID_FIELD: bad content
         ├── InvalidGroup     EINVAL, Q_INVALID_GROUP
-        └── InvalidMember    EINVAL, Q_INVALID_MEMBER
+        ├── InvalidMember    EINVAL, Q_INVALID_MEMBER
+        └── NoSuchCapability ENXIO: a capability that the device does not have
 
 Any other exception that reaches the edge is a bug of ours.
 """
@@ -65,3 +66,9 @@ class InvalidMember(CommandError):
     """A member id outside the group (P-DEV-15)."""
 
     qualifier = admin.Q_INVALID_MEMBER
+
+
+class NoSuchCapability(CommandError):
+    """A capability id that CAP_ID_LIST_QUERY does not name (P-DEV-28)."""
+
+    status = admin.STATUS_ENXIO

@@ -35,7 +35,7 @@ class Host(Protocol):
         ...
 
     def after(self, seconds: float, call: Callable[[], None]) -> None:
-        """Call `call` on the function's own thread, its lock held, `seconds` from now, then `Function.service`.
+        """Call `call` on the function's own thread, its lock held, in `seconds`; then `Function.service`.
 
         It is called whether or not a client is still attached.
         """

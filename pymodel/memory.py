@@ -83,7 +83,7 @@ class Segments:
         return found
 
     def read(self, start: int, length: int) -> bytes:
-        """Copy at most `length` bytes out from `start` on; fewer where the list ends. Raises `MemoryFault`."""
+        """Copy up to `length` bytes out from `start` on, to the end of the list. Raises `MemoryFault`."""
         return b"".join(view.tobytes() for view in self.views(start, length, write=False))
 
     def write(self, start: int, sources: Iterable[Bytes]) -> int:

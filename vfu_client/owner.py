@@ -35,7 +35,8 @@ class OwnerDriver:
     """Drives a PF with its admin queue, until `close`.
 
     With `obey` (the default) it refuses what the draft forbids a driver to do (DRV-03, -04, -07 to -09).
-    `commands` is what the device lists for its VFs and this driver has chosen; empty without VFs.
+    `commands` is what the device lists for its VFs and this driver has chosen; a device that goes by the
+    letter lists none while it has no VFs.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class OwnerDriver:
     # The group.
 
     def select_commands(self) -> frozenset[int]:
-        """LIST_QUERY, then LIST_USE of what is listed and known here. Without VFs there is no group: none."""
+        """LIST_QUERY, then LIST_USE of what is listed and known here; none where the group does not exist."""
         try:
             self.listed = self.admin.list_query(admin.GROUP_SRIOV)
         except AdminError as error:

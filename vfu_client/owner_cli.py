@@ -93,8 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"the device did not answer: {error}")
     except BrokenPipeError:
         return 1
-    except (VfioUserError, OSError) as error:
-        return _fail(str(error))
+    except VfioUserError as error:
+        return _fail(f"{options.pf}: {error.strerror}")
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}")
     if options.json:
         json.dump(result, sys.stdout, indent=2)
         print()
@@ -143,6 +145,7 @@ def _command(
 ) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = parent.add_parser(name, help=text, description=text)
     command.set_defaults(run=run)
+    command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return command
 
 
@@ -199,8 +202,9 @@ def _context_read(options: argparse.Namespace) -> Any:
     if options.json and options.file == "-":
         raise RefusedError("--json and a context both on standard output: give a file")
     with _open(options) as owner:
-        # A read that an earlier owner began would give the rest only.
-        if not owner.partly_written(options.vf):
+        # A read that an earlier owner began would give the rest only. DISCARD is not sent for nothing:
+        # it would drop a partly written context too.
+        if owner.context_size(options.vf) != owner.context_size(options.vf, freeze=True):
             owner.context_discard(options.vf)
         size = 0
         with _output(options.file) as target:
@@ -311,15 +315,18 @@ def _fail(text: str) -> int:
 
 
 def _number(text: str) -> int:
-    return int(text, 0)
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
 
 
 def _vf(text: str) -> int:
-    """A VF's number, also as `vf1`. Raises `ValueError`, as argparse wants it."""
-    number = int(text.removeprefix("vf"))
-    if number < 1:
-        raise ValueError(text)
-    return number
+    """A VF's number, also as `vf1`."""
+    number = text.removeprefix("vf")
+    if not number.isdecimal() or not int(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is no VF: 1, 2, ... or vf1, vf2, ...")
+    return int(number)
 
 
 if __name__ == "__main__":

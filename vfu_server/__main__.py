@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--socket-dir", type=Path, required=True, metavar="DIR", help="made if it is missing")
     result.add_argument("--device", choices=("blk", "net"), required=True)
     result.add_argument(
-        "--vf", type=_count(0, VFS_MAX), default=0, metavar="N", help="VFs enabled at power-on"
+        "--vfs", type=_count(0, VFS_MAX), default=0, metavar="N", help="VFs enabled at power-on"
     )
     result.add_argument(
         "--total-vfs", type=_count(0, VFS_MAX), metavar="M", help="VFs that can be enabled (default: N)"
@@ -84,9 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options_parser = parser()
     options = options_parser.parse_args(arguments)
     if options.total_vfs is None:
-        options.total_vfs = options.vf
-    if options.vf > options.total_vfs:
-        options_parser.error(f"--vf {options.vf} is more than --total-vfs {options.total_vfs}")
+        options.total_vfs = options.vfs
+    if options.vfs > options.total_vfs:
+        options_parser.error(f"--vfs {options.vfs} is more than --total-vfs {options.total_vfs}")
     if options.device == "net":
         options_parser.error("--device net is not there yet: use blk")
     names = ["pf", *(f"vf{number}" for number in range(1, options.total_vfs + 1))]
@@ -114,7 +114,7 @@ def _serve(options: argparse.Namespace, disks: dict[str, Disk], folder: Folder) 
     device = build.build(
         build.Options(
             device=options.device,
-            vfs=options.vf,
+            vfs=options.vfs,
             total_vfs=options.total_vfs,
             queues=options.queues,
             disks=disks,

@@ -1,6 +1,6 @@
-"""The one place that knows libvfio-user: a context for each function, and the memory that its client mapped."""
+"""The one place that knows libvfio-user: a context for each function, and the memory its client mapped."""
 
-from typing import Final, Protocol, final
+from typing import Final, Protocol, final, type_check_only
 
 from pymodel.memory import Bytes
 
@@ -12,6 +12,7 @@ CONFIG_REGION: Final[int]
 
 CONFIG_SIZE: Final[int]
 
+@type_check_only
 class Handler(Protocol):
     """Whom a context calls, on the thread that is in its `attach`, `run` or `close`.
 

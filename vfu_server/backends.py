@@ -18,8 +18,8 @@ IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 class FileDisk:
     """A raw disk image. Reads and writes go between the file and the guest's memory without a copy of ours.
 
-    Raises OSError where the file can't be opened, ValueError where it is no disk image. Where the file may not
-    be written, the disk is read-only.
+    Raises OSError where the file can't be opened, ValueError where it is no disk image. Where the file may
+    not be written, the disk is read-only.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,9 +58,7 @@ class FileDisk:
         os.close(self._fd)
 
 
-def _transfer(
-    call: Callable[[int, list[Bytes], int], int], fd: int, offset: int, views: Sequence[Bytes]
-) -> None:
+def _transfer(call: Callable[..., int], fd: int, offset: int, views: Sequence[Bytes]) -> None:
     pending = [view for view in views if len(view)]
     pending.reverse()
     while pending:

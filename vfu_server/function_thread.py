@@ -54,8 +54,8 @@ class FunctionThread:
     """Serves one function at one socket until `stop`. It is the function's `Host`.
 
     Constructing it makes the socket, so a client may connect from then on; raises OSError with nothing left
-    behind. An exception that comes out of the model is a bug of ours: it is logged and ends this thread and its
-    socket, the other functions go on.
+    behind. An exception that comes out of the model is a bug of ours: it is logged and ends this thread and
+    its socket, the other functions go on.
     """
 
     def __init__(self, function: Served, path: Path) -> None:
@@ -117,11 +117,18 @@ class FunctionThread:
 
     def msix(self, vector: int) -> None:
         """Send the MSI-X message of `vector`, unless the client gave no eventfd for it."""
-        self._context.irq_trigger(vector)
+        self._trigger(vector)
 
     def intx(self) -> None:
         """Assert INTx. The library keeps its eventfd where vector 0's is: only one kind is on at a time."""
-        self._context.irq_trigger(0)
+        self._trigger(0)
+
+    def _trigger(self, vector: int) -> None:
+        if threading.current_thread() is self._thread:
+            self._context.irq_trigger(vector)
+        else:
+            # An admin command of the PF may make a VF owe one, while the VF's thread takes new eventfds.
+            self.after(0, lambda: self._trigger(vector))
 
     def wake(self) -> None:
         """Have the function serviced soon. Any thread may call it."""

@@ -54,7 +54,9 @@ class Folder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
-            raise FolderTakenError(f"another server runs in {path}: stop it, or choose another folder") from None
+            raise FolderTakenError(
+                f"another server runs in {path}: stop it, or choose another folder"
+            ) from None
 
     def close(self) -> None:
         """Let another server have the folder. The lock file stays: removing it would race with that one."""
@@ -133,7 +135,7 @@ class Server:
         thread.start()
 
     def _follow_vfs(self) -> None:
-        """Have a thread for each VF that there is; a new one where a number stands for another VF than before."""
+        """Have a thread for each VF that there is; a new one where a number is another VF than before."""
         with self._device.lock:
             wanted = dict(self._device.vfs)
         gone = [n for n, thread in self._threads.items() if n and wanted.get(n) is not thread.function]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pymodel.admin.capabilities import CAPABILITY_COMMANDS
 from pymodel.admin.context_commands import context_commands
 from pymodel.admin.dispatch import Call, Dispatcher, GroupCommand, MemberCommand, Owner, Reply, Table
 from pymodel.admin.lists import LONGEST_LIST, Lists
@@ -20,7 +21,7 @@ from pymodel.memory import Buffer
 from pymodel.migration.member import Member
 from pymodel.spec import admin as spec
 
-_STATUS_NAMES = {spec.STATUS_EINVAL: "EINVAL"}
+_STATUS_NAMES = {spec.STATUS_EINVAL: "EINVAL", spec.STATUS_ENXIO: "ENXIO"}
 _QUALIFIER_NAMES = {
     spec.Q_INVALID_COMMAND: "Q_INVALID_COMMAND",
     spec.Q_INVALID_OPCODE: "Q_INVALID_OPCODE",
@@ -64,8 +65,12 @@ class AdminQueue:
             spec.LIST_USE: GroupCommand("LIST_USE", self._list_use),
         }
         tables: dict[int, Table] = {
-            spec.GROUP_SELF: lists,
-            spec.GROUP_SRIOV: {**lists, **context_commands(context_opcodes)},
+            spec.GROUP_SELF: {**lists, **CAPABILITY_COMMANDS},
+            spec.GROUP_SRIOV: {
+                **lists,
+                **({} if strict else CAPABILITY_COMMANDS),
+                **context_commands(context_opcodes),
+            },
         }
         self._lists = Lists(tables, strict=strict)
         self._dispatcher = Dispatcher(owner, self._lists, tables, strict)

@@ -42,7 +42,7 @@ class Device(Consumer, Protocol):
         ...
 
     def check(self, config: bytes, fields: list[DeviceField]) -> None:
-        """Raise `InvalidField`, with the reason, for a configuration or fields that do not fit this device."""
+        """Raise `InvalidField`, with the reason, for values that do not fit this device."""
         ...
 
     def restore(self, config: bytes, fields: list[DeviceField]) -> None:

@@ -20,7 +20,7 @@ from pymodel.memory import Bytes, Segments
 from pymodel.migration.context import Fields, Shape, encode
 from pymodel.migration.parser import ContextParser
 from pymodel.migration.record import WriteRecord
-from pymodel.migration.state import DeviceField, FunctionState
+from pymodel.migration.state import FunctionState
 from pymodel.spec import context as spec
 
 MODE_NAMES: Mapping[int, str] = {
@@ -41,9 +41,6 @@ TRANSITIONS: Mapping[tuple[int, int], tuple[int, ...]] = {
 # What a written context may stage beside the device's content: tables of the device type, and the
 # bookkeeping of many small fields.
 STAGING_SLACK = 64 << 20
-# Buffers below this are copied into every snapshot; larger ones may be shown live while not Active.
-LIVE_FROM = 64 << 10
-
 _MOST = 0xFFFFFFFF
 
 
@@ -51,7 +48,7 @@ class Migratable(Protocol):
     """What a function offers to be migrated. Called with the function's lock held."""
 
     def capture(self) -> FunctionState:
-        """The present state, a fresh object each time. The buffers of `device` may show live memory."""
+        """The present state, a fresh object each time. What happens later does not change it (A-07)."""
         ...
 
     def check(self, state: FunctionState) -> None:
@@ -166,7 +163,7 @@ class Member:
         return self._writing is not None
 
     def function_reset(self) -> None:
-        """FLR, D3hot to D0, VF Enable cleared: drops read position and staging, keeps the mode (A-15)."""
+        """FLR: drops read position and staging, keeps mode and write record (A-15, A-29)."""
         self._reading = None
         self._writing = None
 
@@ -241,7 +238,7 @@ class Member:
         Returns (bytes left, bytes placed). Raises `MemoryFault`, the position unmoved.
         """
         if self._reading is None:
-            self._reading = _Reading(encode(self._snapshot()))
+            self._reading = _Reading(encode(self._function.capture()))
         reading = self._reading
         count = min(max(target.length - start, 0), reading.left, _MOST)
         if count:
@@ -292,24 +289,6 @@ class Member:
         if self._shape is None:
             self._shape = Shape.of(self._function.capture(), self._function.device_fields())
         return self._shape
-
-    def _snapshot(self) -> FunctionState:
-        """The present state, safe to be read piece by piece (A-07).
-
-        In Active everything is copied. In Stop and Freeze large buffers are shown live: only requests
-        write them, and there are none behind a closed gate with nothing outstanding; a commit, a mode
-        change and a function reset drop the snapshot.
-        """
-        state = self._function.capture()
-        live = self.mode != spec.MODE_ACTIVE
-        state.device = [
-            DeviceField(
-                part.type,
-                [buffer if live and len(buffer) >= LIVE_FROM else buffer.copy() for buffer in part.value],
-            )
-            for part in state.device
-        ]
-        return state
 
     def _ended(self, fields: Fields, commits: list[_Commit]) -> None:
         """Check a context that ended on top of those before it in this command, and fold it onto them."""

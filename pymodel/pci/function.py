@@ -100,7 +100,9 @@ class Function:
         self.bars = {VIRTIO_BAR: VIRTIO_BAR_SIZE, MSIX_BAR: self.msix.bar_size}
         self._notify_size = NOTIFY_MULTIPLIER * (max(self.transport.queues) + 1)
         if self._notify_size > _WINDOW:
-            raise ValueError(f"{len(self.transport.queues)} queues; {_WINDOW // NOTIFY_MULTIPLIER} are possible")
+            raise ValueError(
+                f"{len(self.transport.queues)} queues; {_WINDOW // NOTIFY_MULTIPLIER} are possible"
+            )
         self._express = Express(self._start_flr)
         self._power = PowerManagement(self._change_power)
         self._window = PciCfgCapability(self)

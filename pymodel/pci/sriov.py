@@ -40,7 +40,12 @@ class SriovCapability:
     size = pci.SRIOV.itemsize
 
     def __init__(
-        self, total_vfs: int, power_on_vfs: int, device_id: int, bars: dict[int, int], changed: Callable[[], None]
+        self,
+        total_vfs: int,
+        power_on_vfs: int,
+        device_id: int,
+        bars: dict[int, int],
+        changed: Callable[[], None],
     ) -> None:
         self.total_vfs = total_vfs
         self._power_on_vfs = power_on_vfs

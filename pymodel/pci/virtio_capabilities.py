@@ -51,7 +51,8 @@ class Bars(Protocol):
 
 class PciCfgCapability:
     """A window on the BARs for those who can only reach configuration space ("PCI configuration access
-    capability"). A window that does not fit its BAR reads 0 and takes no write."""
+    capability"). A window that does not fit its BAR reads 0 and takes no write.
+    """
 
     id = pci.CAP_ID_VENDOR
     name = "pci_cfg"

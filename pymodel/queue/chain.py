@@ -31,7 +31,7 @@ class Chain:
     size: int = 0
 
     def add(self, address: int, length: int, flags: int) -> None:
-        """Append a descriptor. Raises `BrokenQueue` for a readable one after a writable one, or too many bytes."""
+        """Append a descriptor. Raises `BrokenQueue` if it is readable after a writable one, or too long."""
         if flags & ring.DESC_F_WRITE:
             self.writable.append((address, length))
         elif self.writable:

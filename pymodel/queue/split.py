@@ -110,7 +110,7 @@ class SplitQueue:
             available = memory.load_u16(self.driver + ring.RING_IDX)
             pending = (available - self.last_avail) & 0xFFFF
             if pending > self.size:
-                raise BrokenQueue(f"queue {self.index}: {pending} buffers made available in a ring of {self.size}")
+                raise BrokenQueue(f"queue {self.index}: {pending} buffers available in a ring of {self.size}")
             if pending == 0:
                 self._suppress_kicks(memory, False)
                 if memory.load_u16(self.driver + ring.RING_IDX) == self.last_avail:

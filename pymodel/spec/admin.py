@@ -42,6 +42,12 @@ Q_TRYAGAIN = 7
 
 LIST_QUERY = 0x0000
 LIST_USE = 0x0001
+CAP_ID_LIST_QUERY = 0x0007
+DEVICE_CAP_GET = 0x0008
+DRIVER_CAP_SET = 0x0009
+
+# Data of the capability commands begins with this.
+CAP = np.dtype([("id", "<u2"), ("reserved", "u1", (6,))])
 
 # Bit n of a list of commands is opcode n.
 LIST_WORD = np.dtype("<u8")

@@ -265,7 +265,7 @@ class Transport:
         return self.device.read_config(offset, length)
 
     def config_changed(self) -> None:
-        """The device changed its configuration: a new generation if the old one was seen, and a notification."""
+        """The configuration changed: a new generation if the old one was seen, and a notification."""
         if self._config_read:
             self.generation = (self.generation + 1) & 0xFF
             self._config_read = False

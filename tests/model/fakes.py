@@ -135,7 +135,7 @@ class FakeFunction:
         self.captured += 1
         state = deepcopy(self.state)
         state.device = [
-            DeviceField(EXTENT, [np.zeros(8, np.uint8), self.disk]),
+            DeviceField(EXTENT, [np.zeros(8, np.uint8), self.disk.copy()]),
             DeviceField(MAC, [np.frombuffer(self.mac, np.uint8)]),
             DeviceField(TABLE, [np.frombuffer(self.table, np.uint8)]),
         ]

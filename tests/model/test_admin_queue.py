@@ -76,7 +76,7 @@ def test_short_and_long_readable_parts(length: int) -> None:
 
 def test_an_empty_readable_part_is_a_command_of_zeros() -> None:
     answer = Driver().send(b"")
-    assert (answer.status, answer.result) == (OK, b"\3" + bytes(7))
+    assert (answer.status, answer.result) == (OK, b"\x83\3" + bytes(6))
 
 
 def test_an_empty_writable_part_has_no_effect() -> None:
@@ -173,7 +173,7 @@ def test_write_records() -> None:
     assert driver.mode(2) == OK
     assert driver.adm(7).status == OK
     assert driver.adm(9).status == OK
-    assert not record.active
+    assert driver.adm(8).status == INVALID_COMMAND
     assert driver.adm(9).status == OK
 
 

@@ -43,8 +43,9 @@ def test_every_byte_of_a_context() -> None:
 
 def test_large_buffers_are_passed_on() -> None:
     """A disk is not copied to be encoded."""
-    function = FakeFunction()
-    assert any(np.shares_memory(buffer, function.disk) for buffer in encode(function.capture()))
+    state = FakeFunction().capture()
+    disk = state.device[0].value[1]
+    assert any(np.shares_memory(buffer, disk) for buffer in encode(state))
 
 
 def test_queue_order_is_by_index() -> None:

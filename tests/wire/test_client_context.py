@@ -1,0 +1,131 @@
+"""Contexts for people: the walker over bytes cut anywhere, decoding, comparing, and `vfu-owner show`."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from vfu_client import owner_cli
+from vfu_client.admin import AdminError
+from vfu_client.context import compare, decode
+from vfu_client.stream import BadContextError, ContextWalker
+
+START, END = 0, 1
+
+
+def field(kind: int, value: bytes = b"") -> bytes:
+    return struct.pack("<IIQ", kind, 0, len(value)) + value
+
+
+def context(*fields: bytes) -> bytes:
+    return field(START) + b"".join(fields) + field(END)
+
+
+QUEUE = struct.pack("<8H3Q", 0, 256, 1, 1, 0, 0, 0, 0, 0x1000, 0x2000, 0x3000)
+BLOCK = context(
+    field(0x0F, struct.pack("<4H", 2, 0, 0, 0)),
+    field(0x11, struct.pack("<2Q", 1 << 32 | 1 << 28, 0)),
+    field(0x13, struct.pack("<Q", 2048) + bytes(28)),
+    field(0x14, QUEUE),
+    field(0x200, struct.pack("<Q", 0x1000) + b"data"),
+    field(0xF123, b"odd"),
+)
+
+
+@pytest.mark.spec("DRV-03", "DRV-09")
+@pytest.mark.parametrize("step", [1, 3, 16, 17, 1000])
+def test_the_walker_knows_whether_a_context_is_partial(step: int) -> None:
+    walker = ContextWalker()
+    for at in range(0, len(BLOCK), step):
+        assert walker.partial == (at > 0)
+        walker.walk(BLOCK[at : at + step])
+    assert not walker.partial
+    assert walker.complete == 1
+    assert walker.position == len(BLOCK)
+
+
+def test_two_contexts_in_one_stream() -> None:
+    walker = ContextWalker()
+    walker.walk(BLOCK + BLOCK)
+    assert (walker.complete, walker.partial) == (2, False)
+
+
+@pytest.mark.spec("DRV-07")
+@pytest.mark.parametrize(
+    "broken",
+    [
+        field(END),
+        field(0x14, QUEUE),
+        field(START) + field(START),
+        context() + b"x",
+        BLOCK[:-1],
+        BLOCK[:-20],
+        b"",
+    ],
+)
+def test_what_is_no_context_is_refused(broken: bytes) -> None:
+    with pytest.raises(BadContextError):
+        decode(broken)
+
+
+def test_fields_have_names_and_members() -> None:
+    fields = {item.label: item for item in decode(BLOCK)}
+    assert fields["DRIVER_FEATURES"].members() == {"bits": [28, 32]}
+    assert fields["DEVICE_CFG"].members()["capacity"] == 2048
+    assert "num_queues" in fields["DEVICE_CFG"].members()
+    assert "max_discard_sectors" not in fields["DEVICE_CFG"].members()
+    assert fields["VQ_CFG 0"].members()["driver"] == 0x2000
+    assert fields["BLK_EXTENT 0x1000"].members()["length"] == 4
+    assert fields["0xf123"].text() == "6f 64 64"
+
+
+def test_a_value_of_the_wrong_length_is_shown_as_bytes() -> None:
+    (_, odd, _) = decode(context(field(0x14, b"\1\0\2")))
+    assert odd.members() == {"bytes": "010002"}
+
+
+def test_comparison_names_the_member_that_differs() -> None:
+    other = BLOCK.replace(struct.pack("<Q", 0x2000), struct.pack("<Q", 0x9000))
+    (difference,) = compare(decode(BLOCK), decode(other))
+    assert difference.label == "VQ_CFG 0"
+    assert difference.members() == ["driver"]
+
+
+def test_comparison_goes_by_the_last_value() -> None:
+    twice = context(field(0x17, bytes(8)), field(0x17, b"\1" + bytes(7)))
+    once = context(field(0x17, b"\1" + bytes(7)))
+    assert list(compare(decode(twice), decode(once))) == []
+
+
+def test_show_needs_no_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "context"
+    file.write_bytes(BLOCK)
+    assert owner_cli.main(["show", str(file)]) == 0
+    assert "VQ_CFG 0" in capsys.readouterr().out
+    assert owner_cli.main(["show", str(file), str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    file.write_bytes(BLOCK[:-1])
+    assert owner_cli.main(["show", str(file)]) == 1
+    assert "END_MARKER" in capsys.readouterr().err
+
+
+def test_command_lines_that_make_no_sense(capsys: pytest.CaptureFixture[str]) -> None:
+    for line in ([], ["mode", "1"], ["--pf", "x", "mode", "vf0"], ["--pf", "x", "mode", "1", "asleep"]):
+        with pytest.raises(SystemExit) as caught:
+            owner_cli.main(line)
+        assert caught.value.code == 2
+    capsys.readouterr()
+
+
+def test_no_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert owner_cli.main(["--pf", str(tmp_path / "pf.sock"), "mode", "1"]) == 1
+    assert "no server listens" in capsys.readouterr().err
+
+
+def test_refusals_say_what_to_do() -> None:
+    assert "freeze first" in owner_cli.explain(AdminError(0x44, 22, 1), 0x40)
+    assert "discard it" in owner_cli.explain(AdminError(0x41, 22, 1), 0x40)
+    assert "--context-opcodes" in owner_cli.explain(AdminError(0x41, 22, 2), 0x40)

@@ -1,0 +1,274 @@
+"""A function's thread: it tells the model of clients, under the lock, and nothing keeps it from ending."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from pymodel.host import Host
+from tests.wire.raw_client import HEADER, REGION_READ, RESET, RawClient
+from vfu_server.function_thread import FunctionThread
+from vfu_server.server import Folder, FolderTakenError, Server
+
+
+class Lock:
+    """A lock that knows whether the current thread holds it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    @property
+    def held(self) -> bool:
+        return self._lock._is_owned()  # type: ignore[attr-defined, no-any-return]
+
+
+class FakeFunction:
+    """Stands in for the model's function: notes what it is told, and that its lock is held then."""
+
+    msix_vectors = 2
+    has_intx = False
+
+    def __init__(self, name: str = "vf1") -> None:
+        self.name = name
+        self.bars = {0: 0x1000}
+        self.lock = Lock()
+        self.host: Host | None = None
+        self.told: list[str] = []
+        self.serviced = threading.Event()
+        self.told_something = threading.Condition()
+        self.on_read: Callable[[], bytes] = lambda: b"\xaa"
+        self.vfs: dict[int, FakeFunction] = {}
+        self.on_vfs_changed: Callable[[], None] | None = None
+
+    def note(self, what: str) -> None:
+        assert self.lock.held
+        with self.told_something:
+            self.told.append(what)
+            self.told_something.notify_all()
+
+    def wait_for(self, what: str, count: int = 1) -> None:
+        with self.told_something:
+            assert self.told_something.wait_for(lambda: self.told.count(what) >= count, 10), self.told
+
+    def attach(self, host: Host) -> None:
+        self.host = host
+        self.note("attach")
+
+    def detach(self) -> None:
+        self.host = None
+        self.note("detach")
+
+    def config_read(self, offset: int, length: int) -> bytes:
+        self.note(f"config {offset:#x}")
+        return bytes(length)
+
+    def config_write(self, offset: int, data: bytes) -> None:
+        self.note(f"config {offset:#x}={data.hex()}")
+
+    def bar_read(self, bar: int, offset: int, length: int) -> bytes:
+        self.note(f"bar{bar} {offset:#x}")
+        return self.on_read() * length
+
+    def bar_write(self, bar: int, offset: int, data: bytes) -> None:
+        self.note(f"bar{bar} {offset:#x}={data.hex()}")
+
+    def device_reset(self) -> None:
+        self.note("reset")
+
+    def service(self) -> None:
+        assert self.lock.held
+        self.serviced.set()
+
+
+@pytest.fixture
+def function() -> FakeFunction:
+    return FakeFunction()
+
+
+@pytest.fixture
+def thread(function: FakeFunction, tmp_path: Path) -> Iterator[FunctionThread]:
+    made = FunctionThread(function, tmp_path / "vf1.sock")
+    made.start()
+    yield made
+    made.stop()
+    assert made.join(5)
+    assert not (tmp_path / "vf1.sock").exists()
+
+
+def test_a_visit(function: FakeFunction, thread: FunctionThread, tmp_path: Path) -> None:
+    for visit in (1, 2):
+        with RawClient(tmp_path / "vf1.sock") as client:
+            client.read(7, 0x34, 1)
+            client.write(7, 4, b"\6\0")
+            assert client.read(0, 0x14, 2) == b"\xaa\xaa"
+            client.write(0, 8, b"\1")
+            client.call(RESET)
+        function.wait_for("detach", visit)
+    visited = ["attach", "config 0x34", "config 0x4=0600", "bar0 0x14", "bar0 0x8=01", "reset", "detach"]
+    assert function.told == visited * 2
+
+
+def test_interrupts_and_memory(function: FakeFunction, thread: FunctionThread, tmp_path: Path) -> None:
+    eventfd = os.eventfd(0)
+    with RawClient(tmp_path / "vf1.sock") as client:
+        client.eventfds(eventfd, start=1)
+        host = function.host
+        assert host is not None
+        assert host.memory is thread.memory
+        host.msix(1)  # from another thread than its own, as an admin command of the PF may
+        assert os.eventfd_read(eventfd) == 1
+
+        def interrupt() -> bytes:
+            host.msix(1)
+            return b"\1"
+
+        function.on_read = interrupt
+        client.read(0, 0, 1)
+        assert os.eventfd_read(eventfd) == 1
+    os.close(eventfd)
+
+
+def test_wake_has_the_function_serviced(function: FakeFunction, thread: FunctionThread) -> None:
+    for _ in range(3):
+        function.serviced.clear()
+        thread.wake()
+        assert function.serviced.wait(5)
+
+
+def test_timers_run_in_order_without_a_client(function: FakeFunction, thread: FunctionThread) -> None:
+    with function.lock:
+        thread.after(0.06, lambda: function.note("late"))
+        thread.after(0.03, lambda: function.note("early"))
+        thread.after(0, lambda: function.note("now"))
+    function.wait_for("late")
+    assert function.told == ["now", "early", "late"]
+
+
+def test_a_timer_is_on_time_while_a_client_is_idle(
+    function: FakeFunction, thread: FunctionThread, tmp_path: Path
+) -> None:
+    with RawClient(tmp_path / "vf1.sock") as client:
+        client.read(7, 0, 1)
+        start = time.monotonic()
+        thread.after(0.05, lambda: function.note("timer"))
+        function.wait_for("timer")
+        assert 0.05 <= time.monotonic() - start < 2
+
+
+def test_a_bug_ends_one_function(
+    function: FakeFunction, thread: FunctionThread, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    neighbour = FakeFunction("vf2")
+    other = FunctionThread(neighbour, tmp_path / "vf2.sock")
+    other.start()
+
+    def bug() -> bytes:
+        raise ZeroDivisionError("a bug")
+
+    function.on_read = bug
+    with RawClient(tmp_path / "vf1.sock") as client, RawClient(tmp_path / "vf2.sock") as second:
+        with pytest.raises(OSError, match="Input/output"):
+            client.read(0, 0, 1)
+        assert client.closed()
+        assert thread.join(5)
+        assert second.read(0, 0, 1) == b"\xaa"
+    assert thread.failed
+    assert not other.failed
+    assert "ZeroDivisionError: a bug" in caplog.text
+    other.stop()
+    assert other.join(5)
+
+
+@pytest.mark.parametrize("half", [b"", b"\1\0", HEADER.pack(1, REGION_READ, 32, 0, 0) + bytes(5)])
+@pytest.mark.parametrize("negotiate", [True, False])
+def test_a_stalled_client_cannot_keep_it(tmp_path: Path, half: bytes, negotiate: bool) -> None:
+    function = FakeFunction()
+    thread = FunctionThread(function, tmp_path / "vf1.sock")
+    thread.start()
+    client = RawClient(tmp_path / "vf1.sock", negotiate=negotiate)
+    client.socket.sendall(half)
+    if negotiate:
+        function.wait_for("attach")
+    thread.stop()
+    assert thread.join(3)
+    assert client.closed()
+    client.socket.close()
+    assert function.told == (["attach", "detach"] if negotiate else [])
+
+
+def test_never_started(tmp_path: Path) -> None:
+    thread = FunctionThread(FakeFunction(), tmp_path / "vf1.sock")
+    thread.stop()
+    assert thread.join(1)
+    assert not (tmp_path / "vf1.sock").exists()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_vf_sockets_come_and_go(tmp_path: Path) -> None:
+    device = FakeFunction("pf")
+    device.vfs[1] = FakeFunction("vf1")
+    folder = Folder(tmp_path / "s")
+
+    def sockets() -> list[str]:
+        return sorted(path.name for path in folder.path.glob("*.sock"))
+
+    seen: list[list[str]] = []
+    server = Server(device, folder)
+
+    def drive() -> None:
+        def change(vfs: dict[int, FakeFunction], names: list[str]) -> None:
+            with device.lock:
+                device.vfs = vfs
+                assert device.on_vfs_changed is not None
+                device.on_vfs_changed()
+            wait_for(lambda: sockets() == names)
+            seen.append(names)
+
+        first = device.vfs[1]
+        with RawClient(folder.path / "vf1.sock"):
+            change({1: first, 2: FakeFunction("vf2")}, ["pf.sock", "vf1.sock", "vf2.sock"])
+            assert first.told == ["attach"]
+            change({}, ["pf.sock"])
+            assert first.told == ["attach", "detach"]
+        again = FakeFunction("vf1")
+        change({1: again}, ["pf.sock", "vf1.sock"])
+        with RawClient(folder.path / "vf1.sock"):
+            again.wait_for("attach")
+        server.stop()
+
+    with ExitStack() as stack:
+        stack.enter_context(server)
+        assert sockets() == ["pf.sock", "vf1.sock"]
+        driver = threading.Thread(target=drive)
+        server.run(ready=driver.start)
+        driver.join(10)
+    assert len(seen) == 3
+    assert sockets() == []
+    folder.close()
+
+
+def test_a_folder_has_one_server(tmp_path: Path) -> None:
+    first = Folder(tmp_path / "a" / "b")
+    assert first.path.stat().st_mode & 0o777 == 0o700
+    with pytest.raises(FolderTakenError, match="another server"):
+        Folder(first.path)
+    first.close()
+    Folder(first.path).close()
