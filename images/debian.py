@@ -186,7 +186,7 @@ class Debian:
         raise SetupError(
             f"apt could not {arguments[0]} from the suite {self.suite}:\n  "
             + "\n  ".join(said or [f"exit status {done.returncode}"])
-            + "\nCheck that this machine's Debian mirror (see its apt sources) is reachable and carries that suite, "
+            + "\nCheck that this machine's Debian mirror (see its apt sources) is up and has that suite, "
             "or set DEBIAN_MIRROR to the address of one that has, and run the command again."
         )
 

@@ -20,22 +20,21 @@ def prepare(suite: str | None = None, folder: Path | None = None) -> None:
     """Leave the library's source with our build files at SOURCE, and json-c for linking below DEV.
 
     The source is a copy of `folder` if that is given, else that inside Debian's source package `qemu` of
-    `suite`, by default of the machine's own release. Raises SetupError; what was there before then stays.
+    `suite`. Without either, a source that is there is kept, and else that of the machine's own release comes.
+    Raises SetupError; what was there before then stays.
     """
-    release = own_release()
-    suite = suite or release
-    debian = Debian(suite)
+    own = Debian(own_release())
     origin = SOURCE / ORIGIN
+    present = origin.read_text().split()[0] if origin.is_file() else None
     if folder is not None:
         _copy(folder.resolve())
-    elif not origin.is_file() or origin.read_text().split()[0] != suite:
-        _download(debian)
+    elif present is None or (suite is not None and suite != present):
+        _download(own if suite in {None, own.suite} else Debian(str(suite)))
     if BUILD_FILES.is_dir():
         for path in sorted(BUILD_FILES.rglob("*")):
             if path.is_file():
                 write_file(SOURCE / path.relative_to(BUILD_FILES), path.read_bytes())
     # Always of the machine's own release: a static library is linked with the machine's own C library.
-    own = debian if suite == release else Debian(release)
     own.unpack(["libjson-c-dev"], DEV, dependencies=False)
     say(f"libvfio-user: {SOURCE.relative_to(PROJECT)} ({origin.read_text().strip()})")
     say(f"json-c: {DEV.relative_to(PROJECT)}")

@@ -45,7 +45,7 @@ DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--") if shutil.which("setp
 
 
 class MachineError(Exception):
-    """QEMU did not start or ended before its time, or a guest command failed; the message has what it said."""
+    """QEMU did not start or ended too early, or a guest command failed; the message has what was said."""
 
 
 class Machine:

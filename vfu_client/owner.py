@@ -111,13 +111,18 @@ class OwnerDriver:
         return self.commands
 
     def enable_vfs(self, count: int) -> None:
-        """Have `count` VFs, and choose the commands for them. Raises `ValueError` as `SrIov.enable` does."""
+        """Have `count` VFs, and choose the commands for them.
+
+        Raises `ValueError` as `SrIov.enable` does, `DriverRuleError` as `disable_vfs` does.
+        """
+        self._nothing_outstanding()
         self.sriov.enable(count)
         self._written.clear()
         self.select_commands()
 
     def disable_vfs(self) -> None:
-        """Have no VFs."""
+        """Have no VFs. Raises `DriverRuleError` while a command is on its way (P-DRV-02, P-DRV-06)."""
+        self._nothing_outstanding()
         self.sriov.disable()
         self._written.clear()
         self.select_commands()
@@ -290,6 +295,10 @@ class OwnerDriver:
     def write_record_stop(self, vf: int) -> None:
         """End the recording, and forget what was recorded."""
         self.command(context.WRITE_RECORD_STOP, vf)
+
+    def _nothing_outstanding(self) -> None:
+        if self.obey and self.admin.queue.in_flight:
+            raise DriverRuleError(f"{self.admin.queue.in_flight} admin commands are on their way")
 
     def _check_whole(self, vf: int, views: list[memoryview]) -> None:
         """Raise `DriverRuleError` unless the bytes end the context that was begun, or are whole ones."""

@@ -1,0 +1,150 @@
+"""What many wire tests do with a function: bring it up by hand, use it, break it, see that it lives."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vfu_client.block import BlockDriver
+from vfu_client.memory import Buffer
+from vfu_client.split import SplitQueue
+from vfu_client.virtio import VirtioPci
+
+VERSION_1 = 32
+INDIRECT_DESC = 28
+EVENT_IDX = 29
+RING_RESET = 40
+NEEDS_RESET = 64
+
+NEXT, WRITE, INDIRECT = 1, 2, 4
+
+
+@dataclass
+class Driven:
+    """A block function in the hands of a test: initialized with chosen features, one queue enabled."""
+
+    device: VirtioPci
+    queue: SplitQueue
+    used: int = field(default=0)
+
+    def header(self, kind: int = 0, sector: int = 0) -> Buffer:
+        """A block request header in guest memory."""
+        return self.bytes(struct.pack("<IIQ", kind, 0, sector))
+
+    def bytes(self, data: bytes) -> Buffer:
+        """A copy of `data` in guest memory."""
+        buffer = self.device.memory.allocate(len(data))
+        buffer.view[:] = list(data)
+        return buffer
+
+    def room(self, size: int) -> Buffer:
+        """`size` bytes of 0xee in guest memory."""
+        buffer = self.device.memory.allocate(size)
+        buffer.view[:] = 0xEE
+        return buffer
+
+    def descriptor(self, slot: int, address: int, length: int, flags: int = 0, following: int = 0) -> None:
+        self.queue.desc[slot] = (address, length, flags, following)
+
+    def table(self, *entries: tuple[int, int, int, int]) -> Buffer:
+        """An indirect table."""
+        return self.bytes(b"".join(struct.pack("<QIHH", *entry) for entry in entries))
+
+    def offer(self, head: int = 0) -> None:
+        """Make a chain that was written by hand available, and kick."""
+        self.queue.publish(head)
+        self.queue.kick(force=True)
+
+    def request(self, *parts: tuple[Buffer, bool], head: int = 0) -> None:
+        """Offer a chain of direct descriptors from slot `head` on: (buffer, device-writable)."""
+        for number, (buffer, writable) in enumerate(parts):
+            last = number == len(parts) - 1
+            slot = head + number
+            self.descriptor(
+                slot,
+                buffer.address,
+                buffer.size,
+                (WRITE if writable else 0) | (0 if last else NEXT),
+                0 if last else slot + 1,
+            )
+        self.offer(head)
+
+    def wait_used(self, timeout: float = 10) -> tuple[int, int]:
+        """Wait for the next used element by its interrupt: (id, length)."""
+        deadline = time.monotonic() + timeout
+        assert self.queue.interrupt is not None
+        while self.queue.device_used_idx == self.used:
+            self.queue.interrupt.wait(deadline - time.monotonic())
+        at = 4 + 8 * (self.used % self.queue.size)
+        self.used = (self.used + 1) & 0xFFFF
+        return struct.unpack("<II", self.queue.used_buffer.view[at : at + 8].tobytes())
+
+    def wait_broken(self, timeout: float = 10) -> None:
+        """Wait for the configuration interrupt of a device that needs a reset."""
+        assert self.device.msix is not None
+        self.device.msix.interrupts[0].wait(timeout)
+        assert self.device.status & NEEDS_RESET
+        assert self.device.isr_read() & 2
+
+
+@contextlib.contextmanager
+def driven(
+    path: Path,
+    *,
+    features: tuple[int, ...] = (VERSION_1, INDIRECT_DESC),
+    size: int = 8,
+    use_msix: bool = True,
+    ok: bool = True,
+) -> Iterator[Driven]:
+    """A function with queue 0 enabled on vector 1, the configuration vector 0."""
+    with VirtioPci.open(path, timeout=10) as device:
+        yield bring_up(device, features=features, size=size, use_msix=use_msix, ok=ok)
+
+
+def bring_up(
+    device: VirtioPci,
+    *,
+    features: tuple[int, ...] = (VERSION_1, INDIRECT_DESC),
+    size: int = 8,
+    use_msix: bool = True,
+    ok: bool = True,
+) -> Driven:
+    """From reset to DRIVER_OK with one queue."""
+    device.initialize(wanted=features, use_msix=use_msix)
+    assert device.features == sum(1 << bit for bit in features)
+    queue = device.setup_queue(0, size=size)
+    if ok:
+        device.driver_ok()
+    return Driven(device, queue)
+
+
+def works(path: Path, pattern: int = 0x5A) -> None:
+    """Assert that a function can be attached and does reads and writes."""
+    with BlockDriver.open(path, timeout=10) as disk:
+        disk.write(3, bytes([pattern]) * 512)
+        assert disk.read(3).tobytes() == bytes([pattern]) * 512
+
+
+class Neighbour:
+    """Another function under a driver, that must go on whatever happens elsewhere."""
+
+    def __init__(self, path: Path) -> None:
+        self._disk = BlockDriver.open(path, timeout=10)
+        self._turn = 0
+
+    def answers(self, within: float = 1.0) -> None:
+        """Assert that a write and a read succeed in time."""
+        self._turn += 1
+        data = bytes([self._turn & 0xFF]) * 512
+        start = time.monotonic()
+        self._disk.write(self._turn % 16, data)
+        assert self._disk.read(self._turn % 16).tobytes() == data
+        taken = time.monotonic() - start
+        assert taken < within, f"the neighbour took {taken:.3f} s"
+
+    def close(self) -> None:
+        self._disk.close()

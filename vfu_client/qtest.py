@@ -1,0 +1,91 @@
+"""QEMU's qtest protocol: access to the registers and the memory of a machine from outside, as its CPU would.
+
+QEMU offers it beside any accelerator with `-qtest unix:PATH,server=on,wait=off -qtest-log none`, to one client at a
+time. Commands are carried out whether or not the machine runs.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+CONFIG_ADDRESS = 0xCF8
+CONFIG_DATA = 0xCFC
+ENABLE = 1 << 31
+
+# Lines on their way at once. QEMU blocks in writing an answer that nobody reads, so that a client which goes on
+# sending instead of reading would wait for ever: the answers to these fit a socket's buffer.
+WINDOW = 1024
+
+
+class QTestError(Exception):
+    """QEMU refused a qtest command, or the connection is gone; the connection is of no more use."""
+
+
+class QTest:
+    """One connection. Answers come in order, so commands are sent in batches and then their answers are read."""
+
+    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 10.0) -> None:
+        """Connect. Raises QTestError when QEMU does not listen there; another client makes the first command wait."""
+        self.path = os.fspath(path)
+        self._unread = bytearray()
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(timeout)
+        try:
+            self._socket.connect(self.path)
+        except OSError as error:
+            self._socket.close()
+            raise QTestError(f"no qtest server at {self.path}: {error.strerror or error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up; the machine goes on, and another client may connect."""
+        self._socket.close()
+
+    def run(self, commands: Sequence[str]) -> list[int]:
+        """Carry out commands in order; the value that each one answered, 0 where it has none. Raises QTestError."""
+        values: list[int] = []
+        try:
+            for first in range(0, len(commands), WINDOW):
+                window = commands[first : first + WINDOW]
+                self._socket.sendall("".join(f"{command}\n" for command in window).encode())
+                values += [self._answer(command) for command in window]
+        except TimeoutError as error:
+            raise QTestError(f"{self.path} does not answer: is another qtest client connected?") from error
+        except OSError as error:
+            raise QTestError(f"qtest at {self.path}: {error.strerror or error}") from error
+        return values
+
+    def touch(self, pages: Sequence[int]) -> None:
+        """Write one byte of each page with the value that it has, so that QEMU takes the page for written.
+
+        Only for a machine that is stopped, and memory that no device writes meanwhile. Raises QTestError.
+        """
+        half = WINDOW // 2
+        for first in range(0, len(pages), half):
+            group = pages[first : first + half]
+            found = self.run([f"readb {page:#x}" for page in group])
+            self.run([f"writeb {page:#x} {value:#x}" for page, value in zip(group, found, strict=True)])
+
+    def _answer(self, command: str) -> int:
+        while b"\n" not in self._unread:
+            received = self._socket.recv(1 << 16)
+            if not received:
+                raise QTestError(f"QEMU closed its qtest connection {self.path}")
+            self._unread += received
+        line, _, rest = self._unread.partition(b"\n")
+        self._unread = rest
+        words = line.decode(errors="replace").split()
+        if not words or words[0] != "OK":
+            raise QTestError(f"qtest {command!r}: {line.decode(errors='replace')}")
+        return int(words[1], 0) if len(words) > 1 else 0
