@@ -1,7 +1,7 @@
 """Servers for the wire tests: `serve` starts one for a test, `shared` is one that a file's tests share.
 
 A client that leaves resets the function it had, so tests that share a server see a fresh device each, but
-for the disk's content.
+for the disk's content and the modes of VFs.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.wire.running import RunningServer, running
+from tests.server_process import ServerProcess
+from tests.wire.running import running
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., RunningServer]]:
+def serve() -> Iterator[Callable[..., ServerProcess]]:
     """Starts servers with the given options. When the test ends each must end cleanly too."""
     with running() as start:
         yield start
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[RunningServer]:
+def shared() -> Iterator[ServerProcess]:
     """A PF and three VFs of two queues each."""
     with running() as start:
-        yield start("--vf", "3", "--queues", "2", "--disk", "ram:1M", "--log-level", "debug")
+        yield start("--vf", "3", "--queues", "2", "--disk", "ram:1M")

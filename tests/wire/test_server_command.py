@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(folder: Path) -> Iterator[Running]:
-    running = Running(folder, "--vf", "2", "--disk", "ram:1M")
+    running = Running(folder, "--vfs", "2", "--disk", "ram:1M")
     yield running
     if running.process.poll() is None:
         running.process.kill()
@@ -102,8 +102,8 @@ def test_sockets_of_a_killed_server_are_taken_over(folder: Path) -> None:
     [
         (["--device", "net"], "not there yet"),
         (["--device", "gpu"], "invalid choice"),
-        (["--device", "blk", "--vf", "3", "--total-vfs", "2"], "more than --total-vfs 2"),
-        (["--device", "blk", "--vf", "-1"], "not in 0 to 255"),
+        (["--device", "blk", "--vfs", "3", "--total-vfs", "2"], "more than --total-vfs 2"),
+        (["--device", "blk", "--vfs", "-1"], "not in 0 to 255"),
         (["--device", "blk", "--queues", "0"], "not in 1 to"),
         (["--device", "blk", "--queues", "many"], "invalid number value"),
         (["--device", "blk", "--disk", "none.img"], "none.img does not exist: `truncate"),

@@ -1,0 +1,95 @@
+"""Guests that are set up badly or live badly, and a server that dies."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from images.machine import Machine
+from tests.guest.guest_disk import disk_of, progress, start_io, verify, wait_written
+from tests.server_process import ServerProcess
+
+SHARED = "memory-backend=mem"
+
+
+class AnonymousMachine(Machine):
+    """Its memory is QEMU's own, as with a plain -m: no other process can have it."""
+
+    def command_line(self, serial: str = "chardev:serial", kernel_log: str = "null") -> list[str]:
+        line = super().command_line(serial, kernel_log)
+        at = line.index("-object")
+        del line[at : at + 2]
+        return [word.replace(f",{SHARED}", "") for word in line]
+
+
+class PrivateMachine(Machine):
+    """Its memory is a file, but mapped privately: another process sees the file, and not what the guest writes."""
+
+    def command_line(self, serial: str = "chardev:serial", kernel_log: str = "null") -> list[str]:
+        return [word.replace("share=on", "share=off") for word in super().command_line(serial, kernel_log)]
+
+
+@pytest.mark.parametrize("kind", [AnonymousMachine, PrivateMachine])
+def test_memory_that_is_not_shared(
+    server: Callable[..., ServerProcess], machine: Callable[..., Machine], kind: type[Machine]
+) -> None:
+    """The server says which QEMU option is missing, and serves the next client well."""
+    serving = server("--vfs", "1")
+    unshared = machine(kind=kind, devices=[serving.qemu_device("vf1")], ready=False)
+    message = serving.wait_log(r"virtio\.vf1: .*memory-backend-memfd,.*share=on", timeout=60)
+    assert re.match(r"\S+ (WARNING|ERROR) ", message)
+    unshared.close()
+    serving.wait_log(r"virtio\.vf1: detached: the client left")
+    assert serving.alive
+    assert "Traceback" not in serving.log
+    # Said a few times at most, however often the guest tries.
+    assert serving.log.count("share=on") <= 5
+
+
+def test_intx(server: Callable[..., ServerProcess], machine: Callable[..., Machine]) -> None:
+    """Without MSI the PF works through INTx. (VFs have none, as SR-IOV demands.)"""
+    serving = server()
+    guest = machine(devices=[serving.qemu_device("pf")], append="pci=nomsi")
+    assert "MSI-X: Enable-" in guest.check("lspci -vv -d 1af4:")
+    disk = disk_of(guest, "pf")
+    verify(guest, disk, depth=1, count=300)
+    verify(guest, disk, depth=32, count=1000)
+    row = re.search(r"^ *\d+: +(\d+) +IO-APIC.*virtio", guest.check("cat /proc/interrupts"), re.MULTILINE)
+    assert row is not None
+    assert int(row[1]) > 300
+
+
+def test_the_server_dies(
+    server: Callable[..., ServerProcess], machine: Callable[..., Machine], tmp_path: Path
+) -> None:
+    """The guest's I/O stands still for good, or fails; guest and QEMU live on, and its other disk works.
+
+    QEMU never connects again (its vfio-user client has no such thing): a new server serves new clients.
+    """
+    image = tmp_path / "own.img"
+    image.write_bytes(bytes(8 << 20))
+    serving = server("--vfs", "1")
+    guest = machine(
+        devices=[
+            serving.qemu_device("vf1"),
+            {"driver": "virtio-blk-pci", "drive": "own", "serial": "pymodel-own"},
+        ],
+        arguments=["-blockdev", f'{{"driver": "file", "node-name": "own", "filename": "{image}"}}'],
+    )
+    job = start_io(guest, disk_of(guest, "vf1"))
+    wait_written(job, 400)
+    assert serving.stop(signal.SIGKILL) == -signal.SIGKILL
+    before = progress(job)
+    while (after := progress(job))["gap_now_ms"] < 100:
+        pass
+    assert after["sectors_written"] == before["sectors_written"]
+    assert guest.qmp("query-status")["status"] == "running"
+    verify(guest, disk_of(guest, "own"), length="8M", count=100)
+
+    serving.start()
+    again = machine(devices=[serving.qemu_device("vf1")])
+    verify(again, disk_of(again, "vf1"))

@@ -1,0 +1,53 @@
+"""A guest that restarts, and one whose QEMU dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+from images.machine import Machine
+from tests.guest.guest_disk import digest, disk_of, file_digest, finish, start_io, verify, wait_written
+from tests.server_process import ServerProcess
+
+
+def test_killed_and_rebooted(server: Callable[..., ServerProcess], machine: Callable[..., Machine]) -> None:
+    """QEMU is killed under I/O; another one gets the same VF, and its guest reboots again and again.
+
+    A guest reboots by itself, and by a reset from outside while I/O is under way. The firmware, which can
+    boot from the disk, drives and resets the function each time before Linux does.
+    """
+    serving = server("--vfs", "1", "--disk", "ram:32M")
+    first = machine(devices=[serving.qemu_device("vf1")])
+    job = start_io(first, disk_of(first, "vf1"))
+    wait_written(job, 800)
+    os.kill(first.pid, signal.SIGKILL)
+    assert first.wait_exit() == -signal.SIGKILL
+    serving.wait_log(r"virtio\.vf1: detached: the client left")
+
+    second = machine(devices=[serving.qemu_device("vf1")])
+    assert serving.log.count("vf1: a client attached") == 2
+    disk = disk_of(second, "vf1")
+    # The disk is in the server's memory: what the killed guest wrote is there.
+    assert second.check(
+        f"dd if={disk} bs=512 count=32768 2>/dev/null | strings | grep -c ioverify", timeout=60
+    )
+    verify(second, disk)
+    kept = digest(second, disk)
+    for way in ("the guest", "QEMU", "the guest"):
+        mark = serving.mark()
+        if way == "QEMU":
+            start_io(second, disk)
+            second.qmp("system_reset")
+        else:
+            # In the background: this command is answered before the guest is gone.
+            second.check("(usleep 50000; reboot -f) >/dev/null 2>&1 &")
+        second.console.forget_count()
+        second.wait_ready(timeout=120)
+        assert "vf1: reset by the client" in serving.log[mark:]
+        disk = disk_of(second, "vf1")
+        if way == "the guest":
+            verify(second, disk)
+        kept = digest(second, disk) if way == "QEMU" else kept
+    assert serving.alive
+    assert "Traceback" not in serving.log
