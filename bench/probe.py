@@ -1,6 +1,6 @@
 """How long Linux takes to probe the PF, beside QEMU's own virtio-blk-pci in the same guest.
 
-The figures are those of the kernel itself (initcall_debug): from the start of virtio_pci's probe of the function to
+The figures are those of the kernel itself (initcall_debug): from the start of virtio_pci's probe to
 its end, in which virtio_blk has found the disk and read its partition table.
 """
 

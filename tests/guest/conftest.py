@@ -1,7 +1,8 @@
 """What the guest ring shares: servers, machines, and two guests that are booted once.
 
-A boot takes five seconds of an emulated processor, so tests that leave a guest as they found it share `plain`
-(one processor; PF, VF 1 with a file as its disk) and `multi` (two processors and queues; VF 2), on one server.
+A boot takes five seconds of an emulated processor, so tests that leave a guest as they found it share
+`plain` (one processor; PF, VF 1 with a file as its disk) and `multi` (two processors and queues; VF 2),
+on one server.
 """
 
 from __future__ import annotations

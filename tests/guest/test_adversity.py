@@ -27,7 +27,7 @@ class AnonymousMachine(Machine):
 
 
 class PrivateMachine(Machine):
-    """Its memory is a file, but mapped privately: another process sees the file, and not what the guest writes."""
+    """Its memory is a file mapped privately: another process sees the file, not what the guest writes."""
 
     def command_line(self, serial: str = "chardev:serial", kernel_log: str = "null") -> list[str]:
         return [word.replace("share=on", "share=off") for word in super().command_line(serial, kernel_log)]
@@ -51,7 +51,7 @@ def test_memory_that_is_not_shared(
 
 
 def test_intx(server: Callable[..., ServerProcess], machine: Callable[..., Machine]) -> None:
-    """Without MSI the PF works through INTx. (VFs have none, as SR-IOV demands.)"""
+    """Without MSI the PF works through INTx; VFs have none, as SR-IOV demands."""
     serving = server()
     guest = machine(devices=[serving.qemu_device("pf")], append="pci=nomsi")
     assert "MSI-X: Enable-" in guest.check("lspci -vv -d 1af4:")

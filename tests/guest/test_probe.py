@@ -29,7 +29,7 @@ def accepted(plain: Plain, function: str) -> set[int]:
 
 
 def test_capabilities(plain: Plain, function: str) -> None:
-    """lspci shows PM, MSI-X, PCIe with FLR and the five virtio structures, in sound places, and the driver."""
+    """PM, MSI-X, PCIe with FLR and the five virtio structures are there, and the driver."""
     address = address_of(plain.guest, function)
     text = plain.guest.check(f"lspci -vvv -s {address}")
     found = re.findall(r"Capabilities: \[\w+\] (.*)", text)
@@ -76,7 +76,7 @@ def test_features(plain: Plain, function: str) -> None:
 
 
 def test_kernel_log(plain: Plain) -> None:
-    """Until the guest was ready, the kernel had nothing to complain of in these functions or their drivers."""
+    """Until the guest was ready, the kernel had no complaint about these functions or their drivers."""
     ours = re.compile(r"virtio|\bvd[a-z]\b|\b(0000:)?0[12]:00\.0\b|pciehp", re.IGNORECASE)
     complaints = []
     for line in plain.kernel_log.splitlines():
@@ -121,6 +121,6 @@ def test_interrupts(plain: Plain, function: str) -> None:
 
 
 def test_probe_time() -> None:
-    """A probe of the PF is no slower than QEMU's own disk by whole seconds; `bench` tells the real figures."""
+    """A probe of the PF is not slower than one of QEMU's disk by seconds; `bench` has the real figures."""
     times = probe.measure(runs=1)
     assert 0 < times.ours_ms < times.reference_ms + 2000

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 
 from images.machine import Machine
-from tests.guest.guest_disk import digest, disk_of, file_digest, finish, start_io, verify, wait_written
+from tests.guest.guest_disk import digest, disk_of, start_io, verify, wait_written
 from tests.server_process import ServerProcess
 
 

@@ -1,0 +1,240 @@
+"""One side of a move, source or destination: a QEMU, and the owner of the PF whose VFs that QEMU has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from pymodel.spec import context
+from vfu_client.admin import AdminError
+from vfu_client.connection import ServerBusyError, ServerUnreachableError
+from vfu_client.context import Field, compare
+from vfu_client.context_parts import as_reset, assemble, common_part
+from vfu_client.memory import Bytes
+from vfu_client.owner import CONTEXT_OPCODES, OwnerDriver
+from vfu_client.owner_cli import explain
+from vfu_client.pci import CapabilityMissingError
+from vfu_client.pci_state import PciStateError
+from vfu_client.qemu import Qemu, QemuError
+from vfu_client.qtest import QTestError
+
+NEGOTIATION_SECONDS = 3.0
+COMMAND_SECONDS = 30.0
+# The common fields of a context fit into this; a disk's content does not matter for a first look.
+FIRST_LOOK = 64 << 10
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class SideError(Exception):
+    """A server, its PF or a VF of it is not fit for the move."""
+
+
+FAILURES = (
+    AdminError,
+    CapabilityMissingError,
+    OSError,  # TimeoutError too, and all of vfu_client.connection
+    PciStateError,
+    QTestError,
+    QemuError,
+    SideError,
+    ValueError,
+    LookupError,
+)
+"""What may go wrong on a side; all else is a bug."""
+
+
+def reason(error: BaseException) -> str:
+    """A failure in words."""
+    if isinstance(error, AdminError):
+        return explain(error, CONTEXT_OPCODES)
+    return str(error) or type(error).__name__
+
+
+@dataclass
+class WrittenContext:
+    """A VF at the destination that gets a context: the mode and the context that it had, once they are known."""
+
+    vf: int
+    mode: int | None = None
+    found: list[Bytes] | None = None
+
+
+class Side:
+    """A QEMU and a server. The methods below `call` block and are run by it, one at a time, in a thread of the side's."""
+
+    def __init__(self, name: str, qemu: Qemu, folder: Path, *, context_opcodes: int = CONTEXT_OPCODES) -> None:
+        self.name = name
+        self.qemu = qemu
+        self.folder = folder
+        self._opcodes = context_opcodes
+        self._owner: OwnerDriver | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-owner")
+
+    async def open(self) -> None:
+        """Connect to QEMU and to the PF. Raises one of FAILURES; `close` is due in any case."""
+        await self.qemu.connect()
+        self._owner = await self.call(self._open_owner)
+
+    async def close(self) -> None:
+        """Hang up on both; both go on."""
+        await self.qemu.close()
+        if self._owner is not None:
+            await self.call(self._owner.close)
+        self._thread.shutdown()
+
+    async def call(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Run something in the side's thread, after what it is doing: also what a cancelled call left there."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: function(*arguments, **named))
+
+    # -- blocking, in the thread of `call`
+
+    @property
+    def owner(self) -> OwnerDriver:
+        """The owner driver. Raises SideError before `open` made it."""
+        if self._owner is None:
+            raise SideError(f"{self.name}: the PF was not reached")
+        return self._owner
+
+    def _open_owner(self) -> OwnerDriver:
+        path = self.folder / "pf.sock"
+        try:
+            return OwnerDriver.open(
+                path,
+                context_opcodes=self._opcodes,
+                timeout=COMMAND_SECONDS,
+                negotiation_timeout=NEGOTIATION_SECONDS,
+            )
+        except ServerUnreachableError as error:
+            raise SideError(f"no server listens on {path}: start vfu-server, or look at --{self.name}-server") from error
+        except ServerBusyError as error:
+            raise SideError(
+                f"{path} is in use: a move needs the PF to itself; shut down the guest or the owner that holds it"
+            ) from error
+
+    def check_source(self, vf: int) -> None:
+        """Raise SideError unless the VF can be moved from here."""
+        self._check(vf, range(context.MODE_GET, context.WRITE_RECORD_STOP + 1))
+        if self.owner.mode_get(vf) != context.MODE_ACTIVE:
+            raise SideError(f"VF {vf} at the source is not active: `vfu-owner mode {vf} active` makes it so")
+
+    def check_destination(self, vf: int) -> None:
+        """Raise SideError unless the VF can be moved to here."""
+        self._check(vf, range(context.MODE_GET, context.CTX_DISCARD + 1))
+
+    def _check(self, vf: int, needed: range) -> None:
+        existing = self.owner.sriov.enabled
+        if vf > existing:
+            raise SideError(f"the {self.name} has no VF {vf}: VFs 1 to {existing} exist" if existing else "no VFs exist")
+        missing = [self._opcodes + number for number in needed if self._opcodes + number not in self.owner.commands]
+        if missing:
+            listed = ", ".join(f"{opcode:#x}" for opcode in missing)
+            raise SideError(f"the {self.name} server lacks the commands {listed}: see its --context-opcodes")
+
+    def peek(self, vf: int) -> list[Field]:
+        """The common fields of a VF's present context."""
+        owner = self.owner
+        owner.context_discard(vf)
+        room = owner.device.memory.allocate(FIRST_LOOK)
+        try:
+            size, _ = owner.context_read_into(vf, room)
+            return common_part(memoryview(room.view[:size].tobytes()))
+        finally:
+            owner.device.memory.free(room)
+            owner.context_discard(vf)
+
+    def prepare(self, written: WrittenContext, first: list[Field]) -> None:
+        """Freeze a VF, note how it was, and write a first context, to see whether it takes one.
+
+        Raises SideError with the differences when it does not.
+        """
+        owner, vf = self.owner, written.vf
+        mode = owner.mode_get(vf)
+        owner.context_discard(vf)
+        written.mode = mode
+        owner.mode_set(vf, context.MODE_FREEZE)
+        written.found = list(owner.context_read(vf))
+        try:
+            owner.context_write(vf, assemble(first))
+        except AdminError as error:
+            raise SideError(
+                f"VF {vf} of the destination does not take the state of the source's: {_unfit(first, self.peek(vf))}"
+            ) from error
+
+    def start_record(self, vf: int) -> None:
+        """Begin to record what the VF writes."""
+        self.owner.write_record_start(vf)
+
+    def stop(self, vf: int) -> None:
+        """Have the VF finish what it began, and stop."""
+        self.owner.mode_set(vf, context.MODE_STOP)
+
+    def written_pages(self, vf: int) -> set[int]:
+        """The guest addresses of all pages that a stopped VF wrote."""
+        pages: set[int] = set()
+        left = 1
+        while left:
+            records, left = self.owner.write_record_read(vf)
+            for record in records:
+                start, length = int(record["address"]), int(record["length"])
+                pages.update(range(start & ~0xFFF, start + length, 0x1000))
+        return pages
+
+    def freeze_and_read(self, vf: int) -> list[Bytes]:
+        """Freeze a stopped VF and read its context."""
+        self.owner.mode_set(vf, context.MODE_FREEZE)
+        return list(self.owner.context_read(vf))
+
+    def write_context(self, written: WrittenContext, pieces: list[Bytes]) -> None:
+        """Write the context of the move."""
+        self.owner.context_write(written.vf, pieces)
+
+    def activate(self, written: WrittenContext) -> None:
+        """Have the VF run."""
+        self.owner.mode_set(written.vf, context.MODE_ACTIVE)
+
+    def resume(self, vf: int) -> None:
+        """Have a VF of the source run as before the move."""
+        self.owner.mode_set(vf, context.MODE_ACTIVE)
+        self.owner.write_record_stop(vf)
+
+    def restore(self, written: WrittenContext) -> None:
+        """Give a VF of the destination its former context and mode. It finishes what it began first."""
+        owner, vf = self.owner, written.vf
+        if written.mode is None:
+            return
+        owner.mode_set(vf, context.MODE_FREEZE)
+        owner.context_discard(vf)
+        if written.found is not None:
+            owner.context_write(vf, written.found)
+        owner.mode_set(vf, written.mode)
+
+    def release(self, vf: int) -> None:
+        """Reset a frozen VF whose guest runs elsewhere, and have it active for the next one."""
+        self.owner.write_record_stop(vf)
+        self.owner.context_write(vf, as_reset(self.peek(vf)))
+        self.owner.mode_set(vf, context.MODE_ACTIVE)
+
+
+def _unfit(source: list[Field], destination: list[Field]) -> str:
+    """Why a device refused a context, as far as the common fields tell."""
+    ours = {field.type: field for field in source}
+    theirs = {field.type: field for field in destination}
+    found: list[str] = []
+    wanted = int.from_bytes(ours[context.DRIVER_FEATURES].value, "little")
+    offered = int.from_bytes(theirs[context.DEVICE_FEATURES].value, "little")
+    missing = [str(bit) for bit in range(128) if wanted & ~offered & 1 << bit]
+    if missing:
+        found.append(f"it does not offer feature {', '.join(missing)}, which the guest uses")
+    for difference in compare(list(ours.values()), list(theirs.values())):
+        one, two = difference.first, difference.second
+        if one is None or two is None or one.type not in (context.DEVICE_ID, context.DEVICE_CFG):
+            continue
+        found.append(f"{difference.label} differs: {one.text()} at the source, {two.text()} at the destination")
+    return "; ".join(found) or "the server's log says more"
