@@ -57,6 +57,7 @@ class AdminQueue:
         strict: bool = False,
         log: logging.Logger | None = None,
     ) -> None:
+        self._owner = owner
         self._wake = wake
         self._log = log or logging.getLogger("virtio.pf")
         self._held: dict[int, _Held] = {}
@@ -124,6 +125,9 @@ class AdminQueue:
         for queue in list(self._held):
             self.drop(queue)
         self._lists.reset()
+        for member in self._owner.members.values():
+            with member.lock:
+                member.owner_reset()
 
     # --- inside --------------------------------------------------------------------------------------
 

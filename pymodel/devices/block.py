@@ -9,7 +9,7 @@ import numpy as np
 
 from pymodel.devices.disk import Disk, RamDisk
 from pymodel.errors import BrokenQueue, InvalidField
-from pymodel.memory import Buffer
+from pymodel.memory import Buffer, Bytes
 from pymodel.migration.state import DeviceField
 from pymodel.spec import block, context, virtio
 
@@ -128,15 +128,19 @@ class BlockDevice:
         """The size of a disk in memory."""
         return self._disk.size if isinstance(self._disk, RamDisk) else 0
 
-    def capture_fields(self) -> list[DeviceField]:
-        """The whole disk as extents, if it is in memory."""
+    def mark(self) -> int:
+        """See `Device`."""
+        return self._disk.mark() if isinstance(self._disk, RamDisk) else 0
+
+    def capture_fields(self, since: int | None) -> list[DeviceField]:
+        """A disk in memory: all of it as extents, or what changed since a mark where that is smaller."""
         if not isinstance(self._disk, RamDisk):
             return []
-        extents = self._disk.snapshot() or [(0, np.empty(0, np.uint8))]
-        return [
-            DeviceField(context.BLK_EXTENT, [np.frombuffer(_OFFSET.pack(offset), np.uint8), data])
-            for offset, data in extents
-        ]
+        whole = _fields(context.BLK_EXTENT, self._disk.snapshot() or [(0, np.empty(0, np.uint8))])
+        if since is None:
+            return whole
+        changes = _fields(context.BLK_CHANGE, self._disk.changes(since))
+        return min(changes, whole, key=_stream_length)
 
     def check(self, config: bytes, fields: list[DeviceField]) -> None:
         """Raise `InvalidField` for another configuration, or for an extent that is not on the disk."""
@@ -177,3 +181,14 @@ class BlockDevice:
             if len(head) == _OFFSET.size:
                 break
         return _OFFSET.unpack(head)[0], field.length - _OFFSET.size
+
+
+def _fields(kind: int, ranges: list[tuple[int, Bytes]]) -> list[DeviceField]:
+    return [
+        DeviceField(kind, [np.frombuffer(_OFFSET.pack(offset), np.uint8), data]) for offset, data in ranges
+    ]
+
+
+def _stream_length(fields: list[DeviceField]) -> int:
+    """Bytes of a context that `fields` take."""
+    return sum(context.FIELD.itemsize + field.length for field in fields)

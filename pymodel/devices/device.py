@@ -33,8 +33,16 @@ class Device(Consumer, Protocol):
         """Bytes of content that travels in a context (a disk in memory), else 0."""
         ...
 
-    def capture_fields(self) -> list[DeviceField]:
-        """Snapshots of the device type's own context fields, by number."""
+    def mark(self) -> int:
+        """Begin an epoch for `capture_fields`; what changes from now on is new since the number returned."""
+        ...
+
+    def capture_fields(self, since: int | None) -> list[DeviceField]:
+        """Snapshots of the device type's own context fields, by number.
+
+        With `since`, a number that `mark` returned, content that has not changed since may be left out
+        where the rest is smaller than the whole.
+        """
         ...
 
     def field_lengths(self) -> dict[int, int]:

@@ -44,16 +44,20 @@ class RamDisk:
     """A disk in memory: chunks that come to be when they are first written, 0 before.
 
     `snapshot` hands out the chunks themselves; a chunk that was handed out is copied before it is
-    written again, so that a snapshot costs nothing until then.
+    written again, so that a snapshot costs nothing until then. Each block remembers in which epoch it was
+    last written, so that `changes` can tell what is new since a `mark`.
     """
 
     CHUNK = 4 << 20
+    BLOCK = 4096
     read_only = False
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._chunks: list[Bytes | None] = [None] * -(-size // self.CHUNK)
         self._shared: set[int] = set()
+        self._epoch = 0
+        self._written_in = np.zeros(-(-size // self.BLOCK), np.uint32)
 
     def _spans(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
         """Cut a range at chunk borders: (chunk, start in it, bytes)."""
@@ -92,7 +96,11 @@ class RamDisk:
             for number, start, count in self._spans(offset, len(view)):
                 self._own(number)[start : start + count] = view[done : done + count]
                 done += count
+            self._touch(offset, done)
             offset += done
+
+    def _touch(self, offset: int, length: int) -> None:
+        self._written_in[offset // self.BLOCK : -(-(offset + length) // self.BLOCK)] = self._epoch
 
     def flush(self) -> None:
         """Nothing is more durable than memory here."""
@@ -103,15 +111,37 @@ class RamDisk:
         self._shared.update(number for number, _ in held)
         return [(number * self.CHUNK, chunk) for number, chunk in held]
 
+    def mark(self) -> int:
+        """Begin an epoch; what is written from now on is what `changes` gives for it."""
+        self._epoch += 1
+        return self._epoch
+
+    def changes(self, since: int) -> list[tuple[int, Bytes]]:
+        """What was written since `mark` returned `since`, as `snapshot` gives it, in runs of whole blocks."""
+        blocks = np.flatnonzero(self._written_in >= since)
+        if not len(blocks):
+            return []
+        per_chunk = self.CHUNK // self.BLOCK
+        ends = np.flatnonzero((np.diff(blocks) != 1) | (blocks[1:] % per_chunk == 0)) + 1
+        found = []
+        for run in np.split(blocks, ends):
+            number, start = divmod(int(run[0]) * self.BLOCK, self.CHUNK)
+            chunk = self._chunks[number]
+            assert chunk is not None, "a block that was written has a chunk"
+            self._shared.add(number)
+            found.append((number * self.CHUNK + start, chunk[start : start + len(run) * self.BLOCK]))
+        return found
+
     def check(self, offset: int, length: int) -> None:
         """Raise `InvalidField` if [offset, offset + length) does not lie on this disk."""
         if offset + length > self.size:
             raise InvalidField(f"{length} bytes at {offset} lie past the end of a disk of {self.size}")
 
     def clear(self) -> None:
-        """Make every byte 0."""
+        """Make every byte 0. What was marked before is void."""
         self._chunks = [None] * len(self._chunks)
         self._shared.clear()
+        self._written_in[:] = 0
 
     def adopt(self, offset: int, data: Bytes) -> None:
         """Store `data`, which the caller gives away: whole chunks are taken over, not copied."""
@@ -119,5 +149,6 @@ class RamDisk:
         if not start and len(data) == min(self.CHUNK, self.size - offset):
             self._chunks[number] = data
             self._shared.discard(number)
+            self._touch(offset, len(data))
         else:
             self.write(offset, [data])

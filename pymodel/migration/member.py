@@ -47,7 +47,11 @@ _MOST = 0xFFFFFFFF
 class Migratable(Protocol):
     """What a function offers to be migrated. Called with the function's lock held."""
 
-    def capture(self) -> FunctionState:
+    def mark(self) -> int:
+        """Begin an epoch: `capture` with the number returned may leave out content older than it."""
+        ...
+
+    def capture(self, since: int | None = None) -> FunctionState:
         """The present state, a fresh object each time. What happens later does not change it (A-07)."""
         ...
 
@@ -90,10 +94,11 @@ class Migratable(Protocol):
 class _Reading:
     """A context that is being read: its buffers, and how far."""
 
-    __slots__ = ("_buffers", "_first", "_offset", "left")
+    __slots__ = ("_buffers", "_first", "_offset", "left", "mark")
 
-    def __init__(self, buffers: list[Bytes]) -> None:
+    def __init__(self, buffers: list[Bytes], mark: int) -> None:
         self._buffers = buffers
+        self.mark = mark
         self._first = 0  # the buffer that is next, and how much of it was read
         self._offset = 0
         self.left = sum(len(buffer) for buffer in buffers)
@@ -146,6 +151,8 @@ class Member:
         self._log = logging.getLogger(f"virtio.{name}")
         self._stopping = False
         self._reading: _Reading | None = None
+        # The mark of the last context that the owner read to its end: what it need not be sent again.
+        self._known: int | None = None
         self._writing: ContextParser | None = None
         self._shape: Shape | None = None
         self._waiters: dict[Callable[[], None], None] = {}
@@ -164,8 +171,11 @@ class Member:
 
     def function_reset(self) -> None:
         """FLR: drops read position and staging, keeps mode and write record (A-15, A-29)."""
-        self._reading = None
-        self._writing = None
+        self.discard_context()
+
+    def owner_reset(self) -> None:
+        """The owner's driver may be another now: the next read gives the whole context."""
+        self._known = None
 
     def settled(self) -> None:
         """The function says that a transition ended or its last request completed: held commands go on.
@@ -230,7 +240,7 @@ class Member:
             raise InvalidField(f"freeze_mode {freeze_mode}")
         if self._reading is not None and not freeze_mode:
             return self._reading.left
-        return sum(len(buffer) for buffer in encode(self._function.capture()))
+        return sum(len(buffer) for buffer in encode(self._function.capture(self._known)))
 
     def read_context(self, target: Segments, start: int) -> tuple[int, int]:
         """Put the next context bytes into `target` from `start` on, as many as fit (A-27).
@@ -238,11 +248,14 @@ class Member:
         Returns (bytes left, bytes placed). Raises `MemoryFault`, the position unmoved.
         """
         if self._reading is None:
-            self._reading = _Reading(encode(self._function.capture()))
+            self._reading = _Reading(encode(self._function.capture(self._known)), self._function.mark())
+            self._known = None
         reading = self._reading
         count = min(max(target.length - start, 0), reading.left, _MOST)
         if count:
             reading.advance(target.write(start, reading.next(count)))
+        if not reading.left:
+            self._known = reading.mark
         return min(reading.left, _MOST), count
 
     def write_context(self, source: Segments, start: int) -> None:
@@ -266,12 +279,15 @@ class Member:
         if commits:
             commits[0].state.device = commits[0].fields.device()
             self._function.restore(commits[0].state)
-            self._reading = None
+            self._reading = self._known = None
         self._writing = parser if parser.partial else None
 
     def discard_context(self) -> None:
-        """Drop the read position and what was written in part; never undoes a commit (A-10)."""
-        self._reading = None
+        """Drop the read position and what was written in part; never undoes a commit (A-10).
+
+        The next read gives the whole context: its reader may have lost the one before (DEV-09).
+        """
+        self._reading = self._known = None
         self._writing = None
 
     def fields(self) -> Mapping[int, int]:

@@ -390,9 +390,13 @@ class Function:
 
     # -- what a member needs ------------------------------------------------------------------------------
 
-    def capture(self) -> FunctionState:
+    def mark(self) -> int:
         """See `Migratable`."""
-        return self.transport.capture()
+        return self.transport.device.mark()
+
+    def capture(self, since: int | None = None) -> FunctionState:
+        """See `Migratable`."""
+        return self.transport.capture(since)
 
     def check(self, state: FunctionState) -> None:
         """See `Migratable`."""

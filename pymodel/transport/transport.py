@@ -283,8 +283,8 @@ class Transport:
 
     # -- state -------------------------------------------------------------------------------------------
 
-    def capture(self) -> FunctionState:
-        """All that a device context says of this function."""
+    def capture(self, since: int | None = None) -> FunctionState:
+        """All that a device context says of this function; with `since`, see `Device.capture_fields`."""
         return FunctionState(
             virtio_id=self.device.virtio_id,
             device_features=self.offered,
@@ -300,7 +300,7 @@ class Transport:
             queues=[queue.capture() for queue in self.queues.values()],
             isr=self.isr,
             config_changed=self.config_owed,
-            device=self.device.capture_fields(),
+            device=self.device.capture_fields(since),
         )
 
     def check(self, state: FunctionState) -> None:

@@ -131,7 +131,10 @@ class FakeFunction:
     seen: list[tuple[int, bool]] = field(default_factory=list)
     member: Member | None = None
 
-    def capture(self) -> FunctionState:
+    def mark(self) -> int:
+        return 0
+
+    def capture(self, since: int | None = None) -> FunctionState:
         self.captured += 1
         state = deepcopy(self.state)
         state.device = [
