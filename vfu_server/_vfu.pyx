@@ -145,6 +145,7 @@ cdef extern from "guest_fault.h":
 cdef extern from "library_guard.h":
     cdef struct link:
         int fd
+        c_bool stopped
     link *guard_link
     uint64_t guard_irqs_dropped
     void link_init(link *)
@@ -451,7 +452,9 @@ cdef class Context:
         cdef int result, error
         if self.ctx == NULL:
             raise ValueError("the context is closed")
-        if not self.wait(timeout):
+        # `hang_up` may have come after the wait. With the interpreter's lock held, either it is seen here, or it sees
+        # that a negotiation is under way.
+        if not self.wait(timeout) or self.link.stopped:
             return False
         self.negotiating = True
         with nogil:

@@ -48,6 +48,7 @@ class Served(Protocol):
     def bar_write(self, bar: int, offset: int, data: bytes) -> None: ...
     def device_reset(self) -> None: ...
     def service(self) -> None: ...
+    def memory_lost(self) -> None: ...
 
 
 class FunctionThread:
@@ -174,11 +175,9 @@ class FunctionThread:
         with self.function.lock:
             self._run_timers()
             self.function.service()
-        if self.memory.lost != self._lost_pages:
-            self._lost_pages = self.memory.lost
-            self._log.error(
-                "%d pages of guest memory are past the end of the client's file", self._lost_pages
-            )
+            if self.memory.lost != self._lost_pages:
+                self._lost_pages = self.memory.lost
+                self.function.memory_lost()
 
     def _detach(self, reason: str) -> None:
         with self.function.lock:

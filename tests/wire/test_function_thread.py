@@ -13,6 +13,7 @@ import pytest
 
 from pymodel.host import Host
 from tests.wire.raw_client import HEADER, REGION_READ, RESET, RawClient
+from vfu_server._vfu import GUARDED
 from vfu_server.function_thread import FunctionThread
 from vfu_server.server import Folder, FolderTakenError, Server
 
@@ -90,6 +91,9 @@ class FakeFunction:
     def service(self) -> None:
         assert self.lock.held
         self.serviced.set()
+
+    def memory_lost(self) -> None:
+        self.note("memory lost")
 
 
 @pytest.fixture
@@ -203,7 +207,8 @@ def test_a_stalled_client_cannot_keep_it(tmp_path: Path, half: bytes, negotiate:
         function.wait_for("attach")
     thread.stop()
     assert thread.join(3)
-    assert client.closed()
+    if GUARDED:  # a system library may answer half a message first
+        assert client.closed()
     client.socket.close()
     assert function.told == (["attach", "detach"] if negotiate else [])
 
