@@ -69,7 +69,7 @@ def measure(runs: int = 7) -> ProbeTimes:
 def _probe(guest: Machine, address: str) -> float:
     guest.check(f"echo {address} > {DRIVER}/unbind; dmesg -c > /dev/null; echo {address} > {DRIVER}/bind")
     log = guest.check("dmesg")
-    found = re.search(rf"probe of {address} returned 0 after (\d+) usecs", log)
+    found = re.search(rf"probe of {address} with driver virtio-pci returned 0 after (\d+) usecs", log)
     if found is None:
         raise ValueError(f"the kernel did not say how long the probe of {address} took:\n{log}")
     return int(found[1]) / 1000

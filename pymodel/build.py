@@ -8,9 +8,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+from pymodel.admin.rules import Rules
 from pymodel.devices.device import Device
 from pymodel.devices.disk import Disk
 from pymodel.devices.registry import DEVICES
+from pymodel.host import NOBODY, Observer
 from pymodel.pci.function import Delays
 from pymodel.pci.physical_function import PhysicalFunction
 from pymodel.pci.virtual_function import VirtualFunction
@@ -30,8 +32,16 @@ class Options:
     delays: Delays = field(default_factory=Delays)
 
 
-def build(options: Options, *, lock: Callable[[], AbstractContextManager[Any]]) -> PhysicalFunction:
+def build(
+    options: Options,
+    *,
+    lock: Callable[[], AbstractContextManager[Any]],
+    observer: Observer = NOBODY,
+    rules: Rules | None = None,
+) -> PhysicalFunction:
     """Make the PF, and its VFs as VF Enable calls for them. `lock` makes a lock for each function.
+
+    With `rules` drivers are checked, and their mistakes counted there.
 
     Raises ValueError for options that cannot be built: an unknown device type, more VFs than there can be.
     """
@@ -55,6 +65,8 @@ def build(options: Options, *, lock: Callable[[], AbstractContextManager[Any]]) 
             lock(),
             delays=options.delays,
             vf_memory=lambda: pf.vf_memory,
+            observer=observer,
+            rules=rules,
         )
 
     # A VF's BARs are the same for every VF; the PF's SR-IOV capability tells their sizes.
@@ -68,5 +80,7 @@ def build(options: Options, *, lock: Callable[[], AbstractContextManager[Any]]) 
         vf_bars=vf_bars,
         context_opcodes=options.context_opcodes,
         strict=options.strict,
+        observer=observer,
+        rules=rules,
     )
     return pf

@@ -5,10 +5,38 @@ The model does no I/O: `vfu_server` implements this Protocol on libvfio-user, te
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
 
 from pymodel.memory import GuestMemory
+
+# What an observer is told of. docs/monitor.md says what comes with each.
+FUNCTION_ATTACHED: Final = "FUNCTION_ATTACHED"
+FUNCTION_DETACHED: Final = "FUNCTION_DETACHED"
+DRIVER_STATUS: Final = "DRIVER_STATUS"
+MODE_CHANGED: Final = "MODE_CHANGED"
+RULE_BROKEN: Final = "RULE_BROKEN"
+
+
+class Observer(Protocol):
+    """Who wants to know what happens to the functions: the server's monitor."""
+
+    def event(self, function: str, kind: str, data: Mapping[str, Any]) -> None:
+        """Something happened. `data` is what JSON can say.
+
+        Called with the function's lock held, on any thread: it must not block, raise, or call back.
+        """
+        ...
+
+
+class Nobody:
+    """The observer where there is none."""
+
+    def event(self, function: str, kind: str, data: Mapping[str, Any]) -> None:
+        """Nothing is done about it."""
+
+
+NOBODY: Final = Nobody()
 
 
 class Host(Protocol):

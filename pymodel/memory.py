@@ -7,13 +7,17 @@ memory between two messages. Nothing here trusts a length or an address.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
+
+HOW_TO_SHARE = (
+    "with QEMU: -object memory-backend-memfd,id=mem,size=...,share=on -machine q35,memory-backend=mem"
+)
 
 
 class GuestMemory(Protocol):
@@ -82,16 +86,21 @@ class Segments:
             start = 0
         return found
 
+    def probe(self, *, write: bool) -> None:
+        """Raise `MemoryFault` unless all of the list can be accessed now."""
+        for address, size in self._segments:
+            self._memory.view(address, size, write=write)
+
     def read(self, start: int, length: int) -> bytes:
         """Copy up to `length` bytes out from `start` on, to the end of the list. Raises `MemoryFault`."""
         return b"".join(view.tobytes() for view in self.views(start, length, write=False))
 
-    def write(self, start: int, sources: Iterable[Bytes]) -> int:
+    def write(self, start: int, sources: Sequence[Bytes]) -> int:
         """Copy `sources`, one after another, to `start` and on; surplus is dropped.
 
         Returns how many bytes fitted. Each byte is copied once. Raises `MemoryFault` with nothing written.
         """
-        targets = iter(self.views(start, max(self.length - start, 0), write=True))
+        targets = iter(self.views(start, sum(len(source) for source in sources), write=True))
         target = next(targets, None)
         written = 0
         for source in sources:

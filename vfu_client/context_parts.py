@@ -19,11 +19,14 @@ NO_VECTOR = 0xFFFF
 def common_part(start: memoryview) -> list[Field]:
     """The whole common fields in the first bytes of a context. Raises `BadContextError`."""
     fields: list[Field] = []
+    device_type: int | None = None
     for kind, at, length in ContextWalker().feed(start):
         if at + length > len(start) or kind >= DEVICE_TYPES:
             break
+        if kind == context.DEVICE_ID:
+            device_type = int.from_bytes(start[at : at + 2], "little")
         if kind not in (context.START_MARKER, context.END_MARKER):
-            fields.append(Field(kind, start[at : at + length], at - context.FIELD.itemsize))
+            fields.append(Field(kind, start[at : at + length], at - context.FIELD.itemsize, device_type))
     return fields
 
 

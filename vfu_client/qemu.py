@@ -34,29 +34,32 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 
 class QemuError(Exception):
-    """QEMU refused a command, is not in the state that is needed, or does not answer; the message says which."""
+    """QEMU refused a command, is not in the state that is needed, or does not answer; the message says
+    which.
+    """
 
 
 class Qemu:
-    """A QEMU that runs already. `name` is what messages call it. One `connect`, then commands, then `close`."""
+    """A QEMU that runs already. `name` is what messages call it. One `connect`, then commands, then
+    `close`.
+    """
 
     def __init__(self, name: str, qmp: Path, qtest: Path) -> None:
         self.name = name
         self.qmp_path = qmp
         self.qtest_path = qtest
-        self.stopped_at: float | None = None
-        """When QEMU last said that the machine stopped (its event's time stamp, seconds since 1970)."""
-        self.resumed_at: float | None = None
+        self._stamps: dict[str, float] = {}
         self._client = QMPClient(name)
         self._events = EventListener(("MIGRATION", "STOP", "RESUME"))
         self._qtest: QTest | None = None
 
     async def connect(self) -> None:
         """Connect to monitor and qtest. Raises QemuError, QTestError; nothing of the machine is changed."""
-        hint = f"start it with -qmp unix:{self.qmp_path},server=on,wait=off; a monitor takes one client at a time"
+        hint = f"give QEMU -qmp unix:{self.qmp_path},server=on,wait=off; a monitor takes one client at a time"
         self._client.register_listener(self._events)
         try:
-            await asyncio.wait_for(self._client.connect(str(self.qmp_path)), CONNECT_SECONDS)
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._client.connect(str(self.qmp_path))
         except TimeoutError:
             raise QemuError(f"{self.name}: no greeting on the monitor {self.qmp_path}: {hint}") from None
         except (QMPError, OSError) as error:
@@ -74,13 +77,16 @@ class Qemu:
         """Hang up; the machine goes on."""
         if self._qtest is not None:
             self._qtest.close()
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(self._client.disconnect(), CONNECT_SECONDS)
+        # A QEMU that is gone says so here once more.
+        with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._client.disconnect()
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         """Run a QMP command and return its value. Raises QemuError."""
         try:
-            return await asyncio.wait_for(self._client.execute(command, arguments), ANSWER_SECONDS)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await self._client.execute(command, arguments)
         except TimeoutError:
             raise QemuError(f"{self.name}: no answer to {command} within {ANSWER_SECONDS:g} s") from None
         except (QMPError, OSError, EOFError) as error:
@@ -108,58 +114,79 @@ class Qemu:
     # -- its passthrough devices
 
     async def devices(self) -> dict[str, str]:
-        """The vfio-user devices, by id: the socket that each one is connected to, as QEMU names it."""
+        """The vfio-user devices, by id: the socket that each one is connected to, as QEMU names it.
+
+        Raises QemuError for one without an id.
+        """
         found: dict[str, str] = {}
-        for child in await self.execute("qom-list", {"path": "/machine/peripheral"}):
-            if child["type"] != f"child<{DRIVER}>":
-                continue
-            properties = await self.execute("qom-list", {"path": f"/machine/peripheral/{child['name']}"})
-            names = (REGION.search(part["name"].replace("\\x2f", "/")) for part in properties)
-            found[child["name"]] = next((name[1] for name in names if name), "")
+        for folder in ("/machine/peripheral", "/machine/peripheral-anon"):
+            for child in await self.execute("qom-list", {"path": folder}):
+                if child["type"] != f"child<{DRIVER}>":
+                    continue
+                if folder.endswith("-anon"):
+                    raise QemuError(f"{self.name}: a {DRIVER} device has no id: give it one")
+                properties = await self.execute("qom-list", {"path": f"{folder}/{child['name']}"})
+                names = (REGION.search(part["name"].replace("\\x2f", "/")) for part in properties)
+                found[child["name"]] = next((name[1] for name in names if name), "")
         return found
 
     async def place(self, device: str) -> tuple[str, str]:
-        """(bus, address on it) of a device, as the command line puts it. Raises QemuError when there is none."""
+        """(bus, address on it) of a device, as the command line puts it. Raises QemuError when there is
+        none.
+        """
         path = f"/machine/peripheral/{device}"
         bus = await self.execute("qom-get", {"path": path, "property": "parent_bus"})
         return str(bus), str(await self.execute("qom-get", {"path": path, "property": "addr"}))
 
     async def addresses(self, devices: Sequence[str]) -> list[Address]:
-        """Where devices are on the PCI buses, as the guest numbered them. Raises QemuError when one is nowhere."""
+        """Where devices are on the PCI buses, as the guest numbered them. Raises QemuError when one is
+        nowhere.
+        """
         buses = await self.execute("query-pci")
         found = {part["qdev_id"]: part for bus in buses for part in _functions(bus["devices"])}
         missing = [device for device in devices if device not in found]
         if missing:
-            raise QemuError(f"{self.name}: {', '.join(missing)} is not on any PCI bus that the guest has set up")
+            raise QemuError(
+                f"{self.name}: {', '.join(missing)} is not on any PCI bus that the guest has set up"
+            )
         return [Address(found[name]["bus"], found[name]["slot"], found[name]["function"]) for name in devices]
 
     # -- migration
 
     async def migration(self) -> str:
-        """The state of the migration, `none` where there was none. A failed one raises QemuError with the reason."""
-        found = await self.execute("query-migrate")
-        status = str(found.get("status", "none"))
-        if status == "failed":
-            raise QemuError(f"{self.name}: the migration failed: {found.get('error-desc', 'QEMU gives no reason')}")
-        return status
+        """The state of the last migration, `none` where there was none."""
+        return str((await self.execute("query-migrate")).get("status", "none"))
 
-    async def await_migration(self, wanted: str, *, timeout: float) -> None:
-        """Wait for a state of the migration. Raises QemuError when it fails or is cancelled first, TimeoutError."""
-        deadline = time.monotonic() + timeout
-        status = await self.migration()
+    async def check_migration(self) -> str:
+        """The state of the migration under way. Raises QemuError with the reason when it failed."""
+        found = await self.execute("query-migrate")
+        if found.get("status") == "failed":
+            why = found.get("error-desc", "QEMU gives no reason")
+            raise QemuError(f"{self.name}: the migration failed: {why}")
+        return str(found.get("status", "none"))
+
+    async def await_migration(self, wanted: str, seconds: float) -> None:
+        """Wait for a state of the migration. Raises QemuError when it fails or ends otherwise,
+        TimeoutError.
+        """
+        deadline = time.monotonic() + seconds
+        status = ""
         while status != wanted:
             if status in ("cancelled", "completed"):
                 raise QemuError(f"{self.name}: the migration is {status}, {wanted} was expected")
             left = deadline - time.monotonic()
             if left <= 0:
-                raise TimeoutError(f"{self.name}: the migration is {status} after {timeout:g} s, {wanted} was expected")
+                raise TimeoutError(
+                    f"{self.name}: the migration is {status} after {seconds:g} s, {wanted} was expected"
+                )
             try:
                 # An event normally; the query is for a monitor that is lost, and for what was said before.
-                status = await asyncio.wait_for(self._next_status(), min(left, 1.0))
+                async with asyncio.timeout(min(left, 1.0)):
+                    status = await self._next_status()
             except TimeoutError:
-                status = await self.migration()
+                status = await self.check_migration()
             if status == "failed":
-                status = await self.migration()
+                status = await self.check_migration()
 
     async def _next_status(self) -> str:
         while True:
@@ -168,18 +195,15 @@ class Qemu:
             if event["event"] == "MIGRATION":
                 return str(event["data"]["status"])  # type: ignore[index]
 
-    def take_events(self) -> None:
-        """Note what events have come so far, for `stopped_at` and `resumed_at`."""
-        for event in self._events.clear():
-            self._note(event)
+    def last(self, event: str) -> float | None:
+        """When QEMU last said STOP or RESUME: seconds since 1970, None if never on this connection."""
+        for each in self._events.clear():
+            self._note(each)
+        return self._stamps.get(event)
 
     def _note(self, event: Any) -> None:
         stamp = event["timestamp"]
-        seconds = stamp["seconds"] + stamp["microseconds"] / 1e6
-        if event["event"] == "STOP":
-            self.stopped_at = seconds
-        elif event["event"] == "RESUME":
-            self.resumed_at = seconds
+        self._stamps[event["event"]] = stamp["seconds"] + stamp["microseconds"] / 1e6
 
     async def capabilities(self) -> dict[str, bool]:
         """Those migration capabilities that a move changes, as they are."""
@@ -193,7 +217,9 @@ class Qemu:
 
 
 def same_socket(named: str, path: Path) -> bool:
-    """Whether the socket that QEMU names is the one at `path`. QEMU may have got a relative name, in another folder."""
+    """Whether the socket that QEMU names is the one at `path`. QEMU may have got a relative name, in another
+    folder.
+    """
     try:
         return os.path.samefile(named, path)
     except OSError:

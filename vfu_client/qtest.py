@@ -1,7 +1,7 @@
 """QEMU's qtest protocol: access to the registers and the memory of a machine from outside, as its CPU would.
 
-QEMU offers it beside any accelerator with `-qtest unix:PATH,server=on,wait=off -qtest-log none`, to one client at a
-time. Commands are carried out whether or not the machine runs.
+QEMU offers it beside any accelerator with `-qtest unix:PATH,server=on,wait=off -qtest-log none`, to one
+client at a time. Commands are carried out whether or not the machine runs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ CONFIG_ADDRESS = 0xCF8
 CONFIG_DATA = 0xCFC
 ENABLE = 1 << 31
 
-# Lines on their way at once. QEMU blocks in writing an answer that nobody reads, so that a client which goes on
-# sending instead of reading would wait for ever: the answers to these fit a socket's buffer.
+# Lines on their way at once. QEMU blocks in writing an answer that nobody reads, so that a client which goes
+# on sending instead of reading would wait for ever: the answers to these fit a socket's buffer.
 WINDOW = 1024
 
 
@@ -26,10 +26,14 @@ class QTestError(Exception):
 
 
 class QTest:
-    """One connection. Answers come in order, so commands are sent in batches and then their answers are read."""
+    """One connection. Answers come in order, so commands are sent in batches and then their answers are
+    read.
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 10.0) -> None:
-        """Connect. Raises QTestError when QEMU does not listen there; another client makes the first command wait."""
+        """Connect. Raises QTestError when QEMU does not listen there; another client makes the first command
+        wait.
+        """
         self.path = os.fspath(path)
         self._unread = bytearray()
         self._socket = socket.socket(socket.AF_UNIX)
@@ -53,7 +57,9 @@ class QTest:
         self._socket.close()
 
     def run(self, commands: Sequence[str]) -> list[int]:
-        """Carry out commands in order; the value that each one answered, 0 where it has none. Raises QTestError."""
+        """Carry out commands in order; the value that each one answered, 0 where it has none. Raises
+        QTestError.
+        """
         values: list[int] = []
         try:
             for first in range(0, len(commands), WINDOW):

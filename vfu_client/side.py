@@ -7,46 +7,31 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TypeVar, TypeVarTuple
 
 from pymodel.spec import context
 from vfu_client.admin import AdminError
 from vfu_client.connection import ServerBusyError, ServerUnreachableError
 from vfu_client.context import Field, compare
-from vfu_client.context_parts import as_reset, assemble, common_part
+from vfu_client.context_parts import as_reset, common_part
 from vfu_client.memory import Bytes
 from vfu_client.owner import CONTEXT_OPCODES, OwnerDriver
 from vfu_client.owner_cli import explain
-from vfu_client.pci import CapabilityMissingError
-from vfu_client.pci_state import PciStateError
-from vfu_client.qemu import Qemu, QemuError
-from vfu_client.qtest import QTestError
+from vfu_client.qemu import Qemu
 
 NEGOTIATION_SECONDS = 3.0
 COMMAND_SECONDS = 30.0
-# The common fields of a context fit into this; a disk's content does not matter for a first look.
+# The guest stands still while its VFs finish their requests.
+STOP_SECONDS = 5.0
+# The common fields of a context fit into this.
 FIRST_LOOK = 64 << 10
 
-P = ParamSpec("P")
+Parameters = TypeVarTuple("Parameters")
 T = TypeVar("T")
 
 
 class SideError(Exception):
     """A server, its PF or a VF of it is not fit for the move."""
-
-
-FAILURES = (
-    AdminError,
-    CapabilityMissingError,
-    OSError,  # TimeoutError too, and all of vfu_client.connection
-    PciStateError,
-    QTestError,
-    QemuError,
-    SideError,
-    ValueError,
-    LookupError,
-)
-"""What may go wrong on a side; all else is a bug."""
 
 
 def reason(error: BaseException) -> str:
@@ -58,7 +43,9 @@ def reason(error: BaseException) -> str:
 
 @dataclass
 class WrittenContext:
-    """A VF at the destination that gets a context: the mode and the context that it had, once they are known."""
+    """A VF at the destination that gets a context: the mode and the context that it had, once they are
+    known.
+    """
 
     vf: int
     mode: int | None = None
@@ -66,15 +53,21 @@ class WrittenContext:
 
 
 class Side:
-    """A QEMU and a server. The methods below `call` block and are run by it, one at a time, in a thread of the side's."""
+    """A QEMU and a server. What blocks runs in threads, one call at a time in each.
 
-    def __init__(self, name: str, qemu: Qemu, folder: Path, *, context_opcodes: int = CONTEXT_OPCODES) -> None:
+    A call that is cancelled runs on in its thread; calls that follow come after it.
+    """
+
+    def __init__(
+        self, name: str, qemu: Qemu, folder: Path, *, context_opcodes: int = CONTEXT_OPCODES
+    ) -> None:
         self.name = name
         self.qemu = qemu
         self.folder = folder
         self._opcodes = context_opcodes
         self._owner: OwnerDriver | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-owner")
+        self._owner_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-owner")
+        self._qtest_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-qtest")
 
     async def open(self) -> None:
         """Connect to QEMU and to the PF. Raises one of FAILURES; `close` is due in any case."""
@@ -86,14 +79,23 @@ class Side:
         await self.qemu.close()
         if self._owner is not None:
             await self.call(self._owner.close)
-        self._thread.shutdown()
+        for thread in (self._owner_thread, self._qtest_thread):
+            thread.shutdown()
 
-    async def call(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        """Run something in the side's thread, after what it is doing: also what a cancelled call left there."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: function(*arguments, **named))
+    async def call(self, function: Callable[[*Parameters], T], *arguments: *Parameters) -> T:
+        """Run something with the owner, in its thread, after what that is doing."""
+        return await asyncio.get_running_loop().run_in_executor(self._owner_thread, function, *arguments)
 
-    # -- blocking, in the thread of `call`
+    async def outside(self, function: Callable[[*Parameters], T], *arguments: *Parameters) -> T:
+        """Run something with qtest, in its thread, after what that is doing."""
+        return await asyncio.get_running_loop().run_in_executor(self._qtest_thread, function, *arguments)
+
+    async def settle(self) -> None:
+        """Wait for what cancelled calls left running."""
+        await self.call(lambda: None)
+        await self.outside(lambda: None)
+
+    # -- blocking, for `call`
 
     @property
     def owner(self) -> OwnerDriver:
@@ -112,10 +114,12 @@ class Side:
                 negotiation_timeout=NEGOTIATION_SECONDS,
             )
         except ServerUnreachableError as error:
-            raise SideError(f"no server listens on {path}: start vfu-server, or look at --{self.name}-server") from error
+            raise SideError(
+                f"no server listens on {path}: start vfu-server there, or name another folder"
+            ) from error
         except ServerBusyError as error:
             raise SideError(
-                f"{path} is in use: a move needs the PF to itself; shut down the guest or the owner that holds it"
+                f"{path} is in use, and a move needs the PF to itself: end the guest or owner that has it"
             ) from error
 
     def check_source(self, vf: int) -> None:
@@ -131,8 +135,12 @@ class Side:
     def _check(self, vf: int, needed: range) -> None:
         existing = self.owner.sriov.enabled
         if vf > existing:
-            raise SideError(f"the {self.name} has no VF {vf}: VFs 1 to {existing} exist" if existing else "no VFs exist")
-        missing = [self._opcodes + number for number in needed if self._opcodes + number not in self.owner.commands]
+            raise SideError(
+                f"the {self.name} has no VF {vf}: VFs 1 to {existing} exist" if existing else "no VFs exist"
+            )
+        missing = [
+            self._opcodes + number for number in needed if self._opcodes + number not in self.owner.commands
+        ]
         if missing:
             listed = ", ".join(f"{opcode:#x}" for opcode in missing)
             raise SideError(f"the {self.name} server lacks the commands {listed}: see its --context-opcodes")
@@ -149,10 +157,15 @@ class Side:
             owner.device.memory.free(room)
             owner.context_discard(vf)
 
-    def prepare(self, written: WrittenContext, first: list[Field]) -> None:
-        """Freeze a VF, note how it was, and write a first context, to see whether it takes one.
+    def read_first(self, vf: int) -> list[Bytes]:
+        """Read the whole context of a running VF. A read in Freeze then has only what changed of a disk."""
+        self.owner.context_discard(vf)
+        return list(self.owner.context_read(vf))
 
-        Raises SideError with the differences when it does not.
+    def prepare(self, written: WrittenContext, first: list[Bytes]) -> None:
+        """Freeze a VF, note how it was, and write a first context of the source's VF.
+
+        Raises SideError with the differences when it does not take it.
         """
         owner, vf = self.owner, written.vf
         mode = owner.mode_get(vf)
@@ -161,19 +174,26 @@ class Side:
         owner.mode_set(vf, context.MODE_FREEZE)
         written.found = list(owner.context_read(vf))
         try:
-            owner.context_write(vf, assemble(first))
+            owner.context_write(vf, first)
         except AdminError as error:
-            raise SideError(
-                f"VF {vf} of the destination does not take the state of the source's: {_unfit(first, self.peek(vf))}"
-            ) from error
+            unfit = _unfit(common_part(memoryview(first[0].tobytes())), self.peek(vf))
+            raise SideError(f"VF {vf} of the destination cannot take the source's state: {unfit}") from error
 
     def start_record(self, vf: int) -> None:
         """Begin to record what the VF writes."""
         self.owner.write_record_start(vf)
 
     def stop(self, vf: int) -> None:
-        """Have the VF finish what it began, and stop."""
-        self.owner.mode_set(vf, context.MODE_STOP)
+        """Have the VF finish what it began, and stop. Raises SideError when that takes too long."""
+        try:
+            self.owner.mode_set(vf, context.MODE_STOP, timeout=STOP_SECONDS)
+        except TimeoutError as error:
+            # The command waits at the head of the admin queue until its owner leaves.
+            self.owner.close()
+            self._owner = self._open_owner()
+            raise SideError(
+                f"VF {vf} does not finish what it began within {STOP_SECONDS:g} s: look at its disk"
+            ) from error
 
     def written_pages(self, vf: int) -> set[int]:
         """The guest addresses of all pages that a stopped VF wrote."""
@@ -236,5 +256,7 @@ def _unfit(source: list[Field], destination: list[Field]) -> str:
         one, two = difference.first, difference.second
         if one is None or two is None or one.type not in (context.DEVICE_ID, context.DEVICE_CFG):
             continue
-        found.append(f"{difference.label} differs: {one.text()} at the source, {two.text()} at the destination")
+        found.append(
+            f"{difference.label} differs: {one.text()} at the source, {two.text()} at the destination"
+        )
     return "; ".join(found) or "the server's log says more"

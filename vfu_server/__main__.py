@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from pymodel import build
+from pymodel.admin.rules import Rules
 from pymodel.devices.disk import Disk, RamDisk
 from pymodel.pci.function import Delays
 from vfu_server.backends import SECTOR, FileDisk
+from vfu_server.monitor import SOCKET_NAME, Monitor
 from vfu_server.server import Folder, FolderTakenError, Server
 
 RAM_DISK: Final = "ram:64M"
@@ -62,6 +64,9 @@ def parser() -> argparse.ArgumentParser:
         help="first opcode of the device context commands (default: 0x40), or none",
     )
     result.add_argument("--strict", action="store_true", help="refuse what the draft leaves open")
+    result.add_argument(
+        "--check-driver", action="store_true", help="log what an owner driver does against the rules, by ID"
+    )
     for name, what in (
         ("flr", "a function level reset of a VF"),
         ("reset", "a reset of a VF by its driver"),
@@ -111,6 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace, disks: dict[str, Disk], folder: Folder) -> int:
+    monitor = Monitor(folder.path / SOCKET_NAME)
+    rules = Rules(monitor) if options.check_driver else None
     device = build.build(
         build.Options(
             device=options.device,
@@ -130,9 +137,11 @@ def _serve(options: argparse.Namespace, disks: dict[str, Disk], folder: Folder) 
         # A lock for each function, so that no function waits for another's disk. The PF's admin queue
         # takes a VF's while it holds the PF's, never the other way round.
         lock=threading.RLock,
+        observer=monitor,
+        rules=rules,
     )
     try:
-        with Server(device, folder) as server:
+        with Server(device, folder) as server, monitor.serving(device, lambda: server.threads, rules):
             server.run(ready=lambda: print(f"ready {folder.path}", flush=True))
     except OSError as error:
         print(f"vfu-server: {error}", file=sys.stderr)

@@ -8,6 +8,7 @@ import os
 import stat
 
 from pymodel.errors import MemoryFault
+from pymodel.memory import HOW_TO_SHARE
 
 cimport cython
 cimport numpy as np
@@ -163,7 +164,7 @@ cdef int BATCH = 64
 
 cdef str UNSHARED = (
     "the client mapped guest memory at {:#x} without a file, so that no other process can reach it; "
-    "with QEMU: -object memory-backend-memfd,id=mem,size=...,share=on -machine q35,memory-backend=mem"
+    + HOW_TO_SHARE
 )
 
 if guest_fault_install() != 0:

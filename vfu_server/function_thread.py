@@ -13,15 +13,18 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from pymodel.host import Host
 from vfu_server._vfu import CONFIG_REGION, Context, GuestMemory
 
 LIBRARY_MESSAGES: Final = 50
 """What the library may log for one connection. A hostile client could fill a disk with its complaints."""
+
+Result = TypeVar("Result")
 
 _SYSLOG_ERROR: Final = 3
 _SYSLOG_DEBUG: Final = 7
@@ -103,6 +106,40 @@ class FunctionThread:
             self._path.unlink(missing_ok=True)
             return False
         return True
+
+    @property
+    def alive(self) -> bool:
+        """Whether the function is served."""
+        return self._thread.is_alive()
+
+    def call(self, work: Callable[[], Result], timeout: float) -> Result:
+        """Have `work` done on this thread, the function's lock held, and return what it returns.
+
+        For other threads, which must not hold the lock. Raises what `work` raises, and TimeoutError where it
+        was not begun in `timeout` seconds, as while the client holds the thread up: then it never is.
+        """
+        if not self.alive:
+            raise TimeoutError(f"{self.function.name} is not served any more")
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(work())
+            except Exception as error:  # noqa: BLE001 - raised again on the thread that asked
+                future.set_exception(error)
+
+        with self.function.lock:
+            self.after(0, run)
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            future.cancel()  # in vain if it runs
+        try:
+            return future.result(timeout)
+        except CancelledError:
+            raise TimeoutError(f"{self.function.name} did not answer within {timeout:g} s") from None
 
     # What the model calls (pymodel.host.Host).
 

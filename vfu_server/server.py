@@ -117,6 +117,11 @@ class Server:
             os.close(reader)
             os.close(writer)
 
+    @property
+    def threads(self) -> dict[str, FunctionThread]:
+        """The functions that are served now, by name. Any thread may ask."""
+        return {thread.function.name: thread for _, thread in sorted(self._threads.copy().items())}
+
     def stop(self) -> None:
         """End `run`. Any thread may call it."""
         self._stopped = True

@@ -42,9 +42,10 @@ def _read(member: Member, call: Call) -> Reply:
     return Reply(result, streamed=size, note=f"{size} bytes, {left} left")
 
 
-def _write(member: Member, call: Call) -> Reply:
+def _write(member: Member, call: Call) -> Reply | None:
     start = admin.COMMAND.itemsize
-    member.write_context(call.readable, start)
+    if not member.write_context(call.readable, start):
+        return None
     return Reply(note=f"{max(call.readable.length - start, 0)} bytes")
 
 

@@ -45,6 +45,14 @@ class Lists:
         by_sriov = self._used.get(spec.GROUP_SRIOV, 0) & _SELF_BY_SRIOV & self._offered[group]
         return bool(by_sriov >> opcode & 1)
 
+    def offered(self, group: int) -> int:
+        """The commands that LIST_QUERY reports, as bits; none of a group that is not there."""
+        return self._offered.get(group, 0)
+
+    def used(self, group: int) -> int:
+        """The commands that the driver said it uses, as bits."""
+        return self._used.get(group, 0)
+
     def query(self, group: int) -> bytes:
         """The list that LIST_QUERY returns, in whole words."""
         offered = self._offered[group]

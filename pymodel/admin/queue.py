@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from pymodel.admin.capabilities import CAPABILITY_COMMANDS
 from pymodel.admin.context_commands import context_commands
 from pymodel.admin.dispatch import Call, Dispatcher, GroupCommand, MemberCommand, Owner, Reply, Table
 from pymodel.admin.lists import LONGEST_LIST, Lists
+from pymodel.admin.rules import Rules, Sent
 from pymodel.errors import CommandError
 from pymodel.memory import Buffer
 from pymodel.migration.member import Member
@@ -44,7 +46,8 @@ class AdminQueue:
     """A `pymodel.memory.Consumer` for the admin queues of `owner`.
 
     `wake` has `service` called soon on the owner's thread; any thread may call it. `context_opcodes` is
-    where the draft's commands begin, None without them. All methods are called with the owner's lock held;
+    where the draft's commands begin, None without them. With `rules` what the driver sends is checked, which
+    changes nothing else. All methods are called with the owner's lock held;
     a member's lock is taken within it.
     """
 
@@ -56,8 +59,11 @@ class AdminQueue:
         context_opcodes: int | None = 0x40,
         strict: bool = False,
         log: logging.Logger | None = None,
+        rules: Rules | None = None,
     ) -> None:
         self._owner = owner
+        self._rules = rules
+        self._base = context_opcodes
         self._wake = wake
         self._log = log or logging.getLogger("virtio.pf")
         self._held: dict[int, _Held] = {}
@@ -92,6 +98,8 @@ class AdminQueue:
         size = spec.COMMAND.itemsize
         opcode, group, _, member_id = np.frombuffer(head[:size].ljust(size, b"\0"), spec.COMMAND)[0]
         call = Call(int(opcode), int(group), int(member_id), head[size:], buffer.readable, buffer.writable)
+        if self._rules is not None:
+            self._check(self._rules, call, buffer.queue)
         if not buffer.writable.length:
             # No room for a status: nothing could tell the driver what became of it, so nothing does.
             self._log.debug("a command without room for its status: ignored")
@@ -114,6 +122,11 @@ class AdminQueue:
                 _give_up(held)
                 raise
 
+    def members_leave(self) -> None:
+        """VF Enable is being cleared, or NumVFs lowered."""
+        if self._rules is not None and self._held:
+            self._rules.broken("P-DRV-06", "pf", "VF Enable", "cleared while a command is outstanding")
+
     def drop(self, queue: int) -> None:
         """Reset of one admin queue: its held command is forgotten, never completed."""
         held = self._held.pop(queue, None)
@@ -131,10 +144,28 @@ class AdminQueue:
 
     # --- inside --------------------------------------------------------------------------------------
 
+    def _check(self, rules: Rules, call: Call, queue: int) -> None:
+        """Hold a command against the rules for drivers."""
+        command = self._dispatcher.tables.get(call.group, {}).get(call.opcode)
+        is_member = isinstance(command, MemberCommand)
+        member = self._owner.members.get(call.member_id) if is_member else None
+        sent = Sent(
+            call,
+            command,
+            member,
+            context=call.opcode - self._base if is_member and self._base is not None else None,
+            listed=self._lists.offered(call.group),
+            used=self._lists.used(call.group),
+            outstanding=len(self._held),
+            elsewhere=any(held.member is member for other, held in self._held.items() if other != queue),
+        )
+        with member.lock if member is not None else nullcontext():
+            rules.check(sent)
+
     def _run(self, buffer: Buffer, call: Call) -> None:
         # Looked up ahead of any effect: a fault must find nothing changed. The client cannot unmap
         # memory before this returns.
-        buffer.writable.views(0, buffer.writable.length, write=True)
+        buffer.writable.probe(write=True)
         name, subject = f"opcode {call.opcode:#x}", f"group {call.group}"
         try:
             command, member = self._dispatcher.find(call)
@@ -184,6 +215,7 @@ class AdminQueue:
 def _give_up(held: _Held) -> None:
     with held.member.lock:
         held.member.abandon_stop()
+        held.member.abandon_write()
 
 
 def _answer(buffer: Buffer, status: int, qualifier: int, reply: Reply) -> int:

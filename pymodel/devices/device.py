@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pymodel.memory import Consumer
 from pymodel.migration.state import DeviceField
@@ -55,4 +55,13 @@ class Device(Consumer, Protocol):
 
     def restore(self, config: bytes, fields: list[DeviceField]) -> None:
         """Take over what `check` accepted. The fields' buffers become the device's own."""
+        ...
+
+
+@runtime_checkable
+class Linked(Protocol):
+    """A device type with a link that can go down."""
+
+    def set_link(self, up: bool) -> None:
+        """Change the link as the configuration shows it. Telling the driver is the transport's."""
         ...

@@ -15,7 +15,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pymodel.errors import CommandError, InvalidCommand, InvalidField
+from pymodel.errors import GuestError, InvalidCommand, InvalidField
+from pymodel.host import MODE_CHANGED, NOBODY, Observer
 from pymodel.memory import Bytes, Segments
 from pymodel.migration.context import Fields, Shape, encode
 from pymodel.migration.parser import ContextParser
@@ -41,6 +42,9 @@ TRANSITIONS: Mapping[tuple[int, int], tuple[int, ...]] = {
 # What a written context may stage beside the device's content: tables of the device type, and the
 # bookkeeping of many small fields.
 STAGING_SLACK = 64 << 20
+# A CTX_WRITE is taken in slices of this many bytes and fields at most; the locks are free between them.
+SLICE_BYTES = 64 << 20
+SLICE_FIELDS = 2048
 _MOST = 0xFFFFFFFF
 
 
@@ -134,6 +138,16 @@ class _Commit:
     state: FunctionState
 
 
+@dataclass(slots=True)
+class _Taking:
+    """A CTX_WRITE under way: `parser` has taken the first `at` bytes of the data in `source`."""
+
+    source: Segments
+    parser: ContextParser
+    commits: list[_Commit]
+    at: int = 0
+
+
 class Member:
     """One virtual function under the commands of its owner.
 
@@ -142,18 +156,26 @@ class Member:
     admin queue, and called again when `settled` told it to.
     """
 
-    def __init__(self, function: Migratable, lock: AbstractContextManager[Any], name: str = "vf") -> None:
+    def __init__(
+        self,
+        function: Migratable,
+        lock: AbstractContextManager[Any],
+        name: str = "vf",
+        observer: Observer = NOBODY,
+    ) -> None:
         self.lock = lock
         self.name = name
         self.mode = spec.MODE_ACTIVE
         self.record = WriteRecord()
         self._function = function
         self._log = logging.getLogger(f"virtio.{name}")
+        self._observer = observer
         self._stopping = False
         self._reading: _Reading | None = None
         # The mark of the last context that the owner read to its end: what it need not be sent again.
         self._known: int | None = None
         self._writing: ContextParser | None = None
+        self._taking: _Taking | None = None
         self._shape: Shape | None = None
         self._waiters: dict[Callable[[], None], None] = {}
 
@@ -166,8 +188,18 @@ class Member:
 
     @property
     def partial(self) -> bool:
-        """Whether a context was written in part (DEV-05)."""
-        return self._writing is not None
+        """Whether a context was written in part, or a CTX_WRITE is under way (DEV-05)."""
+        return self._writing is not None or self._taking is not None
+
+    @property
+    def unread(self) -> int:
+        """Bytes that are left of a context that was read in part, else 0."""
+        return self._reading.left if self._reading is not None else 0
+
+    @property
+    def write_position(self) -> tuple[bool, bytes, int]:
+        """Where the written stream stands (`ContextParser.position`)."""
+        return self._writing.position if self._writing is not None else (False, b"", 0)
 
     def function_reset(self) -> None:
         """FLR: drops read position and staging, keeps mode and write record (A-15, A-29)."""
@@ -194,8 +226,18 @@ class Member:
         return self._function.in_transition
 
     def when_settled(self, waiter: Callable[[], None]) -> None:
-        """Have `waiter` called once, at the next `settled`."""
-        self._waiters[waiter] = None
+        """Have `waiter` called once, at the next `settled`; at once for a WRITE that has its next slice to take."""
+        if self._taking is not None and not self.in_transition:
+            waiter()
+        else:
+            self._waiters[waiter] = None
+
+    def abandon_write(self) -> None:
+        """The owner gave up a CTX_WRITE that was under way: it has changed nothing."""
+        if self._taking is not None:
+            self._taking = None
+            if self._writing is not None:
+                self._writing.trim()
 
     def abandon_stop(self) -> None:
         """The owner gave up a MODE_SET that waits: the mode was not changed, the gate opens again."""
@@ -231,6 +273,7 @@ class Member:
             self._log.info("%s -> %s", MODE_NAMES[self.mode], MODE_NAMES[step])
             self.mode = step
             self._stopping = False
+            self._observer.event(self.name, MODE_CHANGED, {"mode": MODE_NAMES[step]})
             self._function.mode_changed()
         return True
 
@@ -258,29 +301,42 @@ class Member:
             self._known = reading.mark
         return min(reading.left, _MOST), count
 
-    def write_context(self, source: Segments, start: int) -> None:
-        """Take the bytes of `source` from `start` on as context, all or nothing.
+    def write_context(self, source: Segments, start: int) -> bool:
+        """Take the bytes of `source` from `start` on as context, all or nothing. False: call again.
 
         Contexts that end in it are committed together, once everything has validated (A-08, A-11); a
         commit begins a new read. Raises `InvalidCommand` unless the mode is Freeze (DEV-12),
-        `InvalidField` for bad content, `MemoryFault`; what was staged before stays as it was.
+        `InvalidField` for bad content, `MemoryFault`; what was staged before stays as it was. A reset of
+        the function between two calls drops what was staged, and the command begins again.
         """
         if self.mode != spec.MODE_FREEZE:
             raise InvalidCommand(f"CTX_WRITE in mode {MODE_NAMES[self.mode]}")
-        views = source.views(start, max(source.length - start, 0), write=False)
-        standing = self._writing or ContextParser(self._fields(), self._limit)
-        parser = standing.fork()
-        commits: list[_Commit] = []
+        length = max(source.length - start, 0)
+        taking = self._taking
+        if taking is None or taking.source is not source:
+            self.abandon_write()
+            if length > self._limit:
+                raise InvalidField(f"a command of {length} bytes holds more than this function can")
+            standing = self._writing or ContextParser(self._fields(), self._limit)
+            taking = self._taking = _Taking(source, standing.fork(), [])
         try:
-            parser.feed(views, lambda fields: self._ended(fields, commits))
-        except CommandError:
-            standing.trim()
+            views = source.views(start + taking.at, SLICE_BYTES, write=False)
+            taking.at += taking.parser.feed(
+                views, lambda fields: self._ended(fields, taking.commits), SLICE_FIELDS
+            )
+        except GuestError:
+            self.abandon_write()
             raise
-        if commits:
-            commits[0].state.device = commits[0].fields.device()
-            self._function.restore(commits[0].state)
+        if taking.at < length:
+            return False
+        self._taking = None
+        if taking.commits:
+            commit = taking.commits[0]
+            commit.state.device = commit.fields.device()
+            self._function.restore(commit.state)
             self._reading = self._known = None
-        self._writing = parser if parser.partial else None
+        self._writing = taking.parser if taking.parser.partial else None
+        return True
 
     def discard_context(self) -> None:
         """Drop the read position and what was written in part; never undoes a commit (A-10).
@@ -288,7 +344,7 @@ class Member:
         The next read gives the whole context: its reader may have lost the one before (DEV-09).
         """
         self._reading = self._known = None
-        self._writing = None
+        self._writing = self._taking = None
 
     def fields(self) -> Mapping[int, int]:
         """Every field type that can be sent or taken, by number: exact length or LENGTH_VARIES (DEV-10)."""

@@ -29,6 +29,8 @@ class ContextParser:
     __slots__ = ("_filled", "_limit", "_open", "_shape", "_tail", "_type", "_value", "fields")
 
     HEADER: ClassVar[int] = spec.FIELD.itemsize
+    # What the check of a whole context takes, in fields.
+    END_PRICE: ClassVar[int] = 32
 
     def __init__(self, shape: Shape, limit: int) -> None:
         self._shape = shape
@@ -45,6 +47,12 @@ class ContextParser:
         """Whether a context was begun and has not ended."""
         return self._open or bool(self._tail)
 
+    @property
+    def position(self) -> tuple[bool, bytes, int]:
+        """Whether a context is open, what is there of a field's header, bytes that a value still lacks."""
+        missing = 0 if self._value is None else len(self._value) - self._filled
+        return self._open, self._tail, missing
+
     def fork(self) -> ContextParser:
         """A parser to go on with. The one it comes from stays good; `trim` it when the fork is given up.
 
@@ -60,14 +68,19 @@ class ContextParser:
         """Free what a fork that was given up staged."""
         self.fields.trim()
 
-    def feed(self, views: Iterable[Bytes], ended: Callable[[Fields], None]) -> None:
+    def feed(self, views: Iterable[Bytes], ended: Callable[[Fields], None], budget: int) -> int:
         """Take the bytes of `views`; value bytes are copied once, to where they stay.
 
-        Raises `InvalidField` for bytes that no context can hold; the parser is then of no more use.
+        Stops early when `budget` fields were begun, an END_MARKER counted as `END_PRICE`: a stream of tiny
+        fields takes far more time than its bytes. Returns how many bytes were taken, at least one of each
+        call. Raises `InvalidField` for bytes that no context can hold; the parser is then of no more use.
         """
+        taken = 0
         for view in views:
             at = 0
             while at < len(view):
+                if budget <= 0:
+                    return taken + at
                 if self._value is not None:
                     count = min(len(self._value) - self._filled, len(view) - at)
                     self._value[self._filled : self._filled + count] = view[at : at + count]
@@ -81,7 +94,10 @@ class ContextParser:
                     if len(self._tail) == self.HEADER:
                         raw, self._tail = self._tail, b""
                         self._begin(raw, ended)
+                        budget -= self.END_PRICE if self._type == spec.END_MARKER else 1
                 at += count
+            taken += len(view)
+        return taken
 
     def _begin(self, raw: bytes, ended: Callable[[Fields], None]) -> None:
         """Act on a complete header: refuse the field, finish it if it is empty, else make room for it."""

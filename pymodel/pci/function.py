@@ -7,15 +7,16 @@ every call; nothing here blocks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from pymodel.admin.rules import Rules
 from pymodel.devices.device import Device
-from pymodel.host import Host
+from pymodel.host import FUNCTION_ATTACHED, FUNCTION_DETACHED, NOBODY, Host, Observer
 from pymodel.memory import Consumer, GuestMemory
-from pymodel.migration.member import Member
+from pymodel.migration.member import MODE_NAMES, Member
 from pymodel.migration.state import FunctionState
 from pymodel.pci.capability import Capability
 from pymodel.pci.config_space import ConfigSpace, Identity
@@ -53,7 +54,7 @@ class Delays:
 class Function:
     """A function with a virtio device: a VF as it stands, a PF with what `PhysicalFunction` adds.
 
-    `member` is set for a VF: its mode is part of the gate.
+    `member` is set for a VF: its mode is part of the gate. `rules` is there if drivers are checked.
     """
 
     has_intx = False
@@ -70,11 +71,16 @@ class Function:
         features: int = 0,
         extended: tuple[Capability, ...] = (),
         is_member: bool = True,
+        observer: Observer = NOBODY,
+        rules: Rules | None = None,
     ) -> None:
         self.name = name
         self.lock = lock
         self.log = logging.getLogger(f"virtio.{name}")
         self._delays = delays
+        self._observer = observer
+        self._rules = rules
+        self.interrupts = 0  # MSI-X messages sent, and times that INTx was asserted, ever
         self._host: Host | None = None
         self._memory: GuestMemory | None = None
         self._flr_mark: object | None = None
@@ -83,7 +89,7 @@ class Function:
         vectors = len(device.queue_sizes) + 1 + (admin is not None)
         self.msix = MsiX(vectors, MSIX_BAR, self.interrupts_owed, self._pending)
         self.msix_vectors = vectors
-        self.member = Member(self, lock, name) if is_member else None
+        self.member = Member(self, lock, name, observer) if is_member else None
         self.memory: GuestMemory = Dma(
             lambda: self._memory if self.may_access else None, self.member.record if self.member else None
         )
@@ -145,17 +151,34 @@ class Function:
         """A client came."""
         self._host = host
         self._memory = host.memory
+        self.event(FUNCTION_ATTACHED, {})
 
     def detach(self) -> None:
         """The client left: virtio and PCI state are reset, mode and context position stay (A-29)."""
         self._reset_registers()
         self._memory = None
+        self.event(FUNCTION_DETACHED, {})
+
+    @property
+    def attached(self) -> bool:
+        """Whether a client is attached."""
+        return self._memory is not None
+
+    @property
+    def power_state(self) -> int:
+        """The D state: 0 or 3."""
+        return self._power.state
 
     # -- the gate --------------------------------------------------------------------------------------
 
     @property
     def _mode(self) -> int:
         return self.member.mode if self.member else context.MODE_ACTIVE
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the context is not to change (DEV-20)."""
+        return self._mode == context.MODE_FREEZE
 
     @property
     def may_signal(self) -> bool:
@@ -199,6 +222,14 @@ class Function:
 
     def reset_done(self) -> None:
         """A device reset ended; the level of INTx may have fallen with the ISR."""
+
+    def memory_lost(self) -> None:
+        """Pages of the client's memory are gone for good: what was read from them is not to be trusted."""
+        self.transport.broken("guest memory is past the end of the client's file")
+
+    def event(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Tell the observer."""
+        self._observer.event(self.name, kind, data)
 
     def service(self) -> None:
         """Work on the queues, send what is owed, and tell the owner if it waits for this function."""
@@ -249,6 +280,7 @@ class Function:
         for vector, settled in self._sources().items():
             if not self.msix.masked(vector):
                 self._host.msix(vector)
+                self.interrupts += 1
                 for told in settled:
                     told()
 
@@ -256,6 +288,7 @@ class Function:
         """Signal INTx while its level is high."""
         if self.intx_level and not self._command & pci.COMMAND_INTX_DISABLE and self._host is not None:
             self._host.intx()
+            self.interrupts += 1
 
     @property
     def intx_level(self) -> bool:
@@ -295,10 +328,18 @@ class Function:
         """Whether the BARs answer at all: D0, and for a VF the PF's VF MSE."""
         return self._power.state == D0
 
-    @property
-    def window_writable(self) -> bool:
-        """Whether writes to the PCI_CFG capability are taken (DEV-27)."""
-        return self._mode != context.MODE_FREEZE
+    def window_write(self) -> bool:
+        """Whether a write to the PCI_CFG capability is taken (DEV-27)."""
+        if self.frozen and self._rules is not None:
+            self._rules.broken("DRV-06", self.name, "a write to the PCI_CFG capability", "in freeze")
+        return not self.frozen
+
+    def _check_config_access(self, kind: str) -> None:
+        """Note it where a driver touches device configuration of a function that is not Active (DRV-05)."""
+        if self._rules is not None and self._mode != context.MODE_ACTIVE:
+            self._rules.broken(
+                "DRV-05", self.name, f"a {kind} of device configuration", f"in {MODE_NAMES[self._mode]}"
+            )
 
     def bar_read(self, bar: int, offset: int, length: int) -> bytes:
         """Read a BAR; all ones where nothing answers."""
@@ -315,6 +356,7 @@ class Function:
         elif structure == ISR_AT and at == 0:
             data = self.transport.read_isr().to_bytes(length, "little")
         elif structure == DEVICE_AT:
+            self._check_config_access("read")
             data = self.transport.read_config(at, length)
         else:
             data = bytes(length)
@@ -326,9 +368,11 @@ class Function:
         """Write a BAR. In Freeze the virtio structures take nothing (DEV-25), MSI-X as always (DEV-18)."""
         if not self.memory_space or self._flr_mark is not None:
             return
+        if bar == VIRTIO_BAR and offset // _WINDOW * _WINDOW == DEVICE_AT:
+            self._check_config_access("write")
         if bar == MSIX_BAR:
             self.msix.bar_write(offset, data)
-        elif bar == VIRTIO_BAR and self._mode != context.MODE_FREEZE:
+        elif bar == VIRTIO_BAR and not self.frozen:
             structure, at = divmod(offset, _WINDOW)
             structure *= _WINDOW
             if structure == NOTIFY_AT:
@@ -427,6 +471,8 @@ class Function:
 
     def mode_changed(self) -> None:
         """See `Migratable`. What the gate lets through happens on the function's own thread."""
+        if not self.frozen:
+            self.transport.thaw()
         if self.may_access:
             self.transport.rescan()
         self.wake()

@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from pymodel.admin.queue import AdminQueue
+from pymodel.admin.rules import Rules
 from pymodel.devices.device import Device
+from pymodel.host import NOBODY, Observer
 from pymodel.migration.member import Member
 from pymodel.pci.function import Function
 from pymodel.pci.sriov import AriCapability, SriovCapability
@@ -37,11 +39,13 @@ class PhysicalFunction(Function):
         vf_bars: Mapping[int, int],
         context_opcodes: int | None,
         strict: bool,
+        observer: Observer = NOBODY,
+        rules: Rules | None = None,
     ) -> None:
         self._make_vf = make_vf
         self.vfs: dict[int, VirtualFunction] = {}
         self.on_vfs_changed: Callable[[], None] | None = None
-        self.admin = AdminQueue(self, self.wake, context_opcodes=context_opcodes, strict=strict)
+        self.admin = AdminQueue(self, self.wake, context_opcodes=context_opcodes, strict=strict, rules=rules)
         self._sriov = (
             SriovCapability(
                 total_vfs,
@@ -62,6 +66,8 @@ class PhysicalFunction(Function):
             features=1 << virtio.F_SR_IOV if self._sriov else 0,
             extended=(AriCapability(), self._sriov) if self._sriov else (),
             is_member=False,
+            observer=observer,
+            rules=rules,
         )
         self._vfs_changed()
 
@@ -91,6 +97,8 @@ class PhysicalFunction(Function):
         wanted = self._sriov.enabled_vfs if self._sriov else 0
         if wanted == len(self.vfs):
             return
+        if wanted < len(self.vfs):
+            self.admin.members_leave()
         self.log.info("%d VFs enabled", wanted)
         for number in sorted(self.vfs, reverse=True):
             if number > wanted:

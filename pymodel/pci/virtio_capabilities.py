@@ -35,9 +35,8 @@ class Bars(Protocol):
 
     bars: dict[int, int]
 
-    @property
-    def window_writable(self) -> bool:
-        """False in Freeze, where writes to the capability are ignored (DEV-27)."""
+    def window_write(self) -> bool:
+        """Whether a write to the capability is taken: not in Freeze (DEV-27)."""
         ...
 
     def bar_read(self, bar: int, offset: int, length: int) -> bytes:
@@ -89,21 +88,21 @@ class PciCfgCapability:
         return self._bar
 
     def write_bar(self, value: int) -> None:
-        if self._bars.window_writable:
+        if self._bars.window_write():
             self._bar = value
 
     def read_offset(self) -> int:
         return self._offset
 
     def write_offset(self, value: int) -> None:
-        if self._bars.window_writable:
+        if self._bars.window_write():
             self._offset = value
 
     def read_length(self) -> int:
         return self._length
 
     def write_length(self, value: int) -> None:
-        if self._bars.window_writable:
+        if self._bars.window_write():
             self._length = value
 
     def read_data(self) -> int:
@@ -114,6 +113,6 @@ class PciCfgCapability:
 
     def write_data(self, value: int) -> None:
         """Write the first `length` bytes to the BAR."""
-        if self._fits and self._bars.window_writable:
+        if self._bars.window_write() and self._fits:
             data = value.to_bytes(4, "little")[: self._length]
             self._bars.bar_write(self._bar, self._offset, data)

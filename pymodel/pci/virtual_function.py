@@ -6,7 +6,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from pymodel.admin.rules import Rules
 from pymodel.devices.device import Device
+from pymodel.host import NOBODY, Observer
 from pymodel.migration.member import Member
 from pymodel.pci.function import Delays, Function
 
@@ -25,9 +27,11 @@ class VirtualFunction(Function):
         *,
         delays: Delays,
         vf_memory: Callable[[], bool],
+        observer: Observer = NOBODY,
+        rules: Rules | None = None,
     ) -> None:
         self._vf_memory = vf_memory
-        super().__init__(f"vf{number}", device, lock, delays=delays)
+        super().__init__(f"vf{number}", device, lock, delays=delays, observer=observer, rules=rules)
         assert self.member is not None
         self.as_member: Member = self.member
 

@@ -14,8 +14,10 @@ from pymodel.migration.state import QueueState
 from pymodel.queue import chain
 from pymodel.spec import ring, virtio, virtio_pci
 
-# Buffers taken before a queue lets its thread look at anything else.
+# Buffers taken, and bytes moved by them, before a queue lets its thread look at anything else. Whoever waits
+# for the function's lock waits for a batch at most.
 BATCH = 256
+BATCH_BYTES = 32 << 20
 
 
 class SplitQueue:
@@ -23,12 +25,17 @@ class SplitQueue:
 
     `owed` is an interrupt that the driver asked for and has not been sent. `outstanding` counts buffers
     taken and not completed. `waiting` says that the last `run` ended because the consumer took no more.
+    `untouched` is for a queue from which nothing was ever taken. `requests` and `bytes` count what was taken
+    ever, and how much was read and written by it.
     """
 
     def __init__(self, index: int, max_size: int) -> None:
         self.index = index
         self.max_size = max_size
         self.outstanding = 0
+        # Since the function was made; nothing resets them.
+        self.requests = 0
+        self.bytes = 0
         self.reset()
 
     def reset(self) -> None:
@@ -43,6 +50,7 @@ class SplitQueue:
         self.used = 0
         self.owed = False
         self.waiting = False
+        self.untouched = True
         self.outstanding = 0
         self._answered = 0
         self._event_idx = False
@@ -97,34 +105,36 @@ class SplitQueue:
         self.last_avail = state.last_avail_idx
         self.used = self._answered = state.used_idx
         self.owed = state.interrupt_owed
+        self.untouched = False
 
     def run(self, memory: GuestMemory, consumer: Consumer) -> bool:
         """Take what the driver made available, up to a batch, and settle whether an interrupt is owed.
 
         Returns whether the queue may hold more. Raises `BrokenQueue`; what was completed stays so.
         """
-        taken = 0
+        rounds, enough = 0, self.bytes + BATCH_BYTES
         self.waiting = False
         self._suppress_kicks(memory, True)
         while True:
+            rounds += 1
             available = memory.load_u16(self.driver + ring.RING_IDX)
             pending = (available - self.last_avail) & 0xFFFF
             if pending > self.size:
                 raise BrokenQueue(f"queue {self.index}: {pending} buffers available in a ring of {self.size}")
             if pending == 0:
                 self._suppress_kicks(memory, False)
-                if memory.load_u16(self.driver + ring.RING_IDX) == self.last_avail:
-                    more = False
-                    break
-                continue
+                more = memory.load_u16(self.driver + ring.RING_IDX) != self.last_avail
+                # A guest that moves its index to and fro is not followed for ever.
+                if more and rounds <= BATCH:
+                    continue
+                break
             if not consumer.accepts(self.index):
                 more, self.waiting = False, True
                 break
-            if taken == BATCH:
+            if rounds > BATCH or self.bytes >= enough:
                 more = True
                 break
             self._take(memory, consumer)
-            taken += 1
         self.settle(memory)
         return more
 
@@ -133,13 +143,17 @@ class SplitQueue:
         head = memory.load_u16(self.driver + ring.RING_ENTRIES + 2 * slot)
         if head >= self.size:
             raise BrokenQueue(f"queue {self.index}: descriptor {head} in a ring of {self.size}")
+        self.untouched = False
         found = chain.walk(memory, self.desc, self.size, head, indirect=self._indirect)
         self.last_avail = (self.last_avail + 1) & 0xFFFF
         self.outstanding += 1
+        self.requests += 1
+        readable = Segments(memory, found.readable)
+        self.bytes += readable.length
         consumer.take(
             Buffer(
                 self.index,
-                Segments(memory, found.readable),
+                readable,
                 Segments(memory, found.writable),
                 self._completion(memory, head),
             )
@@ -157,6 +171,7 @@ class SplitQueue:
             self.used = (self.used + 1) & 0xFFFF
             memory.store_u16(self.device + ring.RING_IDX, self.used)
             self.outstanding -= 1
+            self.bytes += written
 
         return complete
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from pymodel.memory import GuestMemory
 
@@ -31,6 +31,11 @@ class Bus(Protocol):
         """Whether the DMA gate is open."""
         ...
 
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing that the device itself does may change its context (DEV-20)."""
+        ...
+
     def interrupts_owed(self) -> None:
         """Something is owed, or may now be delivered."""
         ...
@@ -45,4 +50,8 @@ class Bus(Protocol):
 
     def reset_done(self) -> None:
         """A device reset ended."""
+        ...
+
+    def event(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Tell who observes this function (`pymodel.host.Observer`)."""
         ...

@@ -78,8 +78,8 @@ class CommonConfig:
         if self.driver_feature_select < FEATURE_WORDS:
             shift = 32 * self.driver_feature_select
             self._transport.accept(self._transport.accepted & ~(_WORD << shift) | value << shift)
-        elif value:
-            self._transport.accept_unknown()
+        else:
+            self._transport.accept_unknown(self.driver_feature_select, value)
 
     def read_config_msix_vector(self) -> int:
         return self._transport.config_vector

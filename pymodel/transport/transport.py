@@ -6,10 +6,12 @@ virtio 1.4, "Basic Facilities of a Virtio Device" and "Virtio Over PCI Bus".
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from pymodel.devices.device import Device
 from pymodel.errors import BrokenQueue, InvalidField
-from pymodel.memory import Buffer, Consumer
+from pymodel.host import DRIVER_STATUS
+from pymodel.memory import HOW_TO_SHARE, Buffer, Consumer
 from pymodel.migration.state import FunctionState
 from pymodel.queue.split import SplitQueue, aligned
 from pymodel.spec import virtio, virtio_pci
@@ -24,6 +26,9 @@ RING_FEATURES = (
     | 1 << virtio.F_ACCESS_PLATFORM
     | 1 << virtio.F_RING_RESET
 )
+
+# Words beyond those offered that are remembered: a driver that selects ever new ones would fill our memory.
+MAX_UNKNOWN_WORDS = 64
 
 
 class Transport:
@@ -59,6 +64,11 @@ class Transport:
         self._distinct: list[Consumer] = [device] if admin is None else [device, admin]
         self.common = CommonConfig(self)
         self._resetting: object | None = None
+        # What happened in Freeze and joins the context when that is left (A-21): changes by name, so that
+        # their number is bounded, and why the device needs a reset.
+        self._changes: dict[str, Callable[[], None]] = {}
+        self._breaking: str | None = None
+        self.notifications = 0  # ever; of queues that exist
         self._clear()
 
     # -- life ------------------------------------------------------------------------------------------
@@ -67,7 +77,7 @@ class Transport:
         self._resetting = None
         self.status = 0
         self.accepted = 0
-        self._unknown_features = False
+        self._unknown_words: set[int] = set()
         self.config_vector = virtio_pci.NO_VECTOR
         self.config_owed = False
         self.generation = 0
@@ -76,6 +86,8 @@ class Transport:
         # Buffers whose delay is over but whose gate is closed.
         self._parked: list[tuple[Consumer, Buffer]] = []
         self._kicked: set[int] = set()
+        # Queues that the driver itself notified, until something was found there or its absence was told.
+        self._notified: set[int] = set()
         self.common.reset()
         for queue in self.queues.values():
             queue.reset()
@@ -84,7 +96,10 @@ class Transport:
 
     def reset(self) -> None:
         """Device reset, finished at once: rings forgotten, nothing owed, status 0."""
+        before = self.status
+        self._drop_held()
         self._clear()
+        self._tell_status(before)
 
     @property
     def resetting(self) -> bool:
@@ -114,6 +129,7 @@ class Transport:
                 queue.negotiated(self.accepted)
         if self.status != before:
             self.log.info("driver status %s, features %#x", machine.describe(self.status), self.accepted)
+            self._tell_status(before)
         if added & virtio.STATUS_DRIVER_OK:
             self.rescan()
 
@@ -121,7 +137,7 @@ class Transport:
         if self.status:
             self.log.info("device reset")
         if not delay:
-            self._clear()
+            self.reset()
             self.bus.reset_done()
             return
         mark = self._resetting = object()
@@ -132,10 +148,16 @@ class Transport:
 
         def finish() -> None:
             if self._resetting is mark:
-                self._clear()
+                self.reset()
                 self.bus.reset_done()
 
         self.bus.after(delay, finish)
+
+    def _tell_status(self, before: int) -> None:
+        """Tell the observer of a status other than `before`."""
+        if self.status != before:
+            names = machine.describe(self.status).split("|") if self.status else []
+            self.bus.event(DRIVER_STATUS, {"status": self.status, "names": names})
 
     # -- features --------------------------------------------------------------------------------------
 
@@ -148,20 +170,22 @@ class Transport:
         if not self.status & virtio.STATUS_FEATURES_OK:
             self.accepted = features
 
-    def accept_unknown(self) -> None:
-        """The driver accepts a feature of a word that no device has; FEATURES_OK will not hold."""
-        self._unknown_features = True
+    def accept_unknown(self, word: int, value: int) -> None:
+        """Take a word that no feature is in: while any of those is not 0, FEATURES_OK will not hold."""
+        if not value:
+            self._unknown_words.discard(word)
+        elif len(self._unknown_words) < MAX_UNKNOWN_WORDS:
+            self._unknown_words.add(word)
 
     def _acceptable(self) -> bool:
         """Whether FEATURES_OK may be set: a subset of what is offered, with VERSION_1."""
         extra = self.accepted & ~self.offered
         modern = self.accepted >> virtio.F_VERSION_1 & 1
-        if extra or not modern or self._unknown_features:
-            self.log.warning(
-                "features %#x refused: %s",
-                self.accepted,
-                f"{extra:#x} was not offered" if modern else "VERSION_1 is missing",
-            )
+        if extra or not modern or self._unknown_words:
+            reason = f"{extra:#x} was not offered" if extra else "VERSION_1 is missing"
+            if self._unknown_words:
+                reason = f"word {min(self._unknown_words)} has bits that were not offered"
+            self.log.warning("features %#x refused: %s", self.accepted, reason)
             return False
         return True
 
@@ -186,7 +210,10 @@ class Transport:
     def kick(self, index: int) -> None:
         """A driver notification; one for a queue that is not there or not enabled does nothing."""
         if index in self.queues:
+            self.notifications += 1
             self._kicked.add(index)
+            if self.queues[index].untouched:
+                self._notified.add(index)
 
     def rescan(self) -> None:
         """Look at every enabled queue as if it had been kicked (A-18, A-31)."""
@@ -227,10 +254,27 @@ class Transport:
                     if queue.enabled and queue.run(self.bus.memory, self._consumer(queue.index)):
                         self._kicked.add(queue.index)
                         self.bus.wake()
+                    if queue.index in self._notified and queue.enabled:
+                        self._look_for_private_memory(queue)
                 elif queue.enabled:
                     queue.settle(self.bus.memory)
         except BrokenQueue as error:
             self.broken(str(error))
+
+    def _look_for_private_memory(self, queue: SplitQueue) -> None:
+        """Tell, once, of a queue that was notified while nothing was ever in it.
+
+        A client whose memory is a file that it maps privately hands over the file, but what its guest
+        writes is not in there: all rings stay empty.
+        """
+        if queue.untouched and not queue.waiting:
+            self.log.warning(
+                "queue %d was notified, but nothing was ever put in it: is the guest's memory shared? %s",
+                queue.index,
+                HOW_TO_SHARE,
+            )
+            queue.untouched = False
+        self._notified.discard(queue.index)
 
     def _consumer(self, index: int) -> Consumer:
         consumer = self._consumers[index]
@@ -249,8 +293,13 @@ class Transport:
 
     def broken(self, reason: str) -> None:
         """The driver broke a rule: DEVICE_NEEDS_RESET, and a configuration change if it is running."""
+        if self.bus.frozen:
+            self._breaking = reason
+            return
         self.log.error("device needs reset: %s", reason)
+        before = self.status
         self.status |= virtio.STATUS_DEVICE_NEEDS_RESET
+        self._tell_status(before)
         # Nothing will be completed any more, so nothing is outstanding.
         for queue in self.queues.values():
             queue.outstanding = 0
@@ -264,13 +313,41 @@ class Transport:
         self._config_read = True
         return self.device.read_config(offset, length)
 
-    def config_changed(self) -> None:
-        """The configuration changed: a new generation if the old one was seen, and a notification."""
+    def config_changed(self, name: str = "", change: Callable[[], None] | None = None) -> None:
+        """The configuration changed, or is now, by `change`: a new generation if the old one was seen, and a
+        notification if a driver runs the device.
+
+        In Freeze all that is held apart until it is left, of each `name` the last one (DEV-20, A-21).
+        """
+        if self.bus.frozen:
+            self._changes[name] = change or _nothing
+            return
+        if change is not None:
+            change()
         if self._config_read:
             self.generation = (self.generation + 1) & 0xFF
             self._config_read = False
-        self.config_owed = True
-        self.bus.interrupts_owed()
+        if self.status & virtio.STATUS_DRIVER_OK:
+            self.config_owed = True
+            # Sent by `service`, on the function's own thread: an owner that thaws and stops it at once must
+            # not be answered before (DEV-23).
+            self.bus.wake()
+
+    def thaw(self) -> None:
+        """Freeze was left: what happened meanwhile joins the context."""
+        changes, self._changes = self._changes, {}
+        for name, change in changes.items():
+            self.config_changed(name, change)
+        reason, self._breaking = self._breaking, None
+        if reason is not None:
+            self.broken(reason)
+
+    def _drop_held(self) -> None:
+        """A reset: the configuration has changed, but there is no driver any more to be told."""
+        changes, self._changes = self._changes, {}
+        for change in changes.values():
+            change()
+        self._breaking = None
 
     def config_told(self) -> None:
         """The configuration change is no longer owed."""
@@ -332,7 +409,11 @@ class Transport:
         self.device.check(state.device_config, state.device)
 
     def restore(self, state: FunctionState) -> None:
-        """Take over a state that `check` accepted. Nothing is done about it until the gate opens."""
+        """Take over a state that `check` accepted. Nothing is done about it until the gate opens.
+
+        What happened in Freeze stays held: it is this function's own, and joins the written context.
+        """
+        before = self.status
         self._clear()
         self.status = state.device_status
         self.accepted = state.driver_features
@@ -350,11 +431,16 @@ class Transport:
             queue.restore(entry)
             queue.negotiated(self.accepted)
         self.device.restore(state.device_config, state.device)
+        self._tell_status(before)
 
     @property
     def config_length(self) -> int:
         """Bytes of the device configuration structure."""
         return self.device.config_length
+
+
+def _nothing() -> None:
+    """A change that has happened already."""
 
 
 class _Delayed:

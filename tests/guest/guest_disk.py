@@ -53,11 +53,11 @@ def figures(line: str) -> dict[str, Any]:
 
 def progress(job: Job) -> dict[str, Any]:
     """The figures of a running job as they are now."""
-    before = job.output().count("\n")
+    before = job.output().count("progress")
     job.send("report")
-    while job.output().count("\n") == before:
+    while (output := job.output()).count("progress") == before or not output.endswith("}\n"):
         pass
-    return figures(job.last_line())
+    return figures(output.splitlines()[-1])
 
 
 def wait_written(job: Job, sectors: int, *, attempts: int = 400) -> dict[str, Any]:

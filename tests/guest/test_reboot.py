@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 
 from images.machine import Machine
-from tests.guest.guest_disk import digest, disk_of, start_io, verify, wait_written
+from tests.guest.guest_disk import disk_of, start_io, verify, wait_written
 from tests.server_process import ServerProcess
 
 
@@ -29,15 +29,13 @@ def test_killed_and_rebooted(server: Callable[..., ServerProcess], machine: Call
     assert serving.log.count("vf1: a client attached") == 2
     disk = disk_of(second, "vf1")
     # The disk is in the server's memory: what the killed guest wrote is there.
-    assert second.check(
-        f"dd if={disk} bs=512 count=32768 2>/dev/null | strings | grep -c ioverify", timeout=60
-    )
+    written = second.check(f"dd if={disk} bs=512 count=32768 2>/dev/null | strings | grep -c ioverify")
+    assert int(written) >= 800
     verify(second, disk)
-    kept = digest(second, disk)
     for way in ("the guest", "QEMU", "the guest"):
         mark = serving.mark()
         if way == "QEMU":
-            start_io(second, disk)
+            wait_written(start_io(second, disk), 400)
             second.qmp("system_reset")
         else:
             # In the background: this command is answered before the guest is gone.
@@ -46,8 +44,6 @@ def test_killed_and_rebooted(server: Callable[..., ServerProcess], machine: Call
         second.wait_ready(timeout=120)
         assert "vf1: reset by the client" in serving.log[mark:]
         disk = disk_of(second, "vf1")
-        if way == "the guest":
-            verify(second, disk)
-        kept = digest(second, disk) if way == "QEMU" else kept
+        verify(second, disk)
     assert serving.alive
     assert "Traceback" not in serving.log

@@ -36,33 +36,39 @@ def test_unbind_and_bind(plain: Plain, function: str) -> None:
         assert "DRIVER_OK" in log
 
 
-@FUNCTIONS
-def test_function_level_reset(plain: Plain, function: str) -> None:
-    """FLR through sysfs; the driver restores its device. Bus numbers, BARs and MSI-X work as before."""
+def test_function_level_reset(plain: Plain) -> None:
+    """FLR of a VF through sysfs, under its driver, which restores the device; three times.
+
+    Not of the PF: there Linux 7.3 uses its admin queue after it freed it (vp_modern_avq_cleanup on the way
+    back from any reset or sleep), and dies of that whatever the device does.
+    """
     guest, server = plain.guest, plain.server
-    device = f"/sys/bus/pci/devices/{address_of(guest, function)}"
+    device = f"/sys/bus/pci/devices/{address_of(guest, 'vf1')}"
     assert "flr" in guest.check(f"cat {device}/reset_method").split()
     guest.check(f"echo flr > {device}/reset_method")
     for _ in range(3):
         mark = server.mark()
         guest.check(f"echo 1 > {device}/reset")
-        server.wait_log(rf"virtio\.{function}: function-level reset", since=mark)
-        verify(guest, disk_of(guest, function))
+        server.wait_log(r"virtio\.vf1: function-level reset", since=mark)
+        verify(guest, disk_of(guest, "vf1"))
 
 
 def test_function_level_reset_without_a_driver(plain: Plain) -> None:
-    """FLR of a function that nobody drives; a driver finds it as new."""
-    guest = plain.guest
+    """FLR of a VF that nobody drives; a driver finds it as new."""
+    guest, server = plain.guest, plain.server
     address = address_of(guest, "vf1")
+    mark = server.mark()
     guest.check(f"echo {address} > {DRIVER}/unbind")
+    guest.check(f"echo flr > /sys/bus/pci/devices/{address}/reset_method")
     guest.check(f"echo 1 > /sys/bus/pci/devices/{address}/reset")
+    server.wait_log(r"virtio\.vf1: function-level reset", since=mark)
     guest.check(f"echo {address} > {DRIVER}/bind")
     verify(guest, disk_of(guest, "vf1"))
 
 
 @FUNCTIONS
 def test_power_states_without_a_driver(plain: Plain, function: str) -> None:
-    """D3hot and back; the BARs answer in D0 only."""
+    """D3hot and back; the BARs answer in D0 only (QEMU itself unmaps them in D3hot)."""
     guest = plain.guest
     address = address_of(guest, function)
     guest.check(f"echo {address} > {DRIVER}/unbind")
@@ -74,7 +80,7 @@ def test_power_states_without_a_driver(plain: Plain, function: str) -> None:
     assert awake == "0x0002"
     guest.check(f"setpci -s {address} {PM_CONTROL}=3:3")
     assert int(guest.check(f"setpci -s {address} {PM_CONTROL}"), 16) & 3 == 3
-    assert guest.check(f"devmem {num_queues} 16").strip() == "0xFFFF"
+    assert guest.check(f"devmem {num_queues} 16").strip() in {"0x0000", "0xFFFF"}
     guest.check(f"setpci -s {address} {PM_CONTROL}=0:3")
     assert int(guest.check(f"setpci -s {address} {PM_CONTROL}"), 16) & 3 == 0
     assert guest.check(f"devmem {num_queues} 16").strip() == awake

@@ -43,7 +43,9 @@ def frozen() -> tuple[FakeFunction, Member]:
 
 
 def write(member: Member, stream: bytes, cuts: tuple[int, ...] = ()) -> None:
-    member.write_context(segments(stream, cuts), 0)
+    source = segments(stream, cuts)
+    while not member.write_context(source, 0):
+        assert member.partial
 
 
 def read(member: Member) -> bytes:

@@ -25,4 +25,4 @@ def serve() -> Iterator[Callable[..., ServerProcess]]:
 def shared() -> Iterator[ServerProcess]:
     """A PF and three VFs of two queues each."""
     with running() as start:
-        yield start("--vf", "3", "--queues", "2", "--disk", "ram:1M")
+        yield start("--vfs", "3", "--queues", "2", "--disk", "ram:1M")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.wire.running import until
 from vfu_client.block import BlockDriver
 from vfu_client.memory import Buffer
 from vfu_client.split import SplitQueue
@@ -72,6 +73,28 @@ class Driven:
                 0 if last else slot + 1,
             )
         self.offer(head)
+
+    def flush(self, head: int = 0) -> None:
+        """Offer a request that writes one byte."""
+        self.request((self.header(4), False), (self.room(1), True), head=head)
+
+    def flushed(self) -> None:
+        """Offer one and see it done by the used index; whatever it signals was signalled on return."""
+        before = self.queue.device_used_idx
+        self.flush()
+        until(lambda: self.queue.device_used_idx != before, "the request is done")
+        self.settle()
+
+    def settle(self) -> None:
+        """Let the server finish what it is about: it looks at its queues after 64 messages at the latest."""
+        for _ in range(64):
+            self.device.function.config_read(0, 2)
+
+    def signals(self) -> list[int]:
+        """How often each vector was signalled since the last look."""
+        self.settle()
+        assert self.device.msix is not None
+        return [interrupt.drain() for interrupt in self.device.msix.interrupts]
 
     def wait_used(self, timeout: float = 10) -> tuple[int, int]:
         """Wait for the next used element by its interrupt: (id, length)."""

@@ -54,7 +54,12 @@ def server(folder: Path) -> Iterator[Running]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_ready_and_stopped(server: Running, folder: Path, number: int) -> None:
     assert server.ready == f"ready {folder}\n"
-    assert sorted(path.name for path in folder.glob("*.sock")) == ["pf.sock", "vf1.sock", "vf2.sock"]
+    assert sorted(path.name for path in folder.glob("*.sock")) == [
+        "monitor.sock",
+        "pf.sock",
+        "vf1.sock",
+        "vf2.sock",
+    ]
     status, logged = server.stop(number)
     assert status == 0
     assert not list(folder.glob("*.sock"))

@@ -1,0 +1,134 @@
+"""The command line: `python -m bench [NAME...]`. Runs benchmarks, prints a table, writes build/bench.json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.block import Block
+from bench.measure import BenchError, Group, Progress, Result
+from bench.mmio import Mmio
+from bench.move import MoveDowntime
+from bench.pf_probe import Probe
+from bench.processes import die_with_parent
+from images.machine import MachineError
+from images.workspace import BUILD
+
+GROUPS: tuple[Group, ...] = (Mmio(), Block(), MoveDowntime(), Probe())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is named, or all. Returns 1 when one could not be taken; a missed goal is no failure."""
+    known = [benchmark.name for group in GROUPS for benchmark in group.benchmarks]
+    options = _parser(known).parse_args(arguments)
+    if options.list:
+        print(*known, sep="\n")
+        return 0
+    unknown = [name for name in options.names if name not in known]
+    if unknown:
+        print(f"bench: no benchmark {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
+        return 2
+    die_with_parent()
+    # As an exception, so that everything started is ended and temporary folders are removed.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    load = os.getloadavg()[0]
+    if load > (os.cpu_count() or 1) / 4:
+        print(
+            f"bench: the machine is busy (load {load:.1f}): take the figures again when it is not",
+            file=sys.stderr,
+        )
+    results, failures = measure(options.names or known)
+    _write(options.json, results, failures, load)
+    print(table(results))
+    for name, reason in failures.items():
+        print(f"bench: {name} FAILED: {reason}", file=sys.stderr)
+    print(f"bench: {options.json} written")
+    return 1 if failures else 0
+
+
+def _parser(known: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure ours against a reference, in turn, and show the ratios (docs/benchmarks.md).",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(known)}")
+    parser.add_argument("--list", action="store_true", help="print the names and end")
+    parser.add_argument("--json", type=Path, default=BUILD / "bench.json", help="default: build/bench.json")
+    return parser
+
+
+def measure(names: Sequence[str]) -> tuple[list[Result], dict[str, str]]:
+    """The results of the named benchmarks, and for those that could not be taken the reason."""
+    results: list[Result] = []
+    failures: dict[str, str] = {}
+    progress = Progress()
+    for group in GROUPS:
+        wanted = [benchmark.name for benchmark in group.benchmarks if benchmark.name in names]
+        if not wanted:
+            continue
+        try:
+            for result in group.run(wanted, progress):
+                results.append(result)  # noqa: PERF402 - those before a failure count
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others are still to be taken
+            expected = isinstance(error, BenchError | MachineError | OSError)
+            reason = str(error) if expected else f"{type(error).__name__}: {error}"
+            done = {result.benchmark.name for result in results}
+            failures.update({name: reason for name in wanted if name not in done})
+        finally:
+            progress.clear()
+    return results, failures
+
+
+def table(results: Sequence[Result]) -> str:
+    """The results for people."""
+    rows = [("name", "ratio", "min", "max", "goal", "better", "ours", "theirs", "unit")]
+    for result in results:
+        benchmark = result.benchmark
+        entry = result.as_json()
+        goal = "-" if benchmark.goal is None else f"{benchmark.goal:g}{' missed' if result.missed else ''}"
+        rows.append(
+            (
+                benchmark.name,
+                f"{result.ratio:.3f}",
+                f"{entry['min']:.3f}",
+                f"{entry['max']:.3f}",
+                goal,
+                benchmark.better,
+                f"{entry['ours']:.1f}",
+                f"{entry['theirs']:.1f}",
+                benchmark.unit,
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    text = [False, True, True, True, True, False, True, True, False]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, text, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    lines += [f"{entry.benchmark.name}: {entry.limit}" for entry in results if entry.limit]
+    return "\n".join(lines)
+
+
+def _write(path: Path, results: Sequence[Result], failures: dict[str, str], load: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "results": [result.as_json() for result in results],
+        "failed": failures,
+        "taken": {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "cpus": os.cpu_count(), "load": round(load, 2)},
+    }
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(json.dumps(content, indent=2) + "\n")
+    fresh.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

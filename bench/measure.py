@@ -1,0 +1,126 @@
+"""What a benchmark is, how two sides are measured in turn, and what the figures become."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeVar
+
+Better = Literal["higher", "lower"]
+T = TypeVar("T")
+
+
+class BenchError(Exception):
+    """A benchmark could not be taken; the message says why."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One figure: `ratio` of ours to the reference's.
+
+    `limit` says in words what holds the figure back, for when it misses its goal.
+    """
+
+    name: str
+    reference: str
+    unit: str
+    better: Better
+    goal: float | None = None
+    limit: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one benchmark gave. `ours` and `theirs` are the runs in the order in which they were taken."""
+
+    benchmark: Benchmark
+    ours: Sequence[float]
+    theirs: Sequence[float]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ratios(self) -> list[float]:
+        """One for each pair of neighbouring runs."""
+        return [ours / theirs for ours, theirs in zip(self.ours, self.theirs, strict=True)]
+
+    @property
+    def ratio(self) -> float:
+        """The median over the pairs."""
+        return statistics.median(self.ratios)
+
+    @property
+    def missed(self) -> bool:
+        """Whether there is a goal and it is not reached."""
+        goal = self.benchmark.goal
+        if goal is None:
+            return False
+        return self.ratio < goal if self.benchmark.better == "higher" else self.ratio > goal
+
+    @property
+    def limit(self) -> str:
+        """What holds the figure back, where it misses its goal."""
+        return self.benchmark.limit if self.missed else ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry in bench.json."""
+        benchmark = self.benchmark
+        return {
+            "name": benchmark.name,
+            "ratio": round(self.ratio, 4),
+            "reference": benchmark.reference,
+            "better": benchmark.better,
+            "goal": benchmark.goal,
+            "runs": len(self.ratios),
+            "min": round(min(self.ratios), 4),
+            "max": round(max(self.ratios), 4),
+            "limit": self.limit,
+            "unit": benchmark.unit,
+            "ours": round(statistics.median(self.ours), 4),
+            "theirs": round(statistics.median(self.theirs), 4),
+            **self.extra,
+        }
+
+
+class Progress:
+    """Says on stderr what is being done: one changing line on a terminal, else a line a benchmark."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._said = ""
+
+    def step(self, name: str, what: str) -> None:
+        """Show what is being done for one benchmark."""
+        if self._live:
+            print(f"\r\x1b[Kbench: {name}: {what}", end="", file=sys.stderr, flush=True)
+        elif name != self._said:
+            print(f"bench: {name}", file=sys.stderr, flush=True)
+        self._said = name
+
+    def clear(self) -> None:
+        """Leave the line to others."""
+        if self._live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+class Group(Protocol):
+    """Benchmarks that share a set-up. `run` yields the results of those asked for, one after another."""
+
+    @property
+    def benchmarks(self) -> Sequence[Benchmark]: ...
+
+    def run(self, names: Sequence[str], progress: Progress) -> Iterator[Result]: ...
+
+
+def alternate(
+    pairs: int, ours: Callable[[], T], theirs: Callable[[], T], *, progress: Progress, name: str
+) -> tuple[list[T], list[T]]:
+    """Take `pairs` runs of both sides in turn, so that what else the machine does meets both alike."""
+    left: list[T] = []
+    right: list[T] = []
+    for pair in range(pairs):
+        progress.step(name, f"run {pair + 1} of {pairs}")
+        left.append(ours())
+        right.append(theirs())
+    return left, right

@@ -1,0 +1,93 @@
+"""The processes that are measured. Each ends with its context, or with the benchmark, however that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench.measure import BenchError
+from images.machine import DIE_WITH_PARENT
+from images.workspace import BUILD, PROJECT
+
+SAMPLE = BUILD / "ext" / "bench" / "mmio-sample"
+START_SECONDS = 20.0
+STOP_SECONDS = 5.0
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """End this process by SIGTERM when the one that started it ends (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that is removed at the end; its name is short enough for sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_disk(path: Path, size: int) -> Path:
+    """A raw image without holes, so that both sides find every block allocated."""
+    block = bytes(range(256)) * 4096
+    with path.open("wb") as image:
+        for _ in range(size // len(block)):
+            image.write(block)
+    return path
+
+
+@contextlib.contextmanager
+def server(folder: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A vfu-server with its sockets in `folder`, ready."""
+    command = [sys.executable, "-m", "vfu_server", "--socket-dir", str(folder), "--device", "blk"]
+    command += ["--log-level", "warning", *options]
+    with _running(command, folder.with_name(f"{folder.name}.log")) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def sample(socket: Path) -> Iterator[None]:
+    """The C server, listening."""
+    if not SAMPLE.exists():
+        raise BenchError(f"{SAMPLE.relative_to(PROJECT)} is missing: `make bench` builds it")
+    with _running([str(SAMPLE), str(socket)], socket.with_suffix(".log")):
+        yield
+
+
+@contextlib.contextmanager
+def _running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            [*DIE_WITH_PARENT, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            cwd=PROJECT,
+        )
+    try:
+        assert process.stdout is not None
+        ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
+        if not ready or not process.stdout.readline().startswith(b"ready"):
+            raise BenchError(f"{' '.join(command)} did not start:\n{log.read_text(errors='replace')}")
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()

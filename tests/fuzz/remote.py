@@ -1,0 +1,108 @@
+"""A real `vfu-server` process, a neighbour that uses VF 3 all the time, and a watch on the server's memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.fuzz.world import DISKS, PATIENCE, STALL, Finding, memory_bound
+from tests.server_process import ServerProcess
+from vfu_client.block import BlockDriver
+from vfu_client.connection import Connection
+
+# Between two looks of the neighbour; a machine that lets a sleeper oversleep by more than the second says
+# nothing about the server.
+PERIOD = 0.05
+BUSY = 0.3
+
+
+class RemoteWorld:
+    """A server process and what is watched about it."""
+
+    def __init__(self) -> None:
+        disks = [option for name, size in DISKS.items() for option in ("--disk", f"{name}=ram:{size}")]
+        self._server = ServerProcess("--vfs", "3", *disks)
+        self._server.__enter__()
+        try:
+            self._neighbour = BlockDriver.open(self._server.socket("vf3"), timeout=PATIENCE)
+        except BaseException:
+            self._server.close()
+            raise
+        self.idle = self._own_memory()
+        self.most = self.idle
+        self.slowest = 0.0
+        self._trouble = ""
+        self._logged = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _own_memory(self) -> int:
+        """Bytes of the server that are not the guests'."""
+        for line in Path(f"/proc/{self._server.process.pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) << 10
+        raise Finding("the server ended:\n" + self._server.log[-4000:])
+
+    def _watch(self) -> None:
+        turn = 0
+        try:
+            while not self._trouble and not self._stopping.is_set():
+                before = time.monotonic()
+                self._stopping.wait(PERIOD)
+                start = time.monotonic()
+                turn = (turn + 1) & 0xFF
+                self._neighbour.write(turn, bytes([turn]) * 512)
+                same = self._neighbour.read(turn).tobytes() == bytes([turn]) * 512
+                taken = time.monotonic() - start
+                if not same:
+                    self._trouble = "the neighbour read something else than it had written"
+                if start - before < PERIOD + BUSY:
+                    self.slowest = max(self.slowest, taken)
+                    if taken > STALL:
+                        self._trouble = f"the neighbour took {taken:.2f} s"
+                self.most = max(self.most, self._own_memory())
+                if self.most - self.idle > memory_bound():
+                    self._trouble = f"the server took {self.most - self.idle} bytes, bound {memory_bound()}"
+        except Exception as error:  # noqa: BLE001 - whatever it is, the campaign has to hear of it
+            self._trouble = f"the neighbour: {error!r}"
+
+    def connect(self, function: str) -> Connection:
+        return Connection(self._server.socket(function), timeout=PATIENCE)
+
+    def wait(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> bool:
+        deadline = time.monotonic() + seconds
+        pause = 0.0
+        while not condition():
+            if time.monotonic() > deadline:
+                return condition()
+            time.sleep(pause)
+            pause = min(pause + 0.0002, 0.01)
+        return True
+
+    def check(self) -> None:
+        if not self._server.alive:
+            raise Finding("the server ended:\n" + self._server.log[-4000:])
+        with (self._server.folder / "log").open("rb") as log:
+            log.seek(self._logged)
+            text = log.read().decode(errors="replace")
+            # A line may have been written in part.
+            self._logged = max(log.tell() - 20, 0)
+        for bug in ("Traceback", "internal error"):
+            if bug in text:
+                raise Finding("the server logged a bug:\n" + text[-4000:])
+        if self._trouble:
+            raise Finding(self._trouble)
+
+    def close(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+        try:
+            self.check()
+            self._neighbour.close()
+            if self._server.stop() != 0:
+                raise Finding("the server did not end cleanly:\n" + self._server.log[-4000:])
+        finally:
+            self._server.close()

@@ -1,0 +1,347 @@
+"""The move of a running guest: there and back, and made to fail at each step; its I/O never notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from images.job import Job
+from images.machine import Machine
+from pymodel.spec import context
+from tests.guest.conftest import DISK_SIZE
+from tests.guest.guest_disk import disk_of, finish, progress, start_io, wait_written
+from tests.server_process import ServerProcess
+from vfu_client.admin import AdminError
+from vfu_client.migrate import Move, MovedVf
+from vfu_client.move_report import STEPS, MoveError, Report
+from vfu_client.owner import OwnerDriver
+from vfu_client.qemu import Qemu
+from vfu_client.side import Side
+
+OPTIONS = ["--vfs", "4", "--disk", "pf=ram:1M"]
+
+
+@dataclass
+class Traveller:
+    """A guest on VF 1 of the server `here`, which writes to its disk all the time."""
+
+    guest: Machine
+    job: Job
+    here: ServerProcess
+    there: ServerProcess
+
+    def side(self, role: str, machine: Machine, server: ServerProcess) -> Side:
+        """One side of a move."""
+        return Side(role, Qemu(role, machine.qmp_path, machine.qtest_path), server.folder)
+
+    def move(
+        self,
+        target: Machine,
+        *,
+        server: ServerProcess | None = None,
+        vfs: Sequence[MovedVf] = (MovedVf(1, 1),),
+        before_step: Callable[[Move, str], None] | None = None,
+    ) -> Report:
+        """Move to another server (`there` by default)."""
+        move: Move
+
+        def hook(step: str) -> None:
+            if before_step is not None:
+                before_step(move, step)
+
+        move = Move(
+            self.side("source", self.guest, self.here),
+            self.side("destination", target, server or self.there),
+            vfs,
+            before_step=hook,
+        )
+        return asyncio.run(move.run())
+
+    def incoming(self) -> Machine:
+        """A QEMU on the other server that waits for the guest; the caller closes it."""
+        return Machine(devices=[self.there.qemu_device("vf1")], incoming=True).__enter__()
+
+    def arrived(self, target: Machine) -> None:
+        """Note that the guest is in `target` now, on the other server."""
+        self.guest.close()
+        self.guest, self.job = target, self.job.moved(target.check)
+        self.here, self.there = self.there, self.here
+
+    def check_runs(self) -> None:
+        """The guest runs and writes, and the VF is as it was before a move: active, and no write record."""
+        assert self.guest.qmp("query-status")["status"] == "running"
+        assert self.guest.qmp("query-migrate-parameters")["downtime-limit"] == 300
+        before = progress(self.job)
+        after = wait_written(self.job, before["sectors_written"] + 500)
+        assert (after["lost"], after["corrupt"], after["errors"]) == (0, 0, 0)
+        with OwnerDriver.open(self.here.socket("pf")) as owner:
+            assert owner.mode_get(1) == context.MODE_ACTIVE
+            with pytest.raises(AdminError):
+                owner.write_record_read(1)
+
+
+@pytest.fixture(scope="module")
+def travel_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The disk that both servers share."""
+    path = tmp_path_factory.mktemp("travel") / "disk.img"
+    with path.open("wb") as file:
+        file.truncate(DISK_SIZE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def traveller(travel_image: Path) -> Iterator[Traveller]:
+    """See `Traveller`. Tests leave it on one of its two servers, and running."""
+    options = [*OPTIONS, "--disk", str(travel_image)]
+    with ServerProcess(*options) as here, ServerProcess(*options) as there:
+        guest = Machine(devices=[here.qemu_device("vf1")]).__enter__()
+        found = None
+        try:
+            guest.wait_ready(timeout=120)
+            found = Traveller(guest, start_io(guest, disk_of(guest, "vf1")), here, there)
+            yield found
+        finally:
+            (guest if found is None else found.guest).close()
+
+
+@pytest.fixture
+def target(traveller: Traveller) -> Iterator[Machine]:
+    """A QEMU on the other server that waits for the guest; it stays when the guest moved in."""
+    machine = traveller.incoming()
+    try:
+        yield machine
+    finally:
+        if traveller.guest is not machine:
+            machine.close()
+
+
+@pytest.mark.parametrize("step", [step for step in STEPS if step != "release"])
+def test_failure_goes_back(traveller: Traveller, target: Machine, step: str) -> None:
+    """Whatever step fails, the guest runs at the source, the VF at the destination is as found, and we hear
+    why.
+    """
+
+    def fail(_move: Move, name: str) -> None:
+        if name == step:
+            raise RuntimeError("made to fail")
+
+    with pytest.raises(MoveError, match=f"{step}.*made to fail") as caught:
+        traveller.move(target, before_step=fail)
+    assert caught.value.step == step
+    assert caught.value.source_runs, caught.value
+    traveller.check_runs()
+    with OwnerDriver.open(traveller.there.socket("pf")) as owner:
+        assert owner.mode_get(1) == context.MODE_ACTIVE
+
+
+@pytest.mark.parametrize("step", ["copy-ram", "mark-pages", "finish-ram"])
+def test_destination_dies(traveller: Traveller, target: Machine, step: str) -> None:
+    """QEMU at the destination is killed on the way."""
+
+    def kill(_move: Move, name: str) -> None:
+        if name == step:
+            target.close()
+
+    with pytest.raises(MoveError) as caught:
+        traveller.move(target, before_step=kill)
+    assert caught.value.source_runs, caught.value
+    traveller.check_runs()
+
+
+@pytest.mark.parametrize("step", ["copy-ram", "move-contexts", "activate"])
+def test_destination_server_dies(traveller: Traveller, travel_image: Path, step: str) -> None:
+    """The server of the destination is killed on the way: the guest runs on, and we hear what was left."""
+    with (
+        ServerProcess(*OPTIONS, "--disk", str(travel_image)) as third,
+        Machine(devices=[third.qemu_device("vf1")], incoming=True) as machine,
+    ):
+
+        def kill(_move: Move, name: str) -> None:
+            if name == step:
+                third.stop(signal.SIGKILL)
+
+        with pytest.raises(MoveError) as caught:
+            traveller.move(machine, server=third, before_step=kill)
+    assert caught.value.source_runs, caught.value
+    assert "VF 1 at the destination" in caught.value.state
+    traveller.check_runs()
+
+
+@pytest.mark.parametrize("step", ["prepare", "stop-vfs", "write-pci"])
+def test_cancelled(traveller: Traveller, target: Machine, step: str) -> None:
+    """Giving a move up is a failure like others."""
+
+    def cancel(move: Move, name: str) -> None:
+        if name == step:
+            assert move.cancel()
+
+    with pytest.raises(MoveError, match="cancelled") as caught:
+        traveller.move(target, before_step=cancel)
+    assert caught.value.source_runs, caught.value
+    traveller.check_runs()
+
+
+def test_refused_when_pf_is_taken(traveller: Traveller, target: Machine) -> None:
+    """Somebody else drives the PF at the destination."""
+    taken = OwnerDriver.open(traveller.there.socket("pf"))
+    with taken, pytest.raises(MoveError, match=r"pf\.sock is in use") as caught:
+        traveller.move(target)
+    assert caught.value.step == "check"
+    traveller.check_runs()
+
+
+def test_refused_for_another_disk(traveller: Traveller) -> None:
+    """The VF at the destination has a disk of another size."""
+    with (
+        ServerProcess(*OPTIONS, "--disk", "ram:8M") as other,
+        Machine(devices=[other.qemu_device("vf1")], incoming=True) as machine,
+    ):
+        with pytest.raises(MoveError, match=r"capacity=.* at the source") as caught:
+            traveller.move(machine, server=other)
+        assert caught.value.source_runs
+        with OwnerDriver.open(other.socket("pf")) as owner:
+            assert owner.mode_get(1) == context.MODE_ACTIVE
+    traveller.check_runs()
+
+
+@pytest.mark.parametrize(
+    ("functions", "settings", "why"),
+    [
+        (["vf1"], {"incoming": False}, "-incoming defer"),
+        (["vf1"], {"incoming": True, "memory_mib": 128}, "MiB of memory"),
+        (["vf2", "vf1"], {"incoming": True}, "bus and slot"),
+        (["vf2"], {"incoming": True}, "is connected to"),
+    ],
+)
+def test_refused_for_another_machine(
+    traveller: Traveller, functions: list[str], settings: dict[str, Any], why: str
+) -> None:
+    """The destination was not started as the target of this guest."""
+    devices = [traveller.there.qemu_device(function) for function in functions]
+    with Machine(devices=devices, **settings) as machine, pytest.raises(MoveError, match=why) as caught:
+        traveller.move(machine)
+    assert caught.value.step == "check"
+    traveller.check_runs()
+
+
+def test_refused_when_a_device_would_stay(traveller: Traveller, target: Machine) -> None:
+    """QEMU would leave the state of a vfio-user device behind that is not named."""
+    traveller.guest.plug(traveller.here.qemu_device("vf2"))
+    try:
+        disk_of(traveller.guest, "vf2")
+        with pytest.raises(MoveError, match=r"other vfio-user devices too \(vf2\)"):
+            traveller.move(target)
+    finally:
+        traveller.guest.unplug("vf2")
+    traveller.check_runs()
+
+
+def test_again_after_an_early_failure(traveller: Traveller, target: Machine) -> None:
+    """A destination that took no memory yet can be used again."""
+
+    def fail(_move: Move, name: str) -> None:
+        if name == "copy-ram":
+            raise RuntimeError("made to fail")
+
+    with pytest.raises(MoveError):
+        traveller.move(target, before_step=fail)
+    assert target.qmp("query-status")["status"] == "inmigrate"
+    report = traveller.move(target)
+    traveller.arrived(target)
+    assert report.warnings == []
+    traveller.check_runs()
+
+
+def test_there_and_back(traveller: Traveller) -> None:
+    """Two moves, each with a short stop. The VF that was left is ready for the next guest."""
+    for _ in range(2):
+        target = traveller.incoming()
+        try:
+            report = traveller.move(target)
+            traveller.arrived(target)
+        finally:
+            if traveller.guest is not target:
+                target.close()
+        assert report.warnings == []
+        assert report.pages > 0
+        assert report.downtime_ms is not None
+        assert 0 < report.downtime_ms < 5000
+        assert {step.name for step in report.steps} == set(STEPS)
+        traveller.check_runs()
+        with OwnerDriver.open(traveller.there.socket("pf")) as owner:
+            assert owner.mode_get(1) == context.MODE_ACTIVE
+
+
+def test_several_vfs(
+    travel_image: Path, server: Callable[..., ServerProcess], machine: Callable[..., Machine]
+) -> None:
+    """Two VFs that get other numbers; one has its disk in memory, whose content travels while the guest
+    runs.
+    """
+    first = server("--vfs", "2", "--disk", f"vf1={travel_image}", "--disk", "vf2=ram:32M")
+    second = server("--vfs", "2", "--disk", f"vf2={travel_image}", "--disk", "vf1=ram:32M")
+    guest = machine(devices=[first.qemu_device("vf1"), first.qemu_device("vf2")], cpus=2)
+    jobs = [start_io(guest, disk_of(guest, f"vf{vf}"), offset="16M") for vf in (1, 2)]
+    for job in jobs:
+        wait_written(job, 4000)
+    target = machine(
+        devices=[second.qemu_device("vf2"), second.qemu_device("vf1")], cpus=2, incoming=True, ready=False
+    )
+    traveller = Traveller(guest, jobs[0], first, second)
+    report = traveller.move(target, vfs=[MovedVf(1, 2), MovedVf(2, 1)])
+    assert report.warnings == []
+    assert 0 < report.context_bytes < 8 << 20
+    guest.close()
+    for job in jobs:
+        moved = job.moved(target.check)
+        wait_written(moved, progress(moved)["sectors_written"] + 1000)
+        assert finish(moved)["sectors_written"] > 5000
+
+
+def command(traveller: Traveller, target: Machine, *options: str) -> list[str]:
+    """The command line of `vfu-migrate` for a move to the other server."""
+    ends = (("from", traveller.guest, traveller.here), ("to", target, traveller.there))
+    words = [sys.executable, "-m", "vfu_client.migrate_cli", "--vf", "vf1", *options]
+    for end, machine, server in ends:
+        words += [f"--{end}-qmp", str(machine.qmp_path), f"--{end}-qtest", str(machine.qtest_path)]
+        words += [f"--{end}-server", str(server.folder)]
+    return words
+
+
+def test_command_is_terminated(traveller: Traveller, target: Machine) -> None:
+    """SIGTERM on the way: `vfu-migrate` goes back before it ends."""
+    with subprocess.Popen(command(traveller, target), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "copying" in process.stderr.readline()
+        process.terminate()
+        said = process.stderr.read()
+    assert process.returncode == 1, said
+    assert "cancelled" in said
+    assert "runs at the source as before" in said
+    traveller.check_runs()
+
+
+def test_command(traveller: Traveller, target: Machine, tmp_path: Path) -> None:
+    """`vfu-migrate`, with the report for programs and the picture; on all the ways nothing was lost."""
+    picture = tmp_path / "move.svg"
+    words = command(traveller, target, "--json", "--timeline", str(picture))
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    traveller.arrived(target)
+    report = json.loads(done.stdout)
+    assert report["moved"] is True
+    assert set(report["steps"]) == set(STEPS)
+    assert sum(report["steps"][step] for step in ("mark-pages", "write-pci")) < report["downtime_ms"]
+    assert ET.parse(picture).getroot().tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314  # we wrote it
+    traveller.check_runs()
+    assert finish(traveller.job)["sectors_written"] > 10_000

@@ -1,0 +1,154 @@
+"""virtio-blk: requests, their answers, and where the data ends up. virtio 1.4, "Block Device"."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.server_process import ServerProcess
+from tests.wire.driving import driven
+from vfu_client.block import BlockDriver, BlockError
+
+BOTH = pytest.mark.parametrize("name", ["pf", "vf1"])
+IOERR, UNSUPP = 1, 2
+SECTORS = 2048
+
+
+@BOTH
+def test_reads_what_was_written(shared: ServerProcess, name: str) -> None:
+    with BlockDriver.open(shared.socket(name)) as disk:
+        assert disk.capacity == SECTORS
+        data = random.Random(1).randbytes(5 * 512)
+        disk.write(7, data)
+        assert disk.read(7, 5).tobytes() == data
+        assert disk.read(9).tobytes() == data[1024:1536]
+        disk.write(SECTORS - 1, data[:512])
+        assert disk.read(SECTORS - 1).tobytes() == data[:512]
+        disk.flush()
+
+
+@BOTH
+def test_id(shared: ServerProcess, name: str) -> None:
+    with BlockDriver.open(shared.socket(name)) as disk:
+        assert disk.get_id() == f"pymodel-{name}".encode()
+
+
+@pytest.mark.parametrize("size", [0, 1, 19, 20, 21, 64])
+def test_id_into_other_buffers(shared: ServerProcess, size: int) -> None:
+    """At most 20 bytes, cut to the buffer; the status is in the very last byte."""
+    with driven(shared.socket("vf1")) as block:
+        room = block.room(size + 1)
+        block.request((block.header(8), False), (room, True))
+        _, written = block.wait_used()
+        serial = b"pymodel-vf1".ljust(20, b"\0")[:size]
+        assert room.view.tobytes() == serial.ljust(size, b"\xee") + b"\0"
+        assert written == (size + 1 if size <= 20 else 0)
+
+
+@pytest.mark.parametrize("kind", [2, 3, 5, 7, 9, 11, 13, 0xFFFF_FFFF])
+def test_unknown_types(shared: ServerProcess, kind: int) -> None:
+    """UNSUPP, and no data byte is touched."""
+    with driven(shared.socket("vf1")) as block:
+        room, status = block.room(512), block.room(1)
+        block.request((block.header(kind), False), (room, True), (status, True))
+        block.wait_used()
+        assert status.view[0] == UNSUPP
+        assert set(room.view.tolist()) == {0xEE}
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("sector", "size"),
+    [
+        (SECTORS, 512),
+        (SECTORS - 1, 1024),
+        ((1 << 64) - 1, 512),
+        (1 << 55, 512),  # times 512 wraps to 0 in 64 bits
+        (0, 1),
+        (0, 511),
+        (0, 513),
+        (0, (SECTORS + 1) * 512),
+    ],
+)
+def test_beyond_the_disk_or_off_its_sectors(shared: ServerProcess, name: str, sector: int, size: int) -> None:
+    """IOERR for reads and writes alike; the read's buffer and the disk are untouched."""
+    with driven(shared.socket(name)) as block:
+        room, status = block.room(size), block.room(1)
+        block.request((block.header(0, sector), False), (room, True), (status, True))
+        assert block.wait_used()[1] == 0
+        assert status.view[0] == IOERR
+        assert set(room.view[:4096].tolist()) == {0xEE}
+        status.view[0] = 0xEE
+        block.request((block.header(1, sector), False), (room, False), (status, True))
+        block.wait_used()
+        assert status.view[0] == IOERR
+        assert block.device.status == 15
+
+
+def test_used_lengths(shared: ServerProcess) -> None:
+    """Bytes written from the first writable one on: data and status for a read, the status else."""
+    with driven(shared.socket("vf1")) as block:
+        for kind, size, length in ((0, 1024, 1025), (4, 0, 1), (0, 0, 1)):
+            parts = [(block.header(kind), False), (block.room(1), True)]
+            if size:
+                parts.insert(1, (block.room(size), True))
+            block.request(*parts)
+            assert block.wait_used()[1] == length
+        block.request((block.header(1), False), (block.room(512), False), (block.room(1), True))
+        assert block.wait_used()[1] == 1
+
+
+@pytest.mark.parametrize("vf", [1, 2])
+def test_a_disk_for_each_function(serve: Callable[..., ServerProcess], tmp_path: Path, vf: int) -> None:
+    """--disk for all, and for one; what a guest writes is in the file, and only in its own."""
+    shared, own = tmp_path / "shared.img", tmp_path / "own.img"
+    for path, size in ((shared, 64), (own, 32)):
+        path.write_bytes(bytes(size * 512))
+    server = serve("--vfs", "2", "--disk", str(shared), "--disk", f"vf{vf}={own}")
+    with BlockDriver.open(server.socket(f"vf{vf}")) as disk:
+        assert disk.capacity == 32
+        disk.write(31, b"own!" * 128)
+        disk.flush()
+    with BlockDriver.open(server.socket("pf")) as disk:
+        assert disk.capacity == 64
+        disk.write(5, b"pf! " * 256)
+        disk.flush()
+    with BlockDriver.open(server.socket(f"vf{3 - vf}")) as disk:
+        assert disk.read(5).tobytes() == b"pf! " * 128
+    assert own.read_bytes() == bytes(31 * 512) + b"own!" * 128
+    assert shared.read_bytes() == bytes(5 * 512) + b"pf! " * 256 + bytes(57 * 512)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write a read-only file")
+def test_read_only_file(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """F_RO is offered, writes fail, reads and flushes do not."""
+    image = tmp_path / "ro.img"
+    image.write_bytes(b"r" * 4096)
+    image.chmod(0o444)
+    server = serve("--vfs", "1", "--disk", str(image))
+    with BlockDriver.open(server.socket("vf1")) as disk:
+        assert disk.device.common.features() >> 5 & 1
+        with pytest.raises(BlockError) as caught:
+            disk.write(0, b"w" * 512)
+        assert caught.value.status == IOERR
+        assert disk.read(0).tobytes() == b"r" * 512
+        disk.flush()
+
+
+def test_file_that_shrinks(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """A file cut under the server's feet is an I/O error to the guest, and a line in the log."""
+    image = tmp_path / "cut.img"
+    image.write_bytes(b"x" * 65536)
+    server = serve("--vfs", "1", "--disk", str(image))
+    with BlockDriver.open(server.socket("vf1")) as disk:
+        assert disk.read(100).tobytes() == b"x" * 512
+        os.truncate(image, 4096)
+        with pytest.raises(BlockError) as caught:
+            disk.read(100)
+        assert caught.value.status == IOERR
+        assert disk.read(0).tobytes() == b"x" * 512
+    server.wait_log("shorter than it was")
