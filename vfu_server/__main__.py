@@ -17,6 +17,7 @@ from pymodel.devices.disk import Disk, RamDisk
 from pymodel.pci.function import Delays
 from vfu_server.backends import SECTOR, FileDisk
 from vfu_server.monitor import SOCKET_NAME, Monitor
+from vfu_server.function_thread import TRACE
 from vfu_server.server import Folder, FolderTakenError, Server
 
 RAM_DISK: Final = "ram:64M"
@@ -80,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
             metavar="MS",
             help=f"how long {what} takes",
         )
-    result.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    result.add_argument("--log-level", choices=("trace", "debug", "info", "warning", "error"), default="info")
     return result
 
 
@@ -99,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         disks = _disks(options.disk, names)
     except (OSError, ValueError) as error:
         options_parser.error(f"--disk: {error}")
+    logging.addLevelName(TRACE, "TRACE")
     logging.basicConfig(
         level=options.log_level.upper(),
         format="%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s",

@@ -26,6 +26,9 @@ LIBRARY_MESSAGES: Final = 50
 
 Result = TypeVar("Result")
 
+TRACE: Final = 5
+"""The log level below `debug`: what the library has to say of each access."""
+
 _SYSLOG_ERROR: Final = 3
 _SYSLOG_DEBUG: Final = 7
 
@@ -73,7 +76,7 @@ class FunctionThread:
             bars=function.bars,
             msix_vectors=function.msix_vectors,
             intx=function.has_intx,
-            log_level=_SYSLOG_DEBUG if self._log.isEnabledFor(logging.DEBUG) else _SYSLOG_ERROR,
+            log_level=_SYSLOG_DEBUG if self._log.isEnabledFor(TRACE) else _SYSLOG_ERROR,
         )
         self._path = path
         self._stopping = False
@@ -258,7 +261,7 @@ class _Accesses:
 
     def log(self, level: int, text: str) -> None:
         if level > _SYSLOG_ERROR:
-            self._log.debug("libvfio-user: %s", text)
+            self._log.log(TRACE, "libvfio-user: %s", text)
             return
         self.messages += 1
         if self.messages <= LIBRARY_MESSAGES:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from pymodel.build import Options, build
 from pymodel.devices.disk import RamDisk
 from pymodel.errors import InvalidField
+from pymodel.memory import Segments
 from pymodel.migration.member import Member
 from pymodel.pci.virtual_function import VirtualFunction
 from tests.fuzz.local import LocalHost
-from tests.model.fakes import EXTENT, FakeMemory, context, extent, part, segments
-from pymodel.memory import Segments
+from tests.model.fakes import FakeMemory, context, extent, part, segments
 
 DISK = 1 << 16
 u16 = st.one_of(st.sampled_from([0, 1, 2, 3, 8, 255, 256, 257, 0x7FFF, 0x8000, 0xFFFF]), st.integers(0, 0xFFFF))
@@ -107,4 +107,3 @@ def test_state_is_refused_or_lived_with(written: list[list[bytes]]) -> None:
     assert member.set_mode(2)
     write(member, before)
     assert read(member) == before
-    assert EXTENT == 0x200

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.wire.running import until
 from vfu_client.block import BlockDriver
+from vfu_client.connection import Connection, VfioUserError
 from vfu_client.memory import Buffer
 from vfu_client.split import SplitQueue
 from vfu_client.virtio import VirtioPci
@@ -143,6 +144,15 @@ def bring_up(
     if ok:
         device.driver_ok()
     return Driven(device, queue)
+
+
+def served(path: Path) -> bool:
+    """Whether a client can attach now."""
+    try:
+        with Connection(path, timeout=10) as connection:
+            return connection.device_info().regions > 0
+    except VfioUserError:
+        return False
 
 
 def works(path: Path, pattern: int = 0x5A) -> None:

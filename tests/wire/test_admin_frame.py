@@ -37,7 +37,7 @@ class Admin:
         assert self.device.status == 15  # no error state (P-DEV-04)
         return reply.status, reply.qualifier
 
-    def list(self, group: int) -> int:
+    def listed(self, group: int) -> int:
         reply = self.queue.execute(QUERY, group=group, result=64)
         return int.from_bytes(reply.result, "little")
 
@@ -117,7 +117,7 @@ def header(opcode: int, group: int = SRIOV, member: int = 0) -> bytes:
 )
 def test_order_of_checks(admin: Admin, opcode: int, group: int, member: int, answer: tuple[int, int]) -> None:
     """Group, then opcode, then member; the first bad one answers, and nothing else happens."""
-    assert admin.use(admin.list(SRIOV)) == OK
+    assert admin.use(admin.listed(SRIOV)) == OK
     assert admin.status(opcode, group, member) == answer
     assert admin.status(MODE_GET, SRIOV, 1) == OK
 
@@ -128,9 +128,9 @@ def test_after_reset_only_the_lists(admin: Admin) -> None:
     for _ in range(2):
         for opcode in CONTEXT:
             assert admin.status(opcode, member=1) == OPCODE
-        assert admin.list(SRIOV) >> 0x40 & 0x7F == 0x7F
-        assert admin.list(SELF) & 3 == 3
-        assert admin.use(admin.list(SRIOV)) == OK
+        assert admin.listed(SRIOV) >> 0x40 & 0x7F == 0x7F
+        assert admin.listed(SELF) & 3 == 3
+        assert admin.use(admin.listed(SRIOV)) == OK
         assert admin.status(MODE_GET, member=1) == OK
         admin.reset()
 
@@ -138,14 +138,14 @@ def test_after_reset_only_the_lists(admin: Admin) -> None:
 @pytest.mark.spec("P-DEV-09", "P-DEV-11", "P-DEV-12", "P-DEV-13")
 def test_list_use(admin: Admin) -> None:
     """The legal set is exactly the last good list; a bad list changes nothing; the answer does not shrink."""
-    offered = admin.list(SRIOV)
+    offered = admin.listed(SRIOV)
     assert admin.use(3 | 1 << MODE_GET) == OK
     assert admin.status(MODE_GET, member=1) == OK
     assert admin.status(MODE_SET, member=1) == OPCODE
     for bad in (offered | 1 << 0x12, 1 << 2 | 3, 1 << 127):
         assert admin.use(bad) == FIELD
         assert admin.status(MODE_GET, member=1) == OK
-    assert admin.list(SRIOV) == offered
+    assert admin.listed(SRIOV) == offered
     assert admin.use(3) == OK
     assert admin.status(MODE_GET, member=1) == OPCODE
     assert admin.use(offered) == OK
@@ -169,7 +169,7 @@ def test_a_list_may_close_the_lists(admin: Admin) -> None:
 def test_groups_are_independent(admin: Admin) -> None:
     assert admin.use(3, SELF) == OK
     assert admin.status(MODE_GET, member=1) == OPCODE
-    assert admin.use(admin.list(SRIOV)) == OK
+    assert admin.use(admin.listed(SRIOV)) == OK
     assert admin.use(1, SELF) == OK
     assert admin.status(USE, SELF, data=bytes([3])) == OPCODE
     assert admin.status(MODE_GET, member=1) == OK
@@ -178,7 +178,7 @@ def test_groups_are_independent(admin: Admin) -> None:
 @pytest.mark.spec("P-DEV-16", "P-DEV-18")
 def test_readable_parts_of_any_length(admin: Admin) -> None:
     """What is missing is zero, what is too much is ignored."""
-    assert admin.use(admin.list(SRIOV)) == OK
+    assert admin.use(admin.listed(SRIOV)) == OK
     for length in (1, 2, 3, 4, 8, 16, 20, 23):
         used, answer = admin.raw([header(QUERY, SELF)[:length]], [16])
         assert (used, answer[:8]) == (16, bytes(8))
@@ -209,7 +209,7 @@ def test_writable_parts_of_any_length(admin: Admin) -> None:
 @pytest.mark.spec("Message Framing")
 def test_any_framing(admin: Admin) -> None:
     """The header byte by byte, header and data in one, the answer byte by byte."""
-    assert admin.use(admin.list(SRIOV)) == OK
+    assert admin.use(admin.listed(SRIOV)) == OK
     command = header(MODE_SET, SRIOV, 1) + bytes(8)
     assert admin.raw([bytes([byte]) for byte in command], [1] * 8) == (8, bytes(8))
     assert admin.raw([command], [3, 5]) == (8, bytes(8))
@@ -221,7 +221,7 @@ def test_any_framing(admin: Admin) -> None:
 @pytest.mark.spec("P-DEV-21")
 def test_commands_in_order(admin: Admin) -> None:
     """Answered in the order in which they were made available, over and over."""
-    assert admin.use(admin.list(SRIOV)) == OK
+    assert admin.use(admin.listed(SRIOV)) == OK
     for _ in range(4):
         commands = [admin.queue.submit(MODE_GET, group=SRIOV, member=1 + n % 3, result=8) for n in range(9)]
         last = commands[-1]
@@ -236,7 +236,7 @@ def test_commands_in_order(admin: Admin) -> None:
 @pytest.mark.spec("P-DEV-22")
 def test_one_part_is_missing(admin: Admin) -> None:
     """No room for a status: nothing happens; nothing to read: that is LIST_QUERY of Self."""
-    assert admin.use(admin.list(SRIOV)) == OK
+    assert admin.use(admin.listed(SRIOV)) == OK
     assert admin.raw([header(USE) + bytes([1])], []) == (0, b"")
     assert admin.status(MODE_GET, member=1) == OK
     used, answer = admin.raw([], [16])
@@ -246,7 +246,7 @@ def test_one_part_is_missing(admin: Admin) -> None:
 
 @pytest.mark.spec("P-DEV-04", "P-DEV-05")
 def test_refused_commands_change_nothing(admin: Admin) -> None:
-    assert admin.use(admin.list(SRIOV)) == OK
+    assert admin.use(admin.listed(SRIOV)) == OK
     for mode in (3, 4, 255):
         assert admin.status(MODE_SET, member=1, data=bytes([mode])) == FIELD
     assert admin.status(0x44, member=1, data=bytes(16)) == COMMAND  # CTX_WRITE in Active
@@ -260,7 +260,7 @@ def test_no_vfs_no_group(serve: Callable[..., ServerProcess], strict: bool) -> N
     """VF Enable clear: Q_INVALID_GROUP. By default the lists are exempt, for Linux; not with --strict."""
     server = serve("--vfs", "2", *(["--strict"] if strict else []))
     with administered(server) as admin:
-        assert admin.use(admin.list(SRIOV)) == OK
+        assert admin.use(admin.listed(SRIOV)) == OK
         SrIov(admin.device.function).disable()
         assert admin.status(QUERY) == (GROUP if strict else OK)
         assert admin.use(3) == (GROUP if strict else OK)
@@ -268,7 +268,7 @@ def test_no_vfs_no_group(serve: Callable[..., ServerProcess], strict: bool) -> N
             assert admin.status(opcode, member=1) == GROUP
         assert admin.status(QUERY, SELF) == OK
         SrIov(admin.device.function).enable(1)
-        assert admin.use(admin.list(SRIOV)) == OK
+        assert admin.use(admin.listed(SRIOV)) == OK
         assert admin.status(MODE_GET, member=1) == OK
         assert admin.status(MODE_GET, member=2) == MEMBER
 

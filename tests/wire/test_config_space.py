@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.server_process import ServerProcess
-from tests.wire.driving import driven, works
+from tests.wire.driving import driven, served, works
 from tests.wire.running import sockets, until
 from vfu_client.connection import Connection, VfioUserError
 from vfu_client.pci import PciFunction
@@ -23,9 +23,13 @@ CONFIG = 7
 def function(shared: ServerProcess, name: str) -> Iterator[PciFunction]:
     with Connection(shared.socket(name), timeout=10) as connection:
         yield PciFunction(connection)
-        # As at power-on, the VFs included: an FLR of the PF takes them away.
-        connection.device_reset()
-    until(lambda: sockets(shared) == ["pf", "vf1", "vf2", "vf3"], "all sockets")
+
+
+def all_vfs_again(shared: ServerProcess, function: PciFunction) -> None:
+    """After an FLR of the PF: the VFs go, and come back with a DEVICE_RESET."""
+    until(lambda: sockets(shared) == ["pf"], "no VFs")
+    function.connection.device_reset()
+    until(lambda: all(served(shared.socket(f"vf{number}")) for number in (1, 2, 3)), "all VFs")
 
 
 def chain(function: PciFunction) -> list[tuple[int, int]]:
@@ -183,7 +187,7 @@ def test_d3hot_shuts_the_function_up_and_d0_finds_it_as_it_was(shared: ServerPro
 
 
 @BOTH
-def test_express(function: PciFunction) -> None:
+def test_express(function: PciFunction, shared: ServerProcess, name: str) -> None:
     """Version 2, endpoint, FLR capable; Device Control keeps its bits and never shows Initiate FLR."""
     at = function.find_capability(0x10)
     assert function.config_read(at + 2, 2) == 0x0002
@@ -193,6 +197,8 @@ def test_express(function: PciFunction) -> None:
     assert function.config_read(at + 8, 2) == 0x002F
     function.config_write(at + 8, 2, 0x802F)
     assert function.config_read(at + 8, 2) == before
+    if name == "pf":
+        all_vfs_again(shared, function)
 
 
 @BOTH
@@ -216,9 +222,9 @@ def test_flr_resets_the_function(shared: ServerProcess, name: str) -> None:
         assert device.common.read("queue_enable") == 0
         assert device.common.read("config_msix_vector") == 0xFFFF
         assert not device.msix.masked(0)
-        device.connection.device_reset()
+        if name == "pf":
+            all_vfs_again(shared, device.function)
     works(shared.socket(name))
-    until(lambda: sockets(shared) == ["pf", "vf1", "vf2", "vf3"], "all sockets")
 
 
 def test_flr_from_d3hot(shared: ServerProcess) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.server_process import ServerProcess
-from tests.wire.driving import driven, works
+from tests.wire.driving import driven, served, works
 from tests.wire.running import running, sockets, until
 from vfu_client.block import BlockDriver
 from vfu_client.connection import Connection, VfioUserError
@@ -29,11 +30,18 @@ def pf(server: ServerProcess) -> Iterator[PciFunction]:
         yield PciFunction(connection)
         connection.device_reset()
     wait_vfs(server, "vf1", "vf2")
+    until(lambda: served(server.socket("vf1")) and served(server.socket("vf2")), "both VFs")
 
 
 def wait_vfs(server: ServerProcess, *names: str) -> None:
     """Wait until there are sockets of these VFs and no others."""
     until(lambda: sockets(server) == ["pf", *names], f"sockets of {names}; there are {sockets(server)}")
+
+
+def serves(path: Path) -> None:
+    """A VF that was just made, or is about to be: its socket may not listen yet, or be the old one's."""
+    until(lambda: served(path), f"{path} serves")
+    works(path)
 
 
 def gone(connection: Connection) -> bool:
@@ -43,15 +51,6 @@ def gone(connection: Connection) -> bool:
     except VfioUserError:
         return True
     return False
-
-
-def served(server: ServerProcess, name: str) -> bool:
-    """Whether a client can attach."""
-    try:
-        with Connection(server.socket(name), timeout=10) as connection:
-            return connection.device_info().regions > 0
-    except VfioUserError:
-        return False
 
 
 def test_extended_capabilities(pf: PciFunction) -> None:
@@ -127,15 +126,15 @@ def test_sockets_come_and_go(server: ServerProcess, pf: PciFunction) -> None:
     wait_vfs(server, "vf1", "vf2")
     sriov.enable(4)
     wait_vfs(server, "vf1", "vf2", "vf3", "vf4")
-    works(server.socket("vf4"))
+    serves(server.socket("vf4"))
     sriov.enable(1)
     wait_vfs(server, "vf1")
-    works(server.socket("vf1"))
+    serves(server.socket("vf1"))
     sriov.disable()
     wait_vfs(server)
     sriov.enable(2)
     wait_vfs(server, "vf1", "vf2")
-    works(server.socket("vf2"))
+    serves(server.socket("vf2"))
 
 
 def test_enabling_makes_new_vfs(server: ServerProcess, pf: PciFunction) -> None:
@@ -147,25 +146,23 @@ def test_enabling_makes_new_vfs(server: ServerProcess, pf: PciFunction) -> None:
     wait_vfs(server)
     SrIov(pf).enable(2)
     wait_vfs(server, "vf1", "vf2")
-    until(lambda: served(server, "vf1"), "a new VF")
+    until(lambda: served(server.socket("vf1")), "a new VF")
     with VirtioPci.open(server.socket("vf1"), timeout=10) as device:
         assert device.status == 0
         assert device.function.config_read(4, 2) == 0
-    works(server.socket("vf1"))
+    serves(server.socket("vf1"))
 
 
 def test_toggled_within_one_breath(server: ServerProcess, pf: PciFunction) -> None:
     """Off and on again before the server's main thread can look: still new VFs behind new sockets."""
-    with driven(server.socket("vf1")) as block:
+    with driven(server.socket("vf1")) as first, driven(server.socket("vf2")) as second:
         control = pf.find_extended(0x10) + 8
         for value in (0, 9, 0, 9, 0, 9):
             pf.connection.region_write(7, control, value.to_bytes(2, "little"), posted=True)
         pf.config_read(0, 2)
-        until(lambda: gone(block.device.connection), "hung up")
-    for name in ("vf1", "vf2"):
-        # Until the server's main thread has looked, the old socket may still take a client, and drop it.
-        until(lambda: served(server, name), "a new VF")  # noqa: B023 - called at once
-        works(server.socket(name))
+        until(lambda: gone(first.device.connection) and gone(second.device.connection), "hung up")
+    serves(server.socket("vf1"))
+    serves(server.socket("vf2"))
 
 
 def test_vf_memory_space_enable(server: ServerProcess, pf: PciFunction) -> None:
@@ -194,7 +191,7 @@ def test_pf_flr_removes_the_vfs(server: ServerProcess, pf: PciFunction) -> None:
     sriov = SrIov(pf)
     assert (sriov.read("control"), sriov.read("num_vfs")) == (9, 2)
     wait_vfs(server, "vf1", "vf2")
-    works(server.socket("vf2"))
+    serves(server.socket("vf2"))
 
 
 def test_device_reset_and_a_leaving_client_spare_the_vfs(server: ServerProcess) -> None:
