@@ -100,9 +100,7 @@ class AdminTarget:
         name, arguments = step
         getattr(self, f"_do_{name}")(*arguments)
 
-    def _do_command(
-        self, frame: str, room: int, cuts: list[int], out: list[int], indirect: bool
-    ) -> None:
+    def _do_command(self, frame: str, room: int, cuts: list[int], out: list[int], indirect: bool) -> None:
         raw = bytes.fromhex(frame)
         before = self._modes
         answer = self.owner.command(raw, room, cuts, out, indirect=indirect)

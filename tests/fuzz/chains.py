@@ -119,7 +119,11 @@ class ChainsTarget:
                 found.append([address, length, flags, following])
             return found
 
-        return [entries(SIZE), entries(SIZE + 2), source.choice(HEADS[:4] if source.random() < 0.9 else HEADS)]
+        return [
+            entries(SIZE),
+            entries(SIZE + 2),
+            source.choice(HEADS[:4] if source.random() < 0.9 else HEADS),
+        ]
 
     def _make_index(self, source: random.Random) -> list[Any]:
         return [source.choice(STEPS)]
@@ -154,7 +158,9 @@ class ChainsTarget:
 
     def _do_request(self, kind: int, sector: int, segments: list[list[int]], indirect: bool) -> None:
         self.vf.poke(DATA + 8192, struct.pack("<IIQ", kind, 0, sector))
-        readable = [(DATA + 8192, 16)] + [(address, length) for address, length, flags in segments if not flags]
+        readable = [(DATA + 8192, 16)] + [
+            (address, length) for address, length, flags in segments if not flags
+        ]
         writable = [(address, length) for address, length, flags in segments if flags]
         self.vf.chain(readable, [*writable, (DATA + 8208, 1)], indirect=indirect)
         self._look()

@@ -31,7 +31,9 @@ Part = tuple[int, int, int, bytes]  # type, reserved, announced length, value
 
 def encode(parts: list[Part]) -> bytes:
     """A stream of fields."""
-    return b"".join(struct.pack("<IIQ", kind, reserved, length) + value for kind, reserved, length, value in parts)
+    return b"".join(
+        struct.pack("<IIQ", kind, reserved, length) + value for kind, reserved, length, value in parts
+    )
 
 
 def decode(stream: bytes) -> list[Part]:
@@ -87,11 +89,19 @@ class ContextTarget:
             stream += encode(self._mutated(source))
         if source.random() < 0.15:
             at = source.randrange(len(stream) or 1)
-            stream = stream[:at] + source.randbytes(source.randint(0, 3)) + stream[at + source.randint(0, 9) :]
+            stream = (
+                stream[:at] + source.randbytes(source.randint(0, 3)) + stream[at + source.randint(0, 9) :]
+            )
         cuts = sorted(source.randrange(len(stream) + 1) for _ in range(source.choice([0, 0, 0, 1, 2, 8])))
         edges = [0, *cuts, len(stream)]
         return [
-            ("write", [stream[low:high].hex(), [source.randrange(high - low + 1) for _ in range(source.choice([0, 2]))]])
+            (
+                "write",
+                [
+                    stream[low:high].hex(),
+                    [source.randrange(high - low + 1) for _ in range(source.choice([0, 2]))],
+                ],
+            )
             for low, high in zip(edges, edges[1:], strict=False)
         ]
 
@@ -105,7 +115,9 @@ class ContextTarget:
                 parts.insert(-1, part(source.choice(EXTENTS), struct.pack("<Q", offset) + content))
         for _ in range(source.choice([0, 0, 1, 1, 2, 4])):
             at = source.randrange(len(parts))
-            mutation = source.choice(["drop", "copy", "move", "flip", "type", "length", "reserved", "queue", "queue"])
+            mutation = source.choice(
+                ["drop", "copy", "move", "flip", "type", "length", "reserved", "queue", "queue"]
+            )
             parts = getattr(self, f"_{mutation}")(source, parts, at) or [part(0), part(1)]
         return parts
 

@@ -129,9 +129,7 @@ class Hands:
             more = slot + 1 < len(entries)
             self.poke(
                 table + 16 * slot,
-                struct.pack(
-                    "<QIHH", address, length, flags | (NEXT if more else 0), slot + 1 if more else 0
-                ),
+                struct.pack("<QIHH", address, length, flags | (NEXT if more else 0), slot + 1 if more else 0),
             )
         if indirect:
             self.descriptor(0, TABLES, 16 * len(entries), INDIRECT, 0)

@@ -18,10 +18,14 @@ TABLE = 0x100
 INDIRECT = 0x400
 
 edge = st.sampled_from([0, 1, SIZE - 1, SIZE, 0xFFFF])
-place = st.sampled_from([0, TABLE, INDIRECT, INDIRECT + 16, MEMORY - 16, MEMORY, (1 << 64) - 16, (1 << 64) - 1])
+place = st.sampled_from(
+    [0, TABLE, INDIRECT, INDIRECT + 16, MEMORY - 16, MEMORY, (1 << 64) - 16, (1 << 64) - 1]
+)
 length = st.sampled_from([0, 1, 16, 32, 16 * SIZE, 16 * SIZE + 16, (1 << 32) - 1])
 flags = st.one_of(st.integers(0, 7), st.integers(0, 0xFFFF))
-descriptor = st.tuples(st.one_of(place, st.integers(0, (1 << 64) - 1)), length, flags, st.one_of(edge, st.integers(0, SIZE)))
+descriptor = st.tuples(
+    st.one_of(place, st.integers(0, (1 << 64) - 1)), length, flags, st.one_of(edge, st.integers(0, SIZE))
+)
 
 
 class CountingMemory(FakeMemory):
@@ -29,7 +33,9 @@ class CountingMemory(FakeMemory):
 
     accesses = 0
 
-    def view(self, address: int, length: int, *, write: bool) -> list[np.ndarray[tuple[int], np.dtype[np.uint8]]]:
+    def view(
+        self, address: int, length: int, *, write: bool
+    ) -> list[np.ndarray[tuple[int], np.dtype[np.uint8]]]:
         self.accesses += 1
         return super().view(address, length, write=write)  # type: ignore[return-value]
 

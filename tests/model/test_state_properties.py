@@ -18,7 +18,9 @@ from tests.fuzz.local import LocalHost
 from tests.model.fakes import FakeMemory, context, extent, part, segments
 
 DISK = 1 << 16
-u16 = st.one_of(st.sampled_from([0, 1, 2, 3, 8, 255, 256, 257, 0x7FFF, 0x8000, 0xFFFF]), st.integers(0, 0xFFFF))
+u16 = st.one_of(
+    st.sampled_from([0, 1, 2, 3, 8, 255, 256, 257, 0x7FFF, 0x8000, 0xFFFF]), st.integers(0, 0xFFFF)
+)
 u64 = st.one_of(
     st.sampled_from([0, 1, 16, 0x1000, 1 << 63, (1 << 64) - 16, (1 << 64) - 1]), st.integers(0, (1 << 64) - 1)
 )
@@ -48,12 +50,21 @@ common = st.builds(
     st.sampled_from([0, 1, 3, 11, 15, 15, 15, 64, 79, 128, 255]),
     st.integers(0, 255),
 )
-content = st.builds(extent, st.sampled_from([0, 1, 512, DISK - 1, DISK, (1 << 64) - 1]), st.binary(max_size=40))
+content = st.builds(
+    extent, st.sampled_from([0, 1, 512, DISK - 1, DISK, (1 << 64) - 1]), st.binary(max_size=40)
+)
 device_id = st.sampled_from([2, 2, 2, 1, 0xFFFF]).map(lambda kind: part(0x0F, struct.pack("<Q", kind)))
 device_config = st.integers(0, 60).map(lambda size: part(0x13, bytes(size)))
 isr_and_pending = st.sampled_from([part(0x17, b"\3" + bytes(7)), part(0x18, b"\1" + bytes(7))])
 fields = st.lists(
-    queue_config | ring_state | driver_features | common | content | device_id | device_config | isr_and_pending,
+    queue_config
+    | ring_state
+    | driver_features
+    | common
+    | content
+    | device_id
+    | device_config
+    | isr_and_pending,
     max_size=8,
 )
 

@@ -8,7 +8,19 @@ import pytest
 
 from pymodel.errors import InvalidCommand, InvalidField, MemoryFault
 from pymodel.memory import Segments
-from tests.model.fakes import DISCARD, END, START, Driver, FakeFunction, FakeMemory, context, isr, make_member, part, segments
+from tests.model.fakes import (
+    DISCARD,
+    END,
+    START,
+    Driver,
+    FakeFunction,
+    FakeMemory,
+    context,
+    isr,
+    make_member,
+    part,
+    segments,
+)
 
 FIELDS = 3000  # more than one slice takes
 

@@ -48,7 +48,7 @@ START_BYTES, END_BYTES = field(0), field(1)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    with small_server("--check-driver") as started:
+    with small_server("--check-driver", "--log-level", "trace") as started:
         yield started
 
 
@@ -421,7 +421,7 @@ def test_a_move_breaks_no_rule(server: ServerProcess, serve: Callable[..., Serve
             source.check_source(1)
             destination.check_destination(2)
             written = WrittenContext(2)
-            destination.prepare(written, source.peek(1))
+            destination.prepare(written, source.read_first(1))
             source.start_record(1)
             source.stop(1)
             assert source.written_pages(1) is not None

@@ -248,13 +248,17 @@ def test_a_function_reset_in_any_mode_leaves_a_usable_function(server: ServerPro
 
 
 @pytest.mark.spec("DEV-18")
-def test_a_function_reset_in_freeze_drops_read_position_and_partial_write(rig: Rig) -> None:
-    """A-15: FLR keeps Freeze, and both positions begin anew."""
+@pytest.mark.parametrize("by", ["flr", "vfio"])
+def test_a_function_reset_in_freeze_drops_read_position_and_partial_write(rig: Rig, by: str) -> None:
+    """A-15: FLR keeps Freeze, and both positions begin anew; VFIO's reset of the VF is one (A-29)."""
     rig.go(FREEZE)
     stream = rig.context()
     assert rig.write(stream[:40]) == OK
     rig.read(40)
-    rig.device.function.flr()
+    if by == "flr":
+        rig.device.function.flr()
+    else:
+        rig.device.connection.device_reset()
     assert rig.mode == FREEZE
     fresh = rig.read_rest()
     assert parse(fresh)[0] == (0, b"")

@@ -220,6 +220,20 @@ def test_commands_of_another_member_do_not_wait(rig: Rig) -> None:
     assert under_way()
 
 
+@pytest.mark.spec("DEV-29")
+def test_a_function_reset_whose_client_leaves_is_finished(rig: Rig) -> None:
+    """The client hangs up during FLR: commands are answered, and what was partly written is dropped (A-15)."""
+    rig.go(FREEZE)
+    stream = rig.context()
+    assert rig.write(stream[:40]) == OK
+    under_way = flr(rig)
+    pending = rig.send(MODE_SET, SET_STOP)
+    assert under_way()
+    rig.disk.close()
+    assert rig.answer(pending).code == OK
+    assert rig.mode == STOP
+
+
 # Requests.
 
 

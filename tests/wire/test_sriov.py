@@ -39,9 +39,16 @@ def wait_vfs(server: ServerProcess, *names: str) -> None:
 
 
 def serves(path: Path) -> None:
-    """A VF that was just made, or is about to be: its socket may not listen yet, or be the old one's."""
-    until(lambda: served(path), f"{path} serves")
-    works(path)
+    """A VF that was just made, or is about to be: its socket may not listen yet, or be an earlier one's."""
+
+    def tried() -> bool:
+        try:
+            works(path)
+        except VfioUserError:
+            return False
+        return True
+
+    until(tried, f"{path} serves")
 
 
 def gone(connection: Connection) -> bool:

@@ -59,9 +59,7 @@ def test_a_write_of_millions_of_fields(serve: Callable[..., ServerProcess]) -> N
     hands = owner.hands
     fields = struct.pack("<IIQ", 2, 0, 0) * (8 * MIB // 16)
     hands.poke(READABLE, struct.pack("<HH12xQ", CTX_WRITE, 1, 1) + struct.pack("<IIQ", 0, 0, 0) + fields)
-    hands.chain(
-        [(READABLE, 40), *[(READABLE + 40, 8 * MIB)] * 8], [(READABLE + 9 * MIB, 64)], indirect=False
-    )
+    hands.chain([(READABLE, 40), *[(READABLE + 40, 8 * MIB)] * 8], [(READABLE + 9 * MIB, 64)], indirect=False)
     end = time.monotonic() + 3
     assert slowest(lambda: hands.device.status, lambda: time.monotonic() < end) < 1
     neighbour.answers(within=1)
