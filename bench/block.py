@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import BenchError, Benchmark, Progress, Result, alternate
-from bench.processes import make_disk, scratch, server
+from bench.processes import make_disk, scratch, server, vfio_user
 from images.machine import Machine
 
 PAIRS = 7
@@ -109,11 +109,6 @@ def blkbench(guest: Machine, case: Case, device: str) -> dict[str, Any]:
     )
     found: dict[str, Any] = json.loads(line.splitlines()[-1])
     return found
-
-
-def vfio_user(socket: Path) -> dict[str, Any]:
-    """The QEMU device for one of our functions."""
-    return {"driver": "vfio-user-pci", "id": "ours", "socket": {"type": "unix", "path": str(socket)}}
 
 
 QEMU_BLOCK: dict[str, Any] = {"driver": "virtio-blk-pci", "id": "theirs", "drive": "reference"}

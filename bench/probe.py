@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import re
 import statistics
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
+from bench.processes import scratch, server, vfio_user
 from images.machine import Machine
-from tests.server_process import ServerProcess
 
 DRIVER = "/sys/bus/pci/drivers/virtio-pci"
 DISK_SIZE = 64 << 20
@@ -40,16 +38,16 @@ class ProbeTimes:
 
 def measure(runs: int = 7) -> ProbeTimes:
     """Probe each function `runs` times by turns, in one guest, after one probe that does not count."""
-    with tempfile.TemporaryDirectory() as folder:
-        image = Path(folder) / "disk.img"
+    with scratch() as folder:
+        image = folder / "disk.img"
         with image.open("wb") as file:
             file.truncate(DISK_SIZE)
         drive = {"driver": "file", "node-name": "disk", "filename": str(image)}
         with (
-            ServerProcess("--vfs", "1", "--disk", str(image)) as server,
+            server(folder / "s", "--vfs", "1", "--disk", str(image)),
             Machine(
                 devices=[
-                    server.qemu_device("pf"),
+                    vfio_user(folder / "s" / "pf.sock"),
                     {"driver": "virtio-blk-pci", "drive": "disk", "id": "own"},
                 ],
                 arguments=["-blockdev", json.dumps({**drive, "locking": "off"})],

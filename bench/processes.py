@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.measure import BenchError
 from images.machine import DIE_WITH_PARENT
@@ -55,6 +56,11 @@ def server(folder: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     command += ["--log-level", "warning", *options]
     with _running(command, folder.with_name(f"{folder.name}.log")) as process:
         yield process
+
+
+def vfio_user(socket: Path) -> dict[str, Any]:
+    """The QEMU device for a function at `socket`."""
+    return {"driver": "vfio-user-pci", "id": "ours", "socket": {"type": "unix", "path": str(socket)}}
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -93,7 +92,6 @@ class Machine:
         self._qmp: QMP | None = None
         self._console_lock = threading.Lock()
         self._qmp_lock = threading.Lock()
-        self._jobs = 0
         self._free_ports: list[str] = []
         self._ports_of: dict[str, str] = {}
 
@@ -245,9 +243,8 @@ class Machine:
 
     def start(self, command: str) -> Job:
         """Start a command (a simple one: it is exec'ed) in the background of the guest."""
-        self._jobs += 1
-        folder = f"/run/job-{os.getpid()}-{self._jobs}"
-        self.check(f"mkdir -p {folder} && mkfifo {folder}/input")
+        folder = self.check("mktemp -d /run/job-XXXXXX").strip()
+        self.check(f"mkfifo {folder}/input")
         # Opened for both, so that opening does not wait and the reader sees no end of file between two
         # writers.
         inner = f"sh -c 'echo $$ > {folder}/pid; exec {command}' <>{folder}/input >{folder}/output 2>&1"
