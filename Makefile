@@ -32,6 +32,7 @@ demo: ext images
 test: ext images
 	@echo "test: running"
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(if $(PYTEST_ARGS),,$(BIN)/python -m tests.requirements --check --run)
 
 ## Measure every speed that the project claims. BENCH_ARGS="mmio-read move-downtime" takes only those.
 bench: ext images
@@ -50,6 +51,8 @@ check: ext
 	$(BIN)/lint-imports
 	@echo "check: stub of the extension"
 	$(BIN)/stubtest vfu_server._vfu --ignore-missing-stub
+	@echo "check: requirement table"
+	$(BIN)/python -m tests.requirements --check
 
 ## Remove all that was made, the virtual environment and what was downloaded included.
 clean:

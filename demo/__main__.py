@@ -1,5 +1,4 @@
-"""`python -m demo`: boots a guest on a VF, moves it A → B → A while it writes, and proves that nothing was
-lost.
+"""`python -m demo`: moves a guest A → B → A while it writes to its VF, and proves that nothing was lost.
 
 Leaves `build/demo.json` and `build/demo.svg`. Exit status: 0 all is well, 1 something was lost or failed.
 """
@@ -185,9 +184,7 @@ def _stage(what: str) -> Iterator[None]:
 
 
 def _end_with_make() -> None:
-    """When make started this, end when make is killed; without it, whoever detaches the demo wants it to go
-    on.
-    """
+    """When make started this, end when make is killed. Else whoever detaches it wants it to go on."""
     if "MAKELEVEL" in os.environ:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -1,6 +1,4 @@
-"""What the demo runs: two servers that share a disk, and the QEMUs on them. All of it ends with this
-process.
-"""
+"""Two servers that share a disk, and the QEMUs on them; all of it ends with this process."""
 
 from __future__ import annotations
 

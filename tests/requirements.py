@@ -85,8 +85,8 @@ HEAD: Final = """\
 
 Made by `python -m tests.requirements --write`; do not edit. The draft is the one that
 [architecture.md](architecture.md) names; DEV is what the device owes, DRV what an owner driver owes, in our
-words. The tests are those of `tests/wire`: a client over vfio-user against a server process. Tests of the model,
-and those with guests, that are marked with the same requirement are counted behind them.
+words. The tests are those of `tests/wire`: a client over vfio-user against a server process. Tests of the
+model, and those with guests, that are marked with the same requirement are counted behind them.
 
 | ID | level | requirement | tests | result |
 | --- | --- | --- | --- | --- |

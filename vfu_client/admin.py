@@ -197,7 +197,8 @@ class AdminQueue:
 
     def list_query(self, group: int) -> frozenset[int]:
         """The opcodes that the device offers for a group."""
-        reply = self.execute(admin.LIST_QUERY, group=group, result=256)
+        # Room for a bit of every 16-bit opcode.
+        reply = self.execute(admin.LIST_QUERY, group=group, result=1 << 13)
         bits = int.from_bytes(reply.result, "little")
         return frozenset(opcode for opcode in range(bits.bit_length()) if bits >> opcode & 1)
 

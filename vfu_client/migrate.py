@@ -78,7 +78,7 @@ class Move:
         self._task: asyncio.Task[None] | None = None
         self._cancelled = False
         self._going_back = False
-        self._continued = False
+        self._continued = self._arrived = False
         self._way_back = WayBack(source, destination, self.report.warnings, timeout)
         self._devices: list[tuple[str, str]] = []
         self._addresses: list[Address] = []
@@ -99,16 +99,16 @@ class Move:
         try:
             await self._task
         except (Exception, asyncio.CancelledError) as error:  # whatever went wrong, the guest must run again
-            raise await self._failed(error) from error
+            if not self._arrived:
+                raise await self._failed(error) from error
+            self.report.warnings.append(f"after the move: {reason(error)}")
         finally:
             await self.source.close()
             await self.destination.close()
         return self.report
 
     def cancel(self) -> bool:
-        """Give the move up and go back; False where it is too late, as the guest goes on or goes back
-        already.
-        """
+        """Give the move up and go back; False where it is too late for that, or it goes back already."""
         if self._task is None or self._continued or self._going_back:
             return False
         self._cancelled = True
@@ -299,14 +299,20 @@ class Move:
 
     async def _continue(self) -> None:
         async with self._step("continue"):
+            # From `cont` on there may be no way back, so see that it can be carried out.
+            status = await self.destination.qemu.status()
+            if status != "paused":
+                raise QemuError(f"the destination is {status!r}, and should wait with the guest's state")
             self._continued = True
             try:
                 await self.destination.qemu.execute("cont")
             except QemuError:
+                # Where it does not say, `_continued` stays, and nothing is undone.
                 with contextlib.suppress(QemuError):
-                    self._continued = await self.destination.qemu.status() == "running"
-                if not self._continued:
+                    self._continued = self._arrived = await self.destination.qemu.status() == "running"
+                if not self._arrived:
                     raise
+            self._arrived = True
             self._note_times()
 
     def _note_times(self) -> None:
@@ -340,6 +346,8 @@ class Move:
                 " VFs active with `vfu-owner`, and `cont` the source QEMU."
             )
             return MoveError(step, why, state, source_runs=False, report=self.report)
+        if step == "check":
+            return MoveError(step, why, "Nothing was touched.", source_runs=True, report=self.report)
         self._going_back = True
         self._say(f"going back, as {step} failed")
         runs = await self._way_back.go(self._step)

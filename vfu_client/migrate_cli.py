@@ -99,7 +99,7 @@ def _show(options: argparse.Namespace, report: Report, result: dict[str, object]
     if options.json:
         json.dump(result | report.plain(), sys.stdout, indent=2)
         print()
-    elif report.steps:
+    elif len(report.steps) > 1:
         print(timeline.text(report))
         for warning in report.warnings:
             print(f"warning: {warning}")

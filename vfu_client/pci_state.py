@@ -1,8 +1,6 @@
-"""The PCI registers of a function that live in QEMU and do not travel with `migrate`: BARs, command, MSI-X
-table.
+"""PCI registers of a function that live in QEMU and do not travel with `migrate`: BARs, command, MSI-X.
 
-QEMU emulates them for a passthrough function. They are read and written through qtest, as the guest's CPU
-would do.
+QEMU emulates them for a passthrough function. They are read and written through qtest, as by the guest's CPU.
 """
 
 from __future__ import annotations
@@ -38,9 +36,7 @@ CAPABILITY_WORDS = {
 
 
 class PciStateError(Exception):
-    """The function at the destination is not the one that was read, or its registers do not take the
-    values.
-    """
+    """The function at the destination is not the one that was read, or does not take its registers."""
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,7 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 
 class QemuError(Exception):
-    """QEMU refused a command, is not in the state that is needed, or does not answer; the message says
-    which.
-    """
+    """QEMU refused a command, is not in the state that is needed, or does not answer; the message tells."""
 
 
 class Qemu:
@@ -131,17 +129,13 @@ class Qemu:
         return found
 
     async def place(self, device: str) -> tuple[str, str]:
-        """(bus, address on it) of a device, as the command line puts it. Raises QemuError when there is
-        none.
-        """
+        """Bus, and address on it, of a device as the command line puts it. Raises QemuError for none."""
         path = f"/machine/peripheral/{device}"
         bus = await self.execute("qom-get", {"path": path, "property": "parent_bus"})
         return str(bus), str(await self.execute("qom-get", {"path": path, "property": "addr"}))
 
     async def addresses(self, devices: Sequence[str]) -> list[Address]:
-        """Where devices are on the PCI buses, as the guest numbered them. Raises QemuError when one is
-        nowhere.
-        """
+        """Where devices are on the PCI buses, as the guest numbered them. Raises QemuError for nowhere."""
         buses = await self.execute("query-pci")
         found = {part["qdev_id"]: part for bus in buses for part in _functions(bus["devices"])}
         missing = [device for device in devices if device not in found]
@@ -217,9 +211,7 @@ class Qemu:
 
 
 def same_socket(named: str, path: Path) -> bool:
-    """Whether the socket that QEMU names is the one at `path`. QEMU may have got a relative name, in another
-    folder.
-    """
+    """Whether the socket that QEMU names is the one at `path`; a relative name may be of another folder."""
     try:
         return os.path.samefile(named, path)
     except OSError:

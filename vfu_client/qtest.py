@@ -26,14 +26,10 @@ class QTestError(Exception):
 
 
 class QTest:
-    """One connection. Answers come in order, so commands are sent in batches and then their answers are
-    read.
-    """
+    """One connection. Answers come in order: commands are sent in batches, then their answers are read."""
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 10.0) -> None:
-        """Connect. Raises QTestError when QEMU does not listen there; another client makes the first command
-        wait.
-        """
+        """Connect. Raises QTestError when QEMU does not listen. Another client has the first command wait."""
         self.path = os.fspath(path)
         self._unread = bytearray()
         self._socket = socket.socket(socket.AF_UNIX)

@@ -43,9 +43,7 @@ def reason(error: BaseException) -> str:
 
 @dataclass
 class WrittenContext:
-    """A VF at the destination that gets a context: the mode and the context that it had, once they are
-    known.
-    """
+    """A VF at the destination that gets a context; the mode and the context that it had, once known."""
 
     vf: int
     mode: int | None = None
@@ -229,6 +227,8 @@ class Side:
         owner, vf = self.owner, written.vf
         if written.mode is None:
             return
+        # Fails at once where the server is gone; a command would be waited for, and the guest stands still.
+        owner.device.function.config_bytes(0, 4)
         owner.mode_set(vf, context.MODE_FREEZE)
         owner.context_discard(vf)
         if written.found is not None:

@@ -32,9 +32,7 @@ def text(report: Report) -> str:
 
 
 def svg(reports: Sequence[tuple[str, Report]]) -> str:
-    """A picture of moves, each with its title: the whole of it, and below that the time when the guest stood
-    still.
-    """
+    """A picture of moves, each with its title: while the guest ran, while it stood still, after that."""
     parts: list[str] = []
     top = 0
     for title, report in reports:
@@ -56,9 +54,7 @@ def svg(reports: Sequence[tuple[str, Report]]) -> str:
 
 
 def _groups(report: Report) -> list[tuple[str, list[Step]]]:
-    """The steps in groups, each with a time axis of its own: while the guest ran, while it stood still, after
-    that.
-    """
+    """The steps in groups that each get a time axis of their own."""
     order = {name: number for number, name in enumerate(STEPS)}
     steps = sorted(report.steps, key=lambda step: (step.back, order.get(step.name, len(order)), step.start))
     stopped = [step for step in steps if _standing(step, report)]

@@ -64,7 +64,8 @@ class WayBack:
     async def go(self, step: Callable[[str], AbstractAsyncContextManager[None]]) -> bool:
         """Undo all; whether the guest runs at the source as before.
 
-        The destination must do nothing any more before the source goes on: they share disks.
+        The destination's VFs must do nothing any more before the source goes on: they share disks. Its QEMU
+        waits with a guest that nobody continues, and may be slow to answer when its server is gone.
         """
         runs = True
         await self._source.settle()
@@ -74,11 +75,6 @@ class WayBack:
                 for written in self.contexts:
                     work = self._destination.call(self._destination.restore, written)
                     await self.attempt(f"VF {written.vf} at the destination", work)
-        if self.incoming:
-            async with step("end-destination"):
-                # It has a part of the guest, or all of it, which must not run there by mistake.
-                with contextlib.suppress(QemuError):
-                    await self._destination.qemu.execute("quit")
         if self.recorded:
             async with step("activate-source"):
                 for vf in self.recorded:
@@ -87,6 +83,10 @@ class WayBack:
         if self.incoming:
             async with step("continue-source"):
                 runs &= await self.attempt("the source QEMU", self._continue_source())
+            async with step("end-destination"):
+                # It has a part of the guest, or all of it, which must not run there by mistake.
+                with contextlib.suppress(QemuError):
+                    await self._destination.qemu.execute("quit")
         await self.restore_settings(destination=not self.incoming)
         return runs
 

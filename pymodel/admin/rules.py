@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -68,6 +69,10 @@ class Sent:
         return stream
 
 
+# Fields of one CTX_WRITE that are held against the rules.
+MOST_FIELDS = 1 << 14
+
+
 class Stream:
     """A walk over the field headers of one CTX_WRITE, from where the last one ended."""
 
@@ -80,7 +85,7 @@ class Stream:
         """Whether more followed the END_MARKER of a context that earlier WRITEs began."""
 
     def walk(self, member: Member, call: Call) -> None:
-        """Look at all headers, up to one that cannot be."""
+        """Look at the headers, up to one that cannot be, or `MOST_FIELDS`: the PF waits for this."""
         if member.mode != spec.MODE_FREEZE:
             return
         start = admin.COMMAND.itemsize
@@ -91,7 +96,7 @@ class Stream:
         begun_before = member.partial
         ended = False
         opened, tail, missing = member.write_position
-        for kind in _headers(views, tail, missing):
+        for kind in islice(_headers(views, tail, missing), MOST_FIELDS):
             if begun_before and ended:
                 self.after_end = True
             if kind == spec.START_MARKER:

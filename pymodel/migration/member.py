@@ -226,7 +226,7 @@ class Member:
         return self._function.in_transition
 
     def when_settled(self, waiter: Callable[[], None]) -> None:
-        """Have `waiter` called once, at the next `settled`; at once for a WRITE that has its next slice to take."""
+        """Have `waiter` called once: at the next `settled`, or at once for a WRITE with slices left."""
         if self._taking is not None and not self.in_transition:
             waiter()
         else:

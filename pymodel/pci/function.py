@@ -154,7 +154,12 @@ class Function:
         self.event(FUNCTION_ATTACHED, {})
 
     def detach(self) -> None:
-        """The client left: virtio and PCI state are reset, mode and context position stay (A-29)."""
+        """The client left: virtio and PCI state are reset, mode and context position stay (A-29).
+
+        A function-level reset that was under way is over with it.
+        """
+        if self._flr_mark is not None:
+            self._finish_flr()
         self._reset_registers()
         self._memory = None
         self.event(FUNCTION_DETACHED, {})

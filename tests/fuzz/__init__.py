@@ -1,1 +1,1 @@
-"""Fuzzers that attack the device through its queues, in this process and as a real server (README in __main__)."""
+"""Fuzzers that attack the device through its queues, in this process and as a server (see `__main__`)."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from tests.fuzz.world import Finding, World
 FOLDER: Final = Path("build/fuzz")
 # Time to make a finding smaller.
 SHRINKING: Final = 60.0
+# Processor time for one case in this process; the model has no other way to be interrupted.
+HANG: Final = 20.0
 
 # An action's name and its arguments, as JSON has them; bytes are hexadecimal.
 Step = tuple[str, list[Any]]
@@ -72,7 +76,7 @@ def run(name: str, target: MakeTarget, world: MakeWorld, seconds: float, seed: i
     try:
         attack = target(device)
         while time.monotonic() - begin < seconds:
-            steps = attack.generate(random.Random(f"{seed}:{report.cases}"))  # noqa: S311 - not a secret
+            steps = attack.generate(random.Random(f"{seed}:{report.cases}"))
             try:
                 _case(attack, device, steps)
             except Exception as error:
@@ -90,11 +94,21 @@ def run(name: str, target: MakeTarget, world: MakeWorld, seconds: float, seed: i
     return report
 
 
+def _hangs(*_: object) -> None:
+    raise Finding(f"a case took more than {HANG} s of processor time")
+
+
 def _case(attack: Target, device: World, steps: list[Step]) -> None:
-    for step in steps:
-        attack.play(step)
-    attack.finish()
-    device.check()
+    before = signal.signal(signal.SIGVTALRM, _hangs)
+    signal.setitimer(signal.ITIMER_VIRTUAL, HANG)
+    try:
+        for step in steps:
+            attack.play(step)
+        attack.finish()
+        device.check()
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def replay(target: MakeTarget, world: MakeWorld, steps: list[Step]) -> Exception | None:
@@ -107,10 +121,8 @@ def replay(target: MakeTarget, world: MakeWorld, steps: list[Step]) -> Exception
     except Exception as error:  # noqa: BLE001 - that is what is looked for
         return error
     finally:
-        try:
+        with contextlib.suppress(Finding):
             device.close()
-        except Finding:
-            pass
     return None
 
 

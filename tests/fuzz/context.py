@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import struct
-from typing import Any
+from itertools import pairwise
 
 from pymodel.spec import pci
 from tests.fuzz.campaign import Step
@@ -102,7 +102,7 @@ class ContextTarget:
                     [source.randrange(high - low + 1) for _ in range(source.choice([0, 2]))],
                 ],
             )
-            for low, high in zip(edges, edges[1:], strict=False)
+            for low, high in pairwise(edges)
         ]
 
     def _mutated(self, source: random.Random) -> list[Part]:

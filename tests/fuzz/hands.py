@@ -1,4 +1,4 @@
-"""A driver that has one queue of a function in its bare hands: every byte of rings and buffers is its choice."""
+"""A driver with one queue of a function in its bare hands: every byte of rings and buffers is its choice."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tests.fuzz.hands import DATA, Hands, Segment
 from tests.fuzz.world import Finding, World
@@ -38,7 +39,7 @@ class Answer:
 def cut(address: int, length: int, cuts: Sequence[int]) -> list[Segment]:
     """A run of memory as segments; a cut that comes twice makes an empty one."""
     edges = [0, *sorted(min(at, length) for at in cuts), length]
-    return [(address + low, high - low) for low, high in zip(edges, edges[1:], strict=False)]
+    return [(address + low, high - low) for low, high in pairwise(edges)]
 
 
 class Owner:

@@ -127,9 +127,7 @@ def target(traveller: Traveller) -> Iterator[Machine]:
 
 @pytest.mark.parametrize("step", [step for step in STEPS if step != "release"])
 def test_failure_goes_back(traveller: Traveller, target: Machine, step: str) -> None:
-    """Whatever step fails, the guest runs at the source, the VF at the destination is as found, and we hear
-    why.
-    """
+    """Whatever step fails: the guest runs at the source, the other VF is as found, and we hear why."""
 
     def fail(_move: Move, name: str) -> None:
         if name == step:
@@ -144,7 +142,7 @@ def test_failure_goes_back(traveller: Traveller, target: Machine, step: str) -> 
         assert owner.mode_get(1) == context.MODE_ACTIVE
 
 
-@pytest.mark.parametrize("step", ["copy-ram", "mark-pages", "finish-ram"])
+@pytest.mark.parametrize("step", ["copy-ram", "mark-pages", "finish-ram", "continue"])
 def test_destination_dies(traveller: Traveller, target: Machine, step: str) -> None:
     """QEMU at the destination is killed on the way."""
 
@@ -273,9 +271,7 @@ def test_there_and_back(traveller: Traveller) -> None:
 def test_several_vfs(
     travel_image: Path, server: Callable[..., ServerProcess], machine: Callable[..., Machine]
 ) -> None:
-    """Two VFs that get other numbers; one has its disk in memory, whose content travels while the guest
-    runs.
-    """
+    """Two VFs that get other numbers; the disk of one is in memory, and travels while the guest runs."""
     first = server("--vfs", "2", "--disk", f"vf1={travel_image}", "--disk", "vf2=ram:32M")
     second = server("--vfs", "2", "--disk", f"vf2={travel_image}", "--disk", "vf1=ram:32M")
     guest = machine(devices=[first.qemu_device("vf1"), first.qemu_device("vf2")], cpus=2)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pymodel.errors import BrokenQueue, MemoryFault
+from pymodel.memory import Bytes
 from pymodel.queue.chain import walk
 from tests.model.fakes import FakeMemory
 
@@ -33,11 +34,9 @@ class CountingMemory(FakeMemory):
 
     accesses = 0
 
-    def view(
-        self, address: int, length: int, *, write: bool
-    ) -> list[np.ndarray[tuple[int], np.dtype[np.uint8]]]:
+    def view(self, address: int, length: int, *, write: bool) -> list[Bytes]:
         self.accesses += 1
-        return super().view(address, length, write=write)  # type: ignore[return-value]
+        return super().view(address, length, write=write)
 
 
 @given(

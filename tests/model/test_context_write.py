@@ -330,7 +330,7 @@ def test_staged_memory_is_bounded() -> None:
     """A stream of tiny or overlapping extents ends in a refusal, not in an empty machine."""
     function, member = frozen()
     write(member, part(START))
-    stream = extent(0, b"x") * (STAGING_SLACK // 2048)
+    stream = extent(0, b"x") * (STAGING_SLACK // 16384)
     for _ in range(3):
         write(member, stream)
     with pytest.raises(InvalidField, match="more than this function can"):

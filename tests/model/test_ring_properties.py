@@ -1,4 +1,4 @@
-"""A split queue on rings of any content: a run ends, does a bounded amount, and fails only as a broken queue."""
+"""A split queue on rings of any content: a run ends, is bounded, and fails only as a broken queue."""
 
 from __future__ import annotations
 

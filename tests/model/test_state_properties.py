@@ -99,8 +99,7 @@ def test_state_is_refused_or_lived_with(written: list[list[bytes]]) -> None:
     before = read(member)
     try:
         write(member, b"".join(context(*parts) for parts in written))
-    except InvalidField as error:
-        assert str(error)
+    except InvalidField:
         assert read(member) == before
     else:
         after = read(member)

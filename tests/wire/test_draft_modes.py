@@ -66,6 +66,13 @@ def test_all_commands_or_none(serve: Callable[..., ServerProcess], option: str, 
         assert answers == ({0} if expected else {22})
 
 
+def test_commands_at_a_high_base_are_found(serve: Callable[..., ServerProcess]) -> None:
+    """The server takes any base up to 0x7ff6; the owner driver finds the commands there."""
+    server = serve("--vfs", "1", "--disk", "ram:4k", "--context-opcodes", "0x2000")
+    with OwnerDriver.open(server.socket("pf"), context_opcodes=0x2000, timeout=20) as owner:
+        assert set(range(0x2000, 0x2007)) <= owner.commands
+
+
 # MODE_SET.
 
 

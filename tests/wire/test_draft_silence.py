@@ -6,6 +6,7 @@ comes once the VF is Active.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -293,14 +294,20 @@ def test_a_change_from_outside_in_freeze_joins_later(rig: Rig) -> None:
 
 @pytest.mark.spec("DEV-13", "DEV-23")
 def test_an_interrupt_is_not_late(rig: Rig) -> None:
-    """Active for an instant only: what is owed comes before Stop is answered, or stays owed; not after it."""
-    for _ in range(20):
+    """Active for an instant only: what is owed comes before Stop is answered, or stays owed; not after it.
+
+    Half a message holds up the VF's own thread meanwhile, so that it has no chance to be in time.
+    """
+    message = struct.pack("<HHIIIQII", 0x7FFF, 9, 32, 0, 0, 0, 7, 4)
+    for _ in range(5):
         rig.go(FREEZE)
         monitor(rig.server, "config-change", function="vf1")
-        pending = [rig.send(0x41, bytes([mode]) + bytes(7)) for mode in (ACTIVE, STOP)]
-        assert [rig.answer(command).code for command in reversed(pending)] == [OK, OK]
+        rig.device.connection.send_raw(message[:20])
+        rig.go(ACTIVE)
+        rig.go(STOP)
         told = rig.signalled(0)
-        assert rig.signalled(0.02) == []
+        rig.device.connection.send_raw(message[20:])
+        assert rig.signalled(0.05) == []
         assert value(rig.context(), PENDING)[0] == (0 if told else 1)
         rig.go(ACTIVE)
         if not told:

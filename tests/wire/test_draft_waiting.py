@@ -32,6 +32,7 @@ from tests.wire.draft_rig import (
     until_done,
     value,
 )
+from tests.wire.running import until
 from vfu_client.block import BlockDriver
 
 DELAY_MS = "400"
@@ -97,9 +98,8 @@ def power_down(rig: Rig) -> Callable[[], bool]:
 
 def power_up(rig: Rig) -> Callable[[], bool]:
     """Start to go back to D0, from D3hot."""
-    over = power_down(rig)
-    while over():
-        pass
+    under_way = power_down(rig)
+    until(lambda: not under_way(), "D3hot")
     rig.device.function.set_power_state(0)
     return lambda: rig.device.function.power_state == 3
 
@@ -222,7 +222,7 @@ def test_commands_of_another_member_do_not_wait(rig: Rig) -> None:
 
 @pytest.mark.spec("DEV-29")
 def test_a_function_reset_whose_client_leaves_is_finished(rig: Rig) -> None:
-    """The client hangs up during FLR: commands are answered, and what was partly written is dropped (A-15)."""
+    """The client hangs up during FLR: commands are answered, what was partly written is dropped (A-15)."""
     rig.go(FREEZE)
     stream = rig.context()
     assert rig.write(stream[:40]) == OK
