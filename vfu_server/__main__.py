@@ -6,7 +6,6 @@ import argparse
 import logging
 import re
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -16,9 +15,10 @@ from pymodel.admin.rules import Rules
 from pymodel.devices.disk import Disk, RamDisk
 from pymodel.pci.function import Delays
 from vfu_server.backends import SECTOR, FileDisk
-from vfu_server.monitor import SOCKET_NAME, Monitor
 from vfu_server.function_thread import TRACE
+from vfu_server.monitor import SOCKET_NAME, Monitor
 from vfu_server.server import Folder, FolderTakenError, Server
+from vfu_server.turn_lock import TurnLock
 
 RAM_DISK: Final = "ram:64M"
 
@@ -138,7 +138,7 @@ def _serve(options: argparse.Namespace, disks: dict[str, Disk], folder: Folder) 
         ),
         # A lock for each function, so that no function waits for another's disk. The PF's admin queue
         # takes a VF's while it holds the PF's, never the other way round.
-        lock=threading.RLock,
+        lock=TurnLock,
         observer=monitor,
         rules=rules,
     )

@@ -215,8 +215,8 @@ class Fields:
     count: int = 0
     cost: int = 0
 
-    # What a device field counts beside its value. It takes 0.5 KiB of memory, and the time of a small copy when
-    # the context ends, all under the function's lock: so a context of blocks of 4 KiB fits, one of bytes does not.
+    # What a device field counts beside its value. It takes 0.5 KiB of memory, and time when the context ends,
+    # all under the function's lock: so a disk in blocks of 4 KiB fits, one in single bytes does not.
     OVERHEAD = 4096
 
     def fork(self) -> Fields:

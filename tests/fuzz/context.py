@@ -176,7 +176,7 @@ class ContextTarget:
         """Very many fields of next to nothing."""
         value = struct.pack("<Q", source.randrange(9000))
         kind = source.choice([part(2), part(0x17, bytes(8)), part(0x201, value), part(0x200, value + b"x")])
-        count = source.choice([1, 20, 500, 3000])
+        count = source.choice([1, 1, 20, 20, 500, 500, 3000, 16000])
         return [("tiny", [encode([kind]).hex(), count, source.random() < 0.8])]
 
     def _make_huge(self, source: random.Random) -> list[Step]:

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import pytest
+
 from tests.fuzz.hands import DATA, NEXT, WRITE, Hands
 from tests.fuzz.owner import DISCARD, FREEZE, GET, READABLE, SET, Owner
 from tests.fuzz.owner import WRITE as CTX_WRITE
@@ -51,9 +53,10 @@ def slowest(call: Callable[[], object], going_on: Callable[[], bool]) -> float:
             return worst
 
 
-def test_a_write_of_millions_of_fields(serve: Callable[..., ServerProcess]) -> None:
+@pytest.mark.parametrize("options", [(), ("--check-driver",)])
+def test_a_write_of_millions_of_fields(serve: Callable[..., ServerProcess], options: tuple[str, ...]) -> None:
     """66 MiB of empty fields take a while; PF and neighbour answer meanwhile, and a reset ends it."""
-    server = serve("--vfs", "2", "--disk", "ram:1M")
+    server = serve("--vfs", "2", "--disk", "ram:1M", *options)
     owner = Owner(Reached(server))
     neighbour = Neighbour(server.socket("vf2"))
     owner.set_mode(1, FREEZE)
