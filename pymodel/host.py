@@ -50,6 +50,15 @@ class Host(Protocol):
         """The guest's memory as this function's client mapped it."""
         ...
 
+    @property
+    def memory_in_flux(self) -> bool:
+        """Whether the client took memory away a moment ago and may be about to map it anew.
+
+        QEMU does so whenever the guest's firmware moves something in the address space: for that moment
+        memory is missing which its guest can never miss.
+        """
+        ...
+
     def msix(self, vector: int) -> None:
         """Send the MSI-X message of `vector`. A vector that the client gave no eventfd for is dropped."""
         ...

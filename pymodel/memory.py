@@ -30,6 +30,18 @@ class GuestMemory(Protocol):
         """
         ...
 
+    def read(self, address: int, length: int) -> bytes:
+        """Copy `length` bytes out; for small structures, where a view would cost more than the copy."""
+        views = self.view(address, length, write=False)
+        return b"".join(view.tobytes() for view in views)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Copy `data` in; for small structures. Raises with nothing written."""
+        start = 0
+        for view in self.view(address, len(data), write=True):
+            view[:] = np.frombuffer(data, np.uint8)[start : start + len(view)]
+            start += len(view)
+
     def load_u16(self, address: int) -> int:
         """One aligned 16-bit load with acquire order."""
         ...
@@ -41,21 +53,6 @@ class GuestMemory(Protocol):
     def fence(self) -> None:
         """A full barrier: no load after it is done before a store ahead of it."""
         ...
-
-
-def read(memory: GuestMemory, address: int, length: int) -> bytes:
-    """Copy `length` bytes out of guest memory."""
-    views = memory.view(address, length, write=False)
-    return views[0].tobytes() if len(views) == 1 else b"".join(view.tobytes() for view in views)
-
-
-def write(memory: GuestMemory, address: int, data: bytes) -> None:
-    """Copy `data` into guest memory."""
-    source = np.frombuffer(data, np.uint8)
-    start = 0
-    for view in memory.view(address, len(data), write=True):
-        view[:] = source[start : start + len(view)]
-        start += len(view)
 
 
 class Segments:
@@ -93,7 +90,18 @@ class Segments:
 
     def read(self, start: int, length: int) -> bytes:
         """Copy up to `length` bytes out from `start` on, to the end of the list. Raises `MemoryFault`."""
+        if self._segments and start + length <= self._segments[0][1]:
+            return self._memory.read(self._segments[0][0] + start, length)
         return b"".join(view.tobytes() for view in self.views(start, length, write=False))
+
+    def put(self, start: int, value: int) -> None:
+        """Store one byte at `start`, which is inside the list. Raises `MemoryFault`."""
+        for address, size in self._segments:
+            if start < size:
+                self._memory.write(address + start, bytes((value,)))
+                return
+            start -= size
+        raise ValueError("past the end of the list")
 
     def write(self, start: int, sources: Sequence[Bytes]) -> int:
         """Copy `sources`, one after another, to `start` and on; surplus is dropped.

@@ -46,11 +46,21 @@ class GuestMemory:
         They read as zeros and writes to them go nowhere: the guest's memory can't be trusted once this grew.
         """
 
+    @property
+    def unmapped_at(self) -> float:
+        """When the client last unmapped something, by `time.monotonic`; minus infinity if never."""
+
     def __len__(self) -> int:
         """How many regions are mapped, those without a file among them."""
 
     def view(self, address: int, length: int, *, write: bool) -> list[Bytes]:
         """Byte views over [address, address + length), one for each region crossed. Raises `MemoryFault`."""
+
+    def read(self, address: int, length: int) -> bytes:
+        """Copy `length` bytes out. Raises `MemoryFault`."""
+
+    def write(self, address: int, data: bytes) -> None:
+        """Copy `data` in. Raises `MemoryFault` with nothing written."""
 
     def load_u16(self, address: int) -> int:
         """One 16-bit load with acquire order. Raises `MemoryFault`."""

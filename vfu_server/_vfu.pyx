@@ -7,6 +7,10 @@
 import os
 import stat
 
+from time import monotonic
+
+from numpy import frombuffer as np_frombuffer
+
 from pymodel.errors import MemoryFault
 from pymodel.memory import HOW_TO_SHARE
 
@@ -162,6 +166,9 @@ CONFIG_SIZE = 4096
 # Messages that one `run` handles at most, so that a client that never stops writing does not starve the queues.
 cdef int BATCH = 64
 
+# What `read` and `write` copy without a view.
+cdef uint64_t SMALL = 1 << 16
+
 cdef str UNSHARED = (
     "the client mapped guest memory at {:#x} without a file, so that no other process can reach it; "
     + HOW_TO_SHARE
@@ -226,9 +233,11 @@ cdef class GuestMemory:
     cdef list regions  # of Region, in order of address, without overlaps
     cdef Region recent
     cdef uint64_t lost_before
+    cdef readonly double unmapped_at
 
     def __cinit__(self):
         self.regions = []
+        self.unmapped_at = float("-inf")
 
     @property
     def lost(self):
@@ -298,6 +307,31 @@ cdef class GuestMemory:
             left -= count
         return found
 
+    def read(self, object address, object length):
+        cdef Region region = self.recent
+        cdef uint64_t start, count
+        # Nearly always in the region that was used last.
+        if region is not None and 0 < length <= SMALL:
+            start, count = checked(address), length
+            if region.start <= start <= region.last and region.last - start >= count - 1:
+                check(region, start, False)
+                return PyBytes_FromStringAndSize(region.host + (start - region.start), <Py_ssize_t>count)
+        return b"".join([part.tobytes() for part in self.view(address, length, write=False)])
+
+    def write(self, object address, bytes data not None):
+        cdef Region region = self.recent
+        cdef uint64_t start, count = len(data)
+        cdef Py_ssize_t done = 0
+        if region is not None and 0 < count <= SMALL:
+            start = checked(address)
+            if region.start <= start <= region.last and region.last - start >= count - 1:
+                check(region, start, True)
+                memcpy(region.host + (start - region.start), <char *>data, count)
+                return
+        for part in self.view(address, count, write=True):
+            part[:] = np_frombuffer(data, "u1", len(part), done)
+            done += len(part)
+
     def load_u16(self, object address):
         cdef char *place = self.at(checked(address), 2, False)
         return load_acquire(aligned(place, address))
@@ -338,6 +372,7 @@ cdef class GuestMemory:
         for region in self.regions:
             if region.start == start and region.last - region.start == length - 1:
                 self.retire(region)
+                self.unmapped_at = monotonic()
             else:
                 kept.append(region)
         self.recent = None

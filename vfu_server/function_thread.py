@@ -29,6 +29,9 @@ Result = TypeVar("Result")
 TRACE: Final = 5
 """The log level below `debug`: what the library has to say of each access."""
 
+FLUX_SECONDS: Final = 0.5
+"""How long memory that the client unmapped may be missing before that is the driver's mistake."""
+
 _SYSLOG_ERROR: Final = 3
 _SYSLOG_DEBUG: Final = 7
 
@@ -150,6 +153,11 @@ class FunctionThread:
     def memory(self) -> GuestMemory:
         """The client's memory; nothing is mapped while none is attached."""
         return self._context.memory
+
+    @property
+    def memory_in_flux(self) -> bool:
+        """Whether the client unmapped something a moment ago."""
+        return time.monotonic() - self._context.memory.unmapped_at < FLUX_SECONDS
 
     @property
     def irqs_dropped(self) -> int:

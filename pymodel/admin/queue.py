@@ -18,7 +18,7 @@ from pymodel.admin.context_commands import context_commands
 from pymodel.admin.dispatch import Call, Dispatcher, GroupCommand, MemberCommand, Owner, Reply, Table
 from pymodel.admin.lists import LONGEST_LIST, Lists
 from pymodel.admin.rules import Rules, Sent
-from pymodel.errors import CommandError
+from pymodel.errors import CommandError, MemoryFault
 from pymodel.memory import Buffer
 from pymodel.migration.member import Member
 from pymodel.spec import admin as spec
@@ -112,14 +112,14 @@ class AdminQueue:
     def service(self) -> None:
         """Try held commands again, on the owner's thread.
 
-        Raises `MemoryFault` where the client unmapped the buffer of one meanwhile; that one is dropped.
+        Raises `MemoryFault` where the client unmapped the buffer of one meanwhile; that one stays held.
         """
         for held in list(self._held.values()):
             del self._held[held.buffer.queue]
             try:
                 self._run(held.buffer, held.call)
-            except BaseException:
-                _give_up(held)
+            except MemoryFault:
+                self._held[held.buffer.queue] = held
                 raise
 
     def members_leave(self) -> None:

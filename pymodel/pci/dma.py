@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pymodel.errors import MemoryFault
 from pymodel.memory import Bytes, GuestMemory
 from pymodel.migration.record import WriteRecord
@@ -12,19 +10,18 @@ from pymodel.migration.record import WriteRecord
 class Dma:
     """Guest memory as one function may use it.
 
-    `memory` gives the client's memory while the gate is open, else None: then every access is a
-    `MemoryFault`, whoever asks (DEV-13, DEV-22).
+    `target` is the client's memory while the gate is open, else None: then every access is a `MemoryFault`,
+    whoever asks (DEV-13, DEV-22). The function sets it whenever the gate may have changed.
     """
 
-    def __init__(self, memory: Callable[[], GuestMemory | None], record: WriteRecord | None) -> None:
-        self._memory = memory
+    def __init__(self, record: WriteRecord | None) -> None:
+        self.target: GuestMemory | None = None
         self._record = record
 
     def _open(self) -> GuestMemory:
-        memory = self._memory()
-        if memory is None:
+        if self.target is None:
             raise MemoryFault("the function may not access memory now")
-        return memory
+        return self.target
 
     def view(self, address: int, length: int, *, write: bool) -> list[Bytes]:
         """See `GuestMemory`."""
@@ -32,6 +29,16 @@ class Dma:
         if write and self._record is not None and self._record.active:
             self._record.add(address, length)
         return views
+
+    def read(self, address: int, length: int) -> bytes:
+        """See `GuestMemory`."""
+        return self._open().read(address, length)
+
+    def write(self, address: int, data: bytes) -> None:
+        """See `GuestMemory`."""
+        self._open().write(address, data)
+        if self._record is not None and self._record.active:
+            self._record.add(address, len(data))
 
     def load_u16(self, address: int) -> int:
         """See `GuestMemory`."""

@@ -90,9 +90,7 @@ class Function:
         self.msix = MsiX(vectors, MSIX_BAR, self.interrupts_owed, self._pending)
         self.msix_vectors = vectors
         self.member = Member(self, lock, name, observer) if is_member else None
-        self.memory: GuestMemory = Dma(
-            lambda: self._memory if self.may_access else None, self.member.record if self.member else None
-        )
+        self.memory = Dma(self.member.record if self.member else None)
         self.transport = Transport(
             device,
             self,
@@ -151,6 +149,7 @@ class Function:
         """A client came."""
         self._host = host
         self._memory = host.memory
+        self._set_gate()
         self.event(FUNCTION_ATTACHED, {})
 
     def detach(self) -> None:
@@ -160,8 +159,8 @@ class Function:
         """
         if self._flr_mark is not None:
             self._finish_flr()
-        self._reset_registers()
         self._memory = None
+        self._reset_registers()
         self.event(FUNCTION_DETACHED, {})
 
     @property
@@ -193,20 +192,21 @@ class Function:
     @property
     def may_access(self) -> bool:
         """Whether the function may start a PCI transaction: the above, and Bus Master Enable."""
-        return (
-            bool(self._command & pci.COMMAND_MASTER)
-            and self._memory is not None
-            and self.may_signal
-            and self._power_mark is None
-        )
+        return self.memory.target is not None
 
     @property
     def may_fetch(self) -> bool:
         """Whether buffers may be taken: not while a change of mode waits for those outstanding (DEV-14)."""
         return self.may_access and (self.member is None or self.member.active)
 
+    def _set_gate(self) -> None:
+        """Open or close the gate, as everything that it depends on says now."""
+        is_open = self._command & pci.COMMAND_MASTER and self.may_signal and self._power_mark is None
+        self.memory.target = self._memory if is_open else None
+
     def _gate_changed(self) -> None:
         """The gate may have opened: look for work and send what is owed (A-31)."""
+        self._set_gate()
         if self.may_access:
             self.transport.rescan()
         self.interrupts_owed()
@@ -218,15 +218,17 @@ class Function:
         if self._host is not None:
             self._host.wake()
 
+    @property
+    def memory_in_flux(self) -> bool:
+        """Whether memory that is missing now may be back in a moment."""
+        return self._host is not None and self._host.memory_in_flux
+
     def after(self, seconds: float, call: Callable[[], None]) -> None:
         """Call `call` after `seconds`, then `service`; at once if no time is asked for."""
         if seconds and self._host is not None:
             self._host.after(seconds, call)
         else:
             call()
-
-    def reset_done(self) -> None:
-        """A device reset ended; the level of INTx may have fallen with the ISR."""
 
     def memory_lost(self) -> None:
         """Pages of the client's memory are gone for good: what was read from them is not to be trusted."""
@@ -320,10 +322,10 @@ class Function:
         return self._command
 
     def write_command(self, value: int) -> None:
-        """Command: setting Bus Master Enable opens the gate."""
+        """Command: Bus Master Enable opens and closes the gate, INTx Disable masks INTx."""
         writable = _COMMAND_WRITABLE | (pci.COMMAND_INTX_DISABLE if self.has_intx else 0)
         before, self._command = self._command, value & writable
-        if self._command & ~before & pci.COMMAND_MASTER or before & ~self._command & pci.COMMAND_INTX_DISABLE:
+        if (before ^ self._command) & (pci.COMMAND_MASTER | pci.COMMAND_INTX_DISABLE):
             self._gate_changed()
 
     # -- BARs --------------------------------------------------------------------------------------------
@@ -402,6 +404,7 @@ class Function:
         self._express.reset()
         self._power.reset()
         self._window.reset()
+        self._set_gate()
         self.transport.reset()
 
     def device_reset(self) -> None:
@@ -412,6 +415,7 @@ class Function:
     def _start_flr(self) -> None:
         self.log.info("function-level reset")
         mark = self._flr_mark = object()
+        self._set_gate()
         # What was fetched is forgotten now; the rest is reset when the time is over.
         self.transport.reset()
 
@@ -428,6 +432,7 @@ class Function:
 
     def _change_power(self, state: int) -> None:
         mark = self._power_mark = object()
+        self._set_gate()
 
         def finish() -> None:
             if self._power_mark is mark:
@@ -476,6 +481,7 @@ class Function:
 
     def mode_changed(self) -> None:
         """See `Migratable`. What the gate lets through happens on the function's own thread."""
+        self._set_gate()
         if not self.frozen:
             self.transport.thaw()
         if self.may_access:

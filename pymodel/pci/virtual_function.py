@@ -43,6 +43,6 @@ class VirtualFunction(Function):
     def remove(self) -> None:
         """VF Enable was cleared: forget everything, and let commands that wait for this VF end."""
         with self.lock:
-            self._finish_flr()
             self._memory = None
+            self._finish_flr()
             self.as_member.settled()

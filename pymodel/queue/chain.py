@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
-from pymodel import memory as guest
 from pymodel.errors import BrokenQueue
 from pymodel.memory import GuestMemory
 from pymodel.spec import ring
@@ -54,9 +53,7 @@ def walk(memory: GuestMemory, table: int, size: int, head: int, *, indirect: boo
     for _ in range(size):
         if index >= size:
             raise BrokenQueue(f"descriptor {index} lies outside a table of {size}")
-        address, length, flags, following = _DESC.unpack(
-            guest.read(memory, table + index * _DESC.size, _DESC.size)
-        )
+        address, length, flags, following = _DESC.unpack(memory.read(table + index * _DESC.size, _DESC.size))
         if flags & ring.DESC_F_INDIRECT:
             if not indirect:
                 raise BrokenQueue("an indirect descriptor, but INDIRECT_DESC was not negotiated")
@@ -76,7 +73,7 @@ def _walk_indirect(memory: GuestMemory, table: int, length: int, limit: int, cha
     count, rest = divmod(length, _DESC.size)
     if rest or not 0 < count <= limit:
         raise BrokenQueue(f"an indirect table of {length} bytes for a queue of {limit}")
-    descriptors = list(_DESC.iter_unpack(guest.read(memory, table, length)))
+    descriptors = list(_DESC.iter_unpack(memory.read(table, length)))
     index = 0
     for _ in range(count):
         if index >= count:

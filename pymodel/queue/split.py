@@ -5,11 +5,13 @@ virtio 1.4, "Split Virtqueues".
 
 from __future__ import annotations
 
+import contextlib
+import struct
+from collections import deque
 from collections.abc import Callable
 
-from pymodel.errors import BrokenQueue, InvalidField
+from pymodel.errors import BrokenQueue, InvalidField, MemoryFault
 from pymodel.memory import Buffer, Consumer, GuestMemory, Segments
-from pymodel.memory import write as write_guest
 from pymodel.migration.state import QueueState
 from pymodel.queue import chain
 from pymodel.spec import ring, virtio, virtio_pci
@@ -18,6 +20,8 @@ from pymodel.spec import ring, virtio, virtio_pci
 # for the function's lock waits for a batch at most.
 BATCH = 256
 BATCH_BYTES = 32 << 20
+# ring.USED_ELEM
+_USED = struct.Struct("<II")
 
 
 class SplitQueue:
@@ -51,11 +55,15 @@ class SplitQueue:
         self.owed = False
         self.waiting = False
         self.untouched = True
-        self.outstanding = 0
         self._answered = 0
         self._event_idx = False
         self._indirect = False
-        # Buffers of an earlier life complete into nothing.
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Forget the buffers that are outstanding: they complete into nothing."""
+        self.outstanding = 0
+        self._completed: deque[tuple[int, int]] = deque()
         self._life = object()
 
     def negotiated(self, features: int) -> None:
@@ -145,42 +153,60 @@ class SplitQueue:
             raise BrokenQueue(f"queue {self.index}: descriptor {head} in a ring of {self.size}")
         self.untouched = False
         found = chain.walk(memory, self.desc, self.size, head, indirect=self._indirect)
+        readable = Segments(memory, found.readable)
+        # Ahead of `take`, which may complete the buffer; taken back where it faults, for another try.
         self.last_avail = (self.last_avail + 1) & 0xFFFF
         self.outstanding += 1
-        self.requests += 1
-        readable = Segments(memory, found.readable)
-        self.bytes += readable.length
-        consumer.take(
-            Buffer(
-                self.index,
-                readable,
-                Segments(memory, found.writable),
-                self._completion(memory, head),
+        try:
+            consumer.take(
+                Buffer(
+                    self.index,
+                    readable,
+                    Segments(memory, found.writable),
+                    self._completion(memory, head),
+                )
             )
-        )
+        except MemoryFault:
+            self.last_avail = (self.last_avail - 1) & 0xFFFF
+            self.outstanding -= 1
+            raise
+        self.requests += 1
+        self.bytes += readable.length
 
     def _completion(self, memory: GuestMemory, head: int) -> Callable[[int], None]:
         life = self._life
 
         def complete(written: int) -> None:
-            if self._life is not life:
-                return
-            slot = self.used & (self.size - 1)
-            element = head.to_bytes(4, "little") + min(written, 0xFFFFFFFF).to_bytes(4, "little")
-            write_guest(memory, self.device + ring.RING_ENTRIES + 8 * slot, element)
-            self.used = (self.used + 1) & 0xFFFF
-            memory.store_u16(self.device + ring.RING_IDX, self.used)
-            self.outstanding -= 1
-            self.bytes += written
+            if self._life is life:
+                self.bytes += written
+                self._completed.append((head, min(written, 0xFFFFFFFF)))
+                # What cannot be published now stays for `settle`, whose caller knows what to do.
+                with contextlib.suppress(MemoryFault):
+                    self._publish(memory)
 
         return complete
 
+    def _publish(self, memory: GuestMemory) -> None:
+        """Put what was completed into the used ring. Raises `MemoryFault`; the rest stays to be published."""
+        while self._completed:
+            head, written = self._completed[0]
+            slot = self.used & (self.size - 1)
+            memory.write(self.device + ring.RING_ENTRIES + 8 * slot, _USED.pack(head, written))
+            memory.store_u16(self.device + ring.RING_IDX, (self.used + 1) & 0xFFFF)
+            self.used = (self.used + 1) & 0xFFFF
+            self._completed.popleft()
+            self.outstanding -= 1
+
     def settle(self, memory: GuestMemory) -> None:
-        """Decide whether what was completed since the last call owes the driver an interrupt."""
+        """Publish what is left, and decide whether what was completed since the last call owes an interrupt.
+
+        Raises `MemoryFault`, and may be called again.
+        """
+        if self._completed:
+            self._publish(memory)
         old, new = self._answered, self.used
         if old == new:
             return
-        self._answered = new
         # The used index must be visible before the driver's wish is read: the driver sets its wish
         # and then looks at the index.
         memory.fence()
@@ -190,6 +216,7 @@ class SplitQueue:
         else:
             wanted = not memory.load_u16(self.driver + ring.RING_FLAGS) & ring.AVAIL_F_NO_INTERRUPT
         self.owed = self.owed or wanted
+        self._answered = new
 
     def told(self) -> None:
         """The interrupt is no longer owed."""

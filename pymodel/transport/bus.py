@@ -36,6 +36,11 @@ class Bus(Protocol):
         """Whether nothing that the device itself does may change its context (DEV-20)."""
         ...
 
+    @property
+    def memory_in_flux(self) -> bool:
+        """Whether memory that is missing now may be back in a moment."""
+        ...
+
     def interrupts_owed(self) -> None:
         """Something is owed, or may now be delivered."""
         ...
@@ -46,10 +51,6 @@ class Bus(Protocol):
 
     def after(self, seconds: float, call: Callable[[], None]) -> None:
         """Call `call` after `seconds`, then service the function; at once if `seconds` is 0."""
-        ...
-
-    def reset_done(self) -> None:
-        """A device reset ended."""
         ...
 
     def event(self, kind: str, data: Mapping[str, Any]) -> None:

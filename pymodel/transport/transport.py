@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 
 from pymodel.devices.device import Device
-from pymodel.errors import BrokenQueue, InvalidField
+from pymodel.errors import BrokenQueue, InvalidField, MemoryFault
 from pymodel.host import DRIVER_STATUS
 from pymodel.memory import HOW_TO_SHARE, Buffer, Consumer
 from pymodel.migration.state import FunctionState
@@ -18,6 +18,9 @@ from pymodel.spec import virtio, virtio_pci
 from pymodel.transport import status as machine
 from pymodel.transport.bus import Bus
 from pymodel.transport.common_config import CommonConfig
+
+# How long to wait before looking again for memory that the client is about to map anew.
+FLUX_SECONDS = 0.005
 
 RING_FEATURES = (
     1 << virtio.F_INDIRECT_DESC
@@ -138,7 +141,6 @@ class Transport:
             self.log.info("device reset")
         if not delay:
             self.reset()
-            self.bus.reset_done()
             return
         mark = self._resetting = object()
         # From here on nothing is fetched, and what was fetched completes into nothing.
@@ -149,7 +151,6 @@ class Transport:
         def finish() -> None:
             if self._resetting is mark:
                 self.reset()
-                self.bus.reset_done()
 
         self.bus.after(delay, finish)
 
@@ -258,6 +259,13 @@ class Transport:
                         self._look_for_private_memory(queue)
                 elif queue.enabled:
                     queue.settle(self.bus.memory)
+        except MemoryFault as fault:
+            if self.bus.memory_in_flux:
+                self.log.debug("waiting for memory: %s", fault)
+                self._kicked.update(index for index, queue in self.queues.items() if queue.enabled)
+                self.bus.after(FLUX_SECONDS, self.bus.wake)
+            else:
+                self.broken(str(fault))
         except BrokenQueue as error:
             self.broken(str(error))
 
@@ -300,9 +308,11 @@ class Transport:
         before = self.status
         self.status |= virtio.STATUS_DEVICE_NEEDS_RESET
         self._tell_status(before)
-        # Nothing will be completed any more, so nothing is outstanding.
+        # Nothing will be completed any more.
+        self._parked = []
         for queue in self.queues.values():
-            queue.outstanding = 0
+            self._consumers[queue.index].drop(queue.index)
+            queue.abandon()
         if self.status & virtio.STATUS_DRIVER_OK:
             self.config_changed()
 

@@ -13,7 +13,7 @@ import numpy as np
 from pymodel.build import Options, build
 from pymodel.devices.disk import RamDisk
 from pymodel.errors import MemoryFault
-from pymodel.memory import Bytes
+from pymodel.memory import Bytes, GuestMemory
 from pymodel.pci.function import Function
 from tests.fuzz.world import DISKS, PATIENCE, STALL, Finding
 from vfu_client import protocol
@@ -23,7 +23,7 @@ from vfu_client.connection import Connection
 TURNS = 64
 
 
-class LocalMemory:
+class LocalMemory(GuestMemory):
     """The memory that a client mapped, with the faults of the real one (`vfu_server._vfu.GuestMemory`)."""
 
     def __init__(self) -> None:
@@ -76,10 +76,15 @@ class LocalHost:
     """The `Host` of one function while a client is attached. Its thread is whoever pumps the world."""
 
     def __init__(self) -> None:
-        self.memory = LocalMemory()
+        self.mapped = LocalMemory()
+        self.memory_in_flux = False
         self.awake = False
         self.eventfds: dict[int, int] = {}
         self.timers: list[Callable[[], None]] = []
+
+    @property
+    def memory(self) -> GuestMemory:
+        return self.mapped
 
     def msix(self, vector: int) -> None:
         if vector in self.eventfds:
@@ -205,7 +210,7 @@ class LocalConnection(Connection):
 
     def dma_map(self, fd: int | None, offset: int, address: int, size: int, *, writable: bool = True) -> None:
         assert fd is not None
-        self._host.memory.map(fd, offset, address, size, writable)
+        self._host.mapped.map(fd, offset, address, size, writable)
 
     def dma_unmap(self, address: int, size: int) -> None:
-        self._host.memory.unmap(address, size)
+        self._host.mapped.unmap(address, size)

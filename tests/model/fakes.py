@@ -16,7 +16,7 @@ import numpy as np
 
 from pymodel.admin.queue import AdminQueue
 from pymodel.errors import InvalidField, MemoryFault
-from pymodel.memory import Buffer, Bytes, Segments
+from pymodel.memory import Buffer, Bytes, GuestMemory, Segments
 from pymodel.migration.member import Member
 from pymodel.migration.state import DeviceField, FunctionState, QueueState
 
@@ -24,7 +24,7 @@ EXTENT, CHANGE, TABLE, MAC = 0x200, 0x201, 0x100, 0x101
 START, END, DISCARD = 0, 1, 2
 
 
-class FakeMemory:
+class FakeMemory(GuestMemory):
     """Guest memory of `size` bytes at address 0, cut into regions of `region` bytes; the rest faults."""
 
     def __init__(self, size: int = 1 << 20, region: int = 1 << 20) -> None:

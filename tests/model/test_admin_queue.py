@@ -317,6 +317,7 @@ def test_reset_forgets_what_waits_and_opens_the_gate(whole: bool) -> None:
 
 
 def test_memory_that_went_while_a_command_waited() -> None:
+    """Nothing is done until the memory is back, or the queue is reset, which gives the stop up."""
     driver = Driver().open()
     driver.owner.functions[1].outstanding = 1
     answer = driver.adm(1, data=b"\1")
@@ -325,8 +326,25 @@ def test_memory_that_went_while_a_command_waited() -> None:
     with pytest.raises(MemoryFault):
         driver.queue.service()
     member = driver.owner.members[1]
+    assert (answer.used, member.mode, member.active) == (None, 0, False)
+    assert not driver.queue.accepts(2)
+    driver.queue.reset()
     assert (answer.used, member.mode, member.active) == (None, 0, True)
+    assert driver.queue.accepts(2)
+
+
+def test_memory_that_came_back_while_a_command_waited() -> None:
+    driver = Driver().open()
+    driver.owner.functions[1].outstanding = 1
+    answer = driver.adm(1, data=b"\1")
+    there = answer.memory.data
+    answer.memory.data = there[:40]
+    driver.owner.functions[1].outstanding = 0
+    with pytest.raises(MemoryFault):
+        driver.queue.service()
+    answer.memory.data = there
     driver.queue.service()
+    assert (answer.used, answer.status, driver.owner.members[1].mode) == (8, OK, 1)
 
 
 def test_log_lines(caplog: pytest.LogCaptureFixture) -> None:

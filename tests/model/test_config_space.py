@@ -24,6 +24,7 @@ class FakeHost:
     memory: FakeMemory = field(default_factory=FakeMemory)
     messages: list[int] = field(default_factory=list)
     intx_count: int = 0
+    memory_in_flux: bool = False
     wakes: int = 0
     now: float = 0
     timers: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from pymodel.errors import BrokenQueue
+from pymodel.errors import BrokenQueue, MemoryFault
 from pymodel.memory import Buffer
 from pymodel.queue.split import SplitQueue, aligned
 from tests.model.fakes import FakeMemory
@@ -242,3 +242,38 @@ def test_captured_and_restored() -> None:
     other.offer(2)
     other.run()
     assert other.get(USED + 2) == 2
+
+
+def test_a_buffer_whose_memory_is_away_is_taken_again() -> None:
+    """QEMU takes memory away for a moment and maps it anew; nothing may be lost by a look in between."""
+    rig = Rig(4)
+    rig.offer(2)
+    take, faults = rig.consumer.take, [True, False, True]
+
+    def at_times(buffer: Buffer) -> None:
+        if faults and faults.pop():
+            raise MemoryFault("away")
+        take(buffer)
+
+    rig.consumer.take = at_times  # type: ignore[method-assign]
+    for completed in (0, 1):
+        with pytest.raises(MemoryFault):
+            rig.run()
+        assert (rig.get(USED + 2), rig.queue.outstanding) == (completed, 0)
+    rig.run()
+    assert (rig.get(USED + 2), rig.consumer.taken, rig.queue.outstanding) == (2, 2, 0)
+
+
+def test_a_used_ring_that_is_away_is_written_later() -> None:
+    """What was completed is published once, and the interrupt is owed then."""
+    rig = Rig(4)
+    rig.offer(1)
+    write = rig.memory.write
+    rig.memory.write = lambda *_: (_ for _ in ()).throw(MemoryFault("away"))  # type: ignore[method-assign]
+    with pytest.raises(MemoryFault):
+        rig.run()
+    assert (rig.get(USED + 2), rig.queue.outstanding, rig.queue.owed) == (0, 1, False)
+    rig.memory.write = write  # type: ignore[method-assign]
+    rig.queue.settle(rig.memory)
+    assert (rig.get(USED + 2), rig.queue.outstanding, rig.queue.owed) == (1, 0, True)
+    assert rig.consumer.taken == 1
