@@ -14,6 +14,7 @@ from pymodel import build
 from pymodel.admin.rules import Rules
 from pymodel.devices.disk import Disk, RamDisk
 from pymodel.pci.function import Delays
+from vfu_server._vfu import keep_freed_memory
 from vfu_server.backends import SECTOR, FileDisk
 from vfu_server.function_thread import TRACE
 from vfu_server.monitor import SOCKET_NAME, Monitor
@@ -21,6 +22,9 @@ from vfu_server.server import Folder, FolderTakenError, Server
 from vfu_server.turn_lock import TurnLock
 
 RAM_DISK: Final = "ram:64M"
+
+KEPT_MEMORY: Final = 256 << 20
+"""Bytes of freed memory that the process keeps for itself."""
 
 VFS_MAX: Final = 255
 """VFs of one device, each a thread and a socket. With the PF they fill one PCI bus."""
@@ -107,6 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
+    # What a written context is copied into is as large as a disk's chunks, and page faults on fresh memory
+    # would cost more than the copy.
+    keep_freed_memory(KEPT_MEMORY)
     # A thread that wakes takes the interpreter from one that computes after this long, each time that it
     # comes back from the library: Python's own 5 ms would add up for a function beside a busy one.
     sys.setswitchinterval(0.0005)

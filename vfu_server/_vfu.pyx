@@ -105,6 +105,19 @@ cdef extern from "<libvfio-user.h>":
 
 cdef extern from *:
     """
+    #include <malloc.h>
+
+    static inline void set_malloc_keep(int bytes) {
+    #ifdef M_MMAP_THRESHOLD
+        mallopt(M_MMAP_THRESHOLD, bytes);
+        mallopt(M_TRIM_THRESHOLD, bytes);
+    #endif
+    }
+    """
+    void set_malloc_keep(int bytes)
+
+cdef extern from *:
+    """
     #include <libvfio-user.h>
     #include <stdatomic.h>
 
@@ -173,6 +186,10 @@ cdef str UNSHARED = (
     "the client mapped guest memory at {:#x} without a file, so that no other process can reach it; "
     + HOW_TO_SHARE
 )
+
+def keep_freed_memory(int size):
+    set_malloc_keep(size)
+
 
 if guest_fault_install() != 0:
     raise OSError(errno, "sigaction: " + os.strerror(errno))
