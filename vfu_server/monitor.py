@@ -153,7 +153,7 @@ class Monitor:
                     "bytes": sum(queue.bytes for queue in requests),
                     "admin-commands": sum(queue.requests for queue in commands),
                     "notifications": transport.notifications,
-                    "interrupts": function.interrupts,
+                    "interrupts": function.interrupts.sent,
                     "interrupts-dropped": thread.irqs_dropped,
                     "rules-broken": self._breaches(function.name),
                 },

@@ -22,6 +22,7 @@ from pymodel.pci.capability import Capability
 from pymodel.pci.config_space import ConfigSpace, Identity
 from pymodel.pci.dma import Dma
 from pymodel.pci.express import Express
+from pymodel.pci.interrupts import Interrupts
 from pymodel.pci.msix import MsiX
 from pymodel.pci.power import D0, PowerManagement
 from pymodel.pci.virtio_capabilities import PciCfgCapability, VirtioCapability
@@ -80,14 +81,13 @@ class Function:
         self._delays = delays
         self._observer = observer
         self._rules = rules
-        self.interrupts = 0  # MSI-X messages sent, and times that INTx was asserted, ever
         self._host: Host | None = None
         self._memory: GuestMemory | None = None
         self._flr_mark: object | None = None
         self._power_mark: object | None = None
         self._command = 0
         vectors = len(device.queue_sizes) + 1 + (admin is not None)
-        self.msix = MsiX(vectors, MSIX_BAR, self.interrupts_owed, self._pending)
+        self.msix = MsiX(vectors, MSIX_BAR, self.interrupts_owed, lambda: self.interrupts.pending())  # noqa: PLW0108 - made later
         self.msix_vectors = vectors
         self.member = Member(self, lock, name, observer) if is_member else None
         self.memory = Dma(self.member.record if self.member else None)
@@ -101,6 +101,7 @@ class Function:
             reset_delay=delays.reset,
             log=self.log,
         )
+        self.interrupts = Interrupts(self.transport, self.msix, self, has_intx=self.has_intx)
         self.bars = {VIRTIO_BAR: VIRTIO_BAR_SIZE, MSIX_BAR: self.msix.bar_size}
         self._notify_size = NOTIFY_MULTIPLIER * (max(self.transport.queues) + 1)
         if self._notify_size > _WINDOW:
@@ -147,7 +148,7 @@ class Function:
 
     def attach(self, host: Host) -> None:
         """A client came."""
-        self._host = host
+        self._host = self.interrupts.host = host
         self._memory = host.memory
         self._set_gate()
         self.event(FUNCTION_ATTACHED, {})
@@ -190,6 +191,16 @@ class Function:
         return self._mode == context.MODE_ACTIVE and self._power.state == D0 and self._flr_mark is None
 
     @property
+    def bus_master(self) -> bool:
+        """Bus Master Enable."""
+        return bool(self._command & pci.COMMAND_MASTER)
+
+    @property
+    def intx_disabled(self) -> bool:
+        """INTx Disable."""
+        return bool(self._command & pci.COMMAND_INTX_DISABLE)
+
+    @property
     def may_access(self) -> bool:
         """Whether the function may start a PCI transaction: the above, and Bus Master Enable."""
         return self.memory.target is not None
@@ -201,7 +212,7 @@ class Function:
 
     def _set_gate(self) -> None:
         """Open or close the gate, as everything that it depends on says now."""
-        is_open = self._command & pci.COMMAND_MASTER and self.may_signal and self._power_mark is None
+        is_open = self.bus_master and self.may_signal and self._power_mark is None
         self.memory.target = self._memory if is_open else None
 
     def _gate_changed(self) -> None:
@@ -212,6 +223,10 @@ class Function:
         self.interrupts_owed()
 
     # -- what the transport needs ------------------------------------------------------------------------
+
+    def interrupts_owed(self) -> None:
+        """Something is owed, or may now be delivered."""
+        self.interrupts.deliver()
 
     def wake(self) -> None:
         """Have `service` called soon."""
@@ -244,64 +259,6 @@ class Function:
         if self.member is not None:
             self.member.settled()
 
-    # -- interrupts --------------------------------------------------------------------------------------
-
-    def _pending(self) -> set[int]:
-        """The MSI-X vectors that are owed a message."""
-        return set(self._sources())
-
-    def _sources(self) -> dict[int, list[Callable[[], None]]]:
-        """What is owed by vector, each with what settles it."""
-        transport = self.transport
-        owed: dict[int, list[Callable[[], None]]] = {}
-        if transport.config_owed:
-            owed.setdefault(transport.config_vector, []).append(transport.config_told)
-        for queue in transport.queues.values():
-            if queue.owed:
-                owed.setdefault(queue.vector, []).append(queue.told)
-        owed_nowhere = owed.pop(virtio_pci.NO_VECTOR, [])
-        if self.msix.enabled and self.may_signal:
-            for told in owed_nowhere:
-                told()
-        return owed
-
-    def interrupts_owed(self) -> None:
-        """Send what is owed, if the gate and the masks let it through; else it stays owed."""
-        if not self.may_signal or self._host is None:
-            return
-        transport = self.transport
-        if not self.msix.enabled:
-            if transport.config_owed:
-                transport.isr |= virtio_pci.ISR_CONFIG
-                transport.config_told()
-            for queue in transport.queues.values():
-                if queue.owed:
-                    transport.isr |= virtio_pci.ISR_QUEUE
-                    queue.told()
-            self._assert_intx()
-            return
-        if not self._command & pci.COMMAND_MASTER:
-            return
-        if transport.config_owed:
-            transport.isr |= virtio_pci.ISR_CONFIG
-        for vector, settled in self._sources().items():
-            if not self.msix.masked(vector):
-                self._host.msix(vector)
-                self.interrupts += 1
-                for told in settled:
-                    told()
-
-    def _assert_intx(self) -> None:
-        """Signal INTx while its level is high."""
-        if self.intx_level and not self._command & pci.COMMAND_INTX_DISABLE and self._host is not None:
-            self._host.intx()
-            self.interrupts += 1
-
-    @property
-    def intx_level(self) -> bool:
-        """Whether the function asserts INTx, masked or not: what Interrupt Status shows."""
-        return self.has_intx and not self.msix.enabled and self.transport.isr != 0
-
     # -- configuration space -----------------------------------------------------------------------------
 
     def config_read(self, offset: int, length: int) -> bytes:
@@ -315,7 +272,7 @@ class Function:
 
     def read_status(self) -> int:
         """Status: a list of capabilities, and the level of INTx."""
-        return pci.STATUS_CAP_LIST | (pci.STATUS_INTERRUPT if self.intx_level else 0)
+        return pci.STATUS_CAP_LIST | (pci.STATUS_INTERRUPT if self.interrupts.intx_level else 0)
 
     def read_command(self) -> int:
         """Command."""
@@ -368,7 +325,7 @@ class Function:
         else:
             data = bytes(length)
         # The client lowers INTx after each access; it is still high if the ISR was not read.
-        self._assert_intx()
+        self.interrupts.assert_intx()
         return data
 
     def bar_write(self, bar: int, offset: int, data: bytes) -> None:
@@ -390,7 +347,7 @@ class Function:
                 self.transport.common.registers.write(at, data)
             elif structure == DEVICE_AT:
                 self.transport.device.write_config(at, data)
-            self._assert_intx()
+            self.interrupts.assert_intx()
 
     # -- resets and power --------------------------------------------------------------------------------
 

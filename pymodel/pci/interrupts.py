@@ -1,0 +1,106 @@
+"""A function's interrupts: who is owed one, and whether it can be sent.
+
+What is owed is kept where it arose (a queue, the transport) until it is sent. MSI-X messages are PCI
+transactions, so they pass the function's gate; INTx does not need Bus Master Enable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from pymodel.host import Host
+from pymodel.pci.msix import MsiX
+from pymodel.spec import virtio_pci
+from pymodel.transport.transport import Transport
+
+
+class Gate(Protocol):
+    """What decides whether the function may be heard."""
+
+    @property
+    def may_signal(self) -> bool:
+        """Whether interrupts may be sent by any means."""
+        ...
+
+    @property
+    def bus_master(self) -> bool:
+        """Bus Master Enable, which MSI-X messages need."""
+        ...
+
+    @property
+    def intx_disabled(self) -> bool:
+        """INTx Disable."""
+        ...
+
+
+class Interrupts:
+    """Sends what a function owes by MSI-X or, where it has a pin and MSI-X is off, by INTx.
+
+    `host` is who sends, None before a client came. `sent` counts messages and assertions ever.
+    """
+
+    def __init__(self, transport: Transport, msix: MsiX, gate: Gate, *, has_intx: bool) -> None:
+        self._transport = transport
+        self._msix = msix
+        self._gate = gate
+        self._has_intx = has_intx
+        self.host: Host | None = None
+        self.sent = 0
+
+    def _owed(self) -> dict[int, list[Callable[[], None]]]:
+        """What is owed by vector, each with what settles it."""
+        transport = self._transport
+        owed: dict[int, list[Callable[[], None]]] = {}
+        if transport.config_owed:
+            owed.setdefault(transport.config_vector, []).append(transport.config_told)
+        for queue in transport.queues.values():
+            if queue.owed:
+                owed.setdefault(queue.vector, []).append(queue.told)
+        return owed
+
+    def pending(self) -> set[int]:
+        """The MSI-X vectors that are owed a message."""
+        return self._owed().keys() - {virtio_pci.NO_VECTOR}
+
+    def deliver(self) -> None:
+        """Send what is owed, if the gate and the masks let it through; else it stays owed."""
+        if not self._gate.may_signal or self.host is None:
+            return
+        if self._msix.enabled:
+            self._send_messages(self.host)
+            return
+        transport = self._transport
+        if transport.config_owed:
+            transport.isr |= virtio_pci.ISR_CONFIG
+            transport.config_told()
+        for queue in transport.queues.values():
+            if queue.owed:
+                transport.isr |= virtio_pci.ISR_QUEUE
+                queue.told()
+        self.assert_intx()
+
+    def _send_messages(self, host: Host) -> None:
+        if not self._gate.bus_master:
+            return
+        if self._transport.config_owed:
+            self._transport.isr |= virtio_pci.ISR_CONFIG
+        for vector, settled in self._owed().items():
+            if vector != virtio_pci.NO_VECTOR:
+                if self._msix.masked(vector):
+                    continue
+                host.msix(vector)
+                self.sent += 1
+            for told in settled:
+                told()
+
+    def assert_intx(self) -> None:
+        """Signal INTx while its level is high. A client lowers it after each access by itself."""
+        if self.intx_level and not self._gate.intx_disabled and self.host is not None:
+            self.host.intx()
+            self.sent += 1
+
+    @property
+    def intx_level(self) -> bool:
+        """Whether the function asserts INTx, masked or not: what Interrupt Status shows."""
+        return self._has_intx and not self._msix.enabled and self._transport.isr != 0
