@@ -12,10 +12,10 @@ CONFIG_REGION: Final[int]
 
 CONFIG_SIZE: Final[int]
 
-@type_check_only
 def keep_freed_memory(size: int) -> None:
     """Have the C library keep freed memory of up to `size` bytes, to be used again without page faults."""
 
+@type_check_only
 class Handler(Protocol):
     """Whom a context calls, on the thread that is in its `attach`, `run` or `close`.
 
