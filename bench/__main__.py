@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.block import Block
+from bench.context import Contexts
 from bench.measure import BenchError, Group, Progress, Result
 from bench.mmio import Mmio
 from bench.move import MoveDowntime
@@ -20,7 +21,7 @@ from bench.processes import die_with_parent
 from images.machine import MachineError
 from images.workspace import BUILD
 
-GROUPS: tuple[Group, ...] = (Mmio(), Block(), MoveDowntime(), Probe())
+GROUPS: tuple[Group, ...] = (Mmio(), Contexts(), Block(), MoveDowntime(), Probe())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -168,11 +168,14 @@ class GuestMemory:
             for index, (start, end) in enumerate(region.free_ranges):
                 address = -(-start // align) * align
                 if address + size <= end:
-                    rest = [(start, address), (address + size, end)]
-                    region.free_ranges[index : index + 1] = [(low, high) for low, high in rest if low < high]
-                    buffer = self.buffer(address, size)
-                    buffer.view[:] = 0
-                    return buffer
+                    rest = [(start, address)] if start < address else []
+                    if address + size < end:
+                        rest.append((address + size, end))
+                    region.free_ranges[index : index + 1] = rest
+                    at = address - region.address
+                    view = region.view[at : at + size]
+                    view.fill(0)
+                    return Buffer(address, view)
         raise OutOfMemoryError(f"no {size} free bytes of guest memory")
 
     def free(self, buffer: Buffer) -> None:

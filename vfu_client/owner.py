@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pymodel.spec import admin, context, virtio
-from vfu_client.admin import AdminError, AdminQueue, AdminReply
+from vfu_client.admin import AdminError, AdminQueue, AdminReply, PendingCommand
 from vfu_client.connection import DEFAULT_TIMEOUT
 from vfu_client.memory import PAGE, Buffer, Bytes, GuestMemory
 from vfu_client.sriov import SrIov
@@ -23,6 +24,10 @@ CONTEXT_OPCODES = 0x40
 READ_SIZE = 256 << 20
 WRITE_SIZE = 4 << 20
 RECORDS_SIZE = 1 << 20
+
+# context.READ_RESULT: what comes ahead of the bytes.
+_READ_RESULT = struct.Struct("<II")
+assert _READ_RESULT.size == context.READ_RESULT.itemsize
 
 CONTEXT_COMMANDS = range(context.MODE_GET, context.WRITE_RECORD_STOP + 1)
 
@@ -127,13 +132,37 @@ class OwnerDriver:
         self._written.clear()
         self.select_commands()
 
+    def submit(
+        self,
+        number: int,
+        vf: int,
+        *,
+        data: bytes | Buffer = b"",
+        result: int = 0,
+        into: Sequence[Buffer] = (),
+        pad: bool = True,
+        kick: bool = True,
+    ) -> PendingCommand:
+        """As `command`, without waiting (`AdminQueue.submit`)."""
+        return self.admin.submit(
+            self.base + number,
+            group=admin.GROUP_SRIOV,
+            member=vf,
+            data=data,
+            result=result,
+            into=into,
+            pad=pad,
+            kick=kick,
+        )
+
     def command(
         self,
         number: int,
         vf: int,
         *,
         data: bytes | Buffer = b"",
-        result: int | list[Buffer] = 0,
+        result: int = 0,
+        into: Sequence[Buffer] = (),
         pad: bool = True,
         timeout: float | None = None,
     ) -> AdminReply:
@@ -144,6 +173,7 @@ class OwnerDriver:
             member=vf,
             data=data,
             result=result,
+            into=into,
             pad=pad,
             timeout=timeout,
         )
@@ -162,8 +192,7 @@ class OwnerDriver:
         """
         if self.obey and mode != context.MODE_FREEZE and self.partly_written(vf):
             raise DriverRuleError(f"VF {vf} has a partly written context: write the rest, or discard it")
-        data = bytes([mode]).ljust(context.MODE.itemsize, b"\0")
-        self.command(context.MODE_SET, vf, data=data, timeout=timeout)
+        self.command(context.MODE_SET, vf, data=_mode(mode), timeout=timeout)
 
     # Reading.
 
@@ -176,17 +205,20 @@ class OwnerDriver:
 
     def context_read_into(self, vf: int, destination: Buffer) -> tuple[int, int]:
         """One READ, straight into DMA memory; returns how many bytes came and how many are left."""
-        header = self.device.memory.allocate(context.READ_RESULT.itemsize)
-        try:
-            reply = self.command(context.CTX_READ, vf, result=[header, destination])
-            expected = admin.RESULT.itemsize + header.size
-            fields = header.view.view(context.READ_RESULT)[0]
-            size, remaining = int(fields["size"]), int(fields["remaining_ctx_size"])
-            if reply.used_length != expected + size or size > destination.size:
-                raise BadContextError(f"READ says {size} bytes, used length is {reply.used_length}")
-            return size, remaining
-        finally:
-            self.device.memory.free(header)
+        reply = self.command(context.CTX_READ, vf, result=_READ_RESULT.size, into=[destination])
+        return _read_result(reply, destination)
+
+    def freeze_and_read_into(self, vf: int, destination: Buffer) -> tuple[int, int]:
+        """Stop, Freeze and a READ as `context_read_into`, for the price of one notification.
+
+        Raises `AdminError` for the first command that was refused; the ones after it were sent too.
+        """
+        pending = [
+            self.submit(context.MODE_SET, vf, data=_mode(context.MODE_STOP), kick=False),
+            self.submit(context.MODE_SET, vf, data=_mode(context.MODE_FREEZE), kick=False),
+            self.submit(context.CTX_READ, vf, result=_READ_RESULT.size, into=[destination]),
+        ]
+        return _read_result(self.admin.wait_all(pending)[-1], destination)
 
     def context_read(self, vf: int, buffer_size: int | None = None) -> Iterator[Bytes]:
         """What is left of a VF's context, in READs of at most `buffer_size` bytes (DRV-01).
@@ -267,6 +299,25 @@ class OwnerDriver:
             # The device took what this driver cannot follow; it alone knows whether that is partial.
             self._written.pop(vf)
 
+    def write_and_activate(self, vf: int, data: Buffer) -> None:
+        """One WRITE of whole contexts, and Active, for the price of one notification.
+
+        Raises `DriverRuleError` before anything is sent where the bytes are no whole contexts, or continue
+        one: were that WRITE refused, Active would break DRV-04. Raises `AdminError` for the first command
+        that was refused. A VF whose WRITE was refused is Active with what it had before, as Active was sent
+        too: use this where nobody drives it yet.
+        """
+        if self.obey:
+            if self.partly_written(vf):
+                raise DriverRuleError(f"VF {vf} has a partly written context: write the rest, or discard it")
+            self._check_whole(vf, [as_view(data.view)])
+        pending = [
+            self.submit(context.CTX_WRITE, vf, data=data, pad=False, kick=False),
+            self.submit(context.MODE_SET, vf, data=_mode(context.MODE_ACTIVE)),
+        ]
+        self.admin.wait_all(pending)
+        self._written.pop(vf, None)
+
     def context_discard(self, vf: int) -> None:
         """Drop the read position and a partly written context."""
         self.command(context.CTX_DISCARD, vf)
@@ -310,3 +361,16 @@ class OwnerDriver:
             raise DriverRuleError(str(error)) from error
         if walker.partial:
             raise DriverRuleError(f"the context has no END_MARKER after {walker.position} bytes")
+
+
+def _mode(mode: int) -> bytes:
+    return bytes((mode, 0, 0, 0, 0, 0, 0, 0))
+
+
+def _read_result(reply: AdminReply, destination: Buffer) -> tuple[int, int]:
+    """What a READ says: bytes that came, bytes that are left. Raises `BadContextError`."""
+    head = reply.result.ljust(_READ_RESULT.size, b"\0")
+    remaining, size = _READ_RESULT.unpack(head)
+    if reply.used_length != admin.RESULT.itemsize + len(head) + size or size > destination.size:
+        raise BadContextError(f"READ says {size} bytes, used length is {reply.used_length}")
+    return size, remaining

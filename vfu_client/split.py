@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,12 @@ Segment = tuple[int, int]
 
 # Descriptors that a kept indirect table has at least, so that requests of a kind reuse it.
 INDIRECT_TABLE = 16
+
+
+# ring.DESC and ring.USED_ELEM: numpy's own way to one element takes several times as long.
+_DESC = struct.Struct("<QIHH")
+_USED = struct.Struct("<II")
+assert (_DESC.size, _USED.size) == (ring.DESC.itemsize, ring.USED_ELEM.itemsize)
 
 
 class QueueFullError(Exception):
@@ -76,10 +83,8 @@ class SplitQueue:
         self.used_buffer = memory.allocate(used_size, ring.USED_ALIGN)
         self.desc: NDArray[np.void] = self.desc_buffer.view.view(ring.DESC)
         self.avail: NDArray[np.uint16] = self.avail_buffer.view.view("<u2")
-        elements_end = ring.RING_ENTRIES + ring.USED_ELEM.itemsize * size
-        self._used_elements: NDArray[np.void] = self.used_buffer.view[ring.RING_ENTRIES : elements_end].view(
-            ring.USED_ELEM
-        )
+        self._desc_bytes = self.desc_buffer.view.data
+        self._used_bytes = self.used_buffer.view.data
         self.used: NDArray[np.uint16] = self.used_buffer.view.view("<u2")
         self._free = list(range(size - 1, -1, -1))
         self._chains: dict[int, list[int]] = {}
@@ -117,10 +122,17 @@ class SplitQueue:
         entries += [(segment, ring.DESC_F_WRITE) for segment in writable]
         if table:
             buffer = self._table(head, total)
-            _fill(buffer.view.view(ring.DESC), range(total), entries)
-            self.desc[head] = (buffer.address, total * ring.DESC.itemsize, ring.DESC_F_INDIRECT, 0)
+            _fill(buffer.view.data, range(total), entries)
+            _DESC.pack_into(
+                self._desc_bytes,
+                head * _DESC.size,
+                buffer.address,
+                total * _DESC.size,
+                ring.DESC_F_INDIRECT,
+                0,
+            )
         else:
-            _fill(self.desc, slots, entries)
+            _fill(self._desc_bytes, slots, entries)
         self._chains[head] = slots
         self.publish(head)
         return head
@@ -156,9 +168,9 @@ class SplitQueue:
         published = self.device_used_idx
         self._fence()
         while self._used_idx != published:
-            element = self._used_elements[self._used_idx % self.size]
+            at = ring.RING_ENTRIES + self._used_idx % self.size * _USED.size
+            head, length = _USED.unpack_from(self._used_bytes, at)
             self._used_idx = (self._used_idx + 1) & 0xFFFF
-            head, length = int(element["id"]), int(element["len"])
             slots = self._chains.pop(head, None)
             if slots is None:
                 raise QueueBrokenError(f"queue {self.index}: used entry for descriptor {head}, not in flight")
@@ -214,11 +226,12 @@ class SplitQueue:
             pass
 
 
-def _fill(table: NDArray[np.void], slots: Sequence[int], entries: Sequence[tuple[Segment, int]]) -> None:
+def _fill(table: memoryview, slots: Sequence[int], entries: Sequence[tuple[Segment, int]]) -> None:
     """Write a chain of descriptors into the given slots of a table."""
     last = len(entries) - 1
     for at, ((address, length), flags) in enumerate(entries):
         if at == last:
-            table[slots[at]] = (address, length, flags, 0)
+            _DESC.pack_into(table, slots[at] * _DESC.size, address, length, flags, 0)
         else:
-            table[slots[at]] = (address, length, flags | ring.DESC_F_NEXT, slots[at + 1])
+            chained = flags | ring.DESC_F_NEXT
+            _DESC.pack_into(table, slots[at] * _DESC.size, address, length, chained, slots[at + 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pymodel.spec import context
+
+# context.FIELD without the reserved word.
+_FIELD = struct.Struct("<I4xQ")
+assert _FIELD.size == context.FIELD.itemsize
 
 ReadBytes = bytes | bytearray | memoryview | NDArray[Any]
 
@@ -56,11 +61,11 @@ class ContextWalker:
                 step = min(self._value_left, len(view) - at)
                 self._value_left -= step
             else:
-                step = min(context.FIELD.itemsize - len(self._header), len(view) - at)
+                step = min(_FIELD.size - len(self._header), len(view) - at)
                 self._header += view[at : at + step]
             at += step
             self.position += step
-            if len(self._header) == context.FIELD.itemsize:
+            if len(self._header) == _FIELD.size:
                 yield self._take_header()
             if (
                 self._inside
@@ -77,11 +82,10 @@ class ContextWalker:
             pass
 
     def _take_header(self) -> tuple[int, int, int]:
-        header = np.frombuffer(bytes(self._header), context.FIELD)[0]
-        kind, length = int(header["type"]), int(header["length"])
+        kind, length = _FIELD.unpack(self._header)
         if (kind == context.START_MARKER) == self._inside:
             what = "a second START_MARKER" if self._inside else f"field {kind:#x} before START_MARKER"
-            raise BadContextError(f"{what} at byte {self.position - context.FIELD.itemsize}")
+            raise BadContextError(f"{what} at byte {self.position - _FIELD.size}")
         if length > context.MAX_FIELD_LENGTH:
             raise BadContextError(f"field {kind:#x} of {length} bytes at byte {self.position}")
         self._header.clear()

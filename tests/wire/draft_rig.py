@@ -232,8 +232,10 @@ class Rig:
         self, opcode: int, data: bytes = b"", room: int | list[Buffer] = 0, *, vf: int | None = None
     ) -> PendingCommand:
         """Put a command on the admin queue; `data` goes unpadded."""
+        result, into = (room, []) if isinstance(room, int) else (0, room)
+        member = self.vf if vf is None else vf
         return self.owner.admin.submit(
-            opcode, group=1, member=self.vf if vf is None else vf, data=data, result=room, pad=False
+            opcode, group=1, member=member, data=data, result=result, into=into, pad=False
         )
 
     def done(self, pending: PendingCommand) -> bool:

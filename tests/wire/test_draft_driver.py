@@ -316,6 +316,30 @@ def test_the_owner_does_not_leave_freeze_with_a_partial_context(
     assert disk.read(0).tobytes() == b"\x42" * 512
 
 
+def test_commands_that_are_sent_together(
+    server: ServerProcess, obeying: tuple[OwnerDriver, BlockDriver]
+) -> None:
+    """Stop, Freeze, READ with one notification and WRITE, Active with another break no rule."""
+    owner, disk = obeying
+    buffer = owner.device.memory.allocate(1 << 20)
+    mark = server.mark()
+    size, left = owner.freeze_and_read_into(1, buffer)
+    assert left == 0
+    owner.write_and_activate(1, buffer.part(0, size))
+    names = [name for name, _, _ in commands(server, mark)]
+    assert names == ["DEV_MODE_SET", "DEV_MODE_SET", "DEV_CTX_READ", "DEV_CTX_WRITE", "DEV_MODE_SET"]
+    assert disk.read(0).tobytes() == b"\x42" * 512
+
+    owner.mode_set(1, FREEZE)
+    mark = server.mark()
+    with pytest.raises(DriverRuleError):
+        owner.write_and_activate(1, buffer.part(0, size - len(END_BYTES)))
+    owner.context_write_part(1, START_BYTES)
+    with pytest.raises(DriverRuleError):
+        owner.write_and_activate(1, buffer.part(size - len(END_BYTES), len(END_BYTES)))
+    assert [name for name, _, _ in commands(server, mark)] == ["DEV_CTX_WRITE"]
+
+
 @pytest.mark.spec("DRV-04")
 def test_a_driver_that_asks_all_the_same_is_refused(rig: Rig, noticed: Callable[[str], bool]) -> None:
     """Device side (DEV-05), and the server says so."""
