@@ -94,14 +94,17 @@ class Segments:
             return self._memory.read(self._segments[0][0] + start, length)
         return b"".join(view.tobytes() for view in self.views(start, length, write=False))
 
-    def put(self, start: int, value: int) -> None:
-        """Store one byte at `start`, which is inside the list. Raises `MemoryFault`."""
+    def put(self, start: int, data: bytes) -> int:
+        """As `write`, for a few bytes."""
+        at = start
         for address, size in self._segments:
-            if start < size:
-                self._memory.write(address + start, bytes((value,)))
-                return
-            start -= size
-        raise ValueError("past the end of the list")
+            if at < size:
+                if at + len(data) <= size:
+                    self._memory.write(address + at, data)
+                    return len(data)
+                break
+            at -= size
+        return self.write(start, [np.frombuffer(data, np.uint8)])
 
     def write(self, start: int, sources: Sequence[Bytes]) -> int:
         """Copy `sources`, one after another, to `start` and on; surplus is dropped.

@@ -7,11 +7,10 @@ queues of its function; what waits holds up its own queue only (P-DEV-21).
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-
-import numpy as np
 
 from pymodel.admin.capabilities import CAPABILITY_COMMANDS
 from pymodel.admin.context_commands import context_commands
@@ -22,6 +21,10 @@ from pymodel.errors import CommandError, MemoryFault
 from pymodel.memory import Buffer
 from pymodel.migration.member import Member
 from pymodel.spec import admin as spec
+
+# spec.COMMAND without its reserved bytes, and spec.RESULT.
+_COMMAND = struct.Struct("<HH12xQ")
+_RESULT = struct.Struct("<HH4x")
 
 _STATUS_NAMES = {spec.STATUS_EINVAL: "EINVAL", spec.STATUS_ENXIO: "ENXIO"}
 _QUALIFIER_NAMES = {
@@ -96,8 +99,8 @@ class AdminQueue:
         """
         head = buffer.readable.read(0, spec.COMMAND.itemsize + LONGEST_LIST)
         size = spec.COMMAND.itemsize
-        opcode, group, _, member_id = np.frombuffer(head[:size].ljust(size, b"\0"), spec.COMMAND)[0]
-        call = Call(int(opcode), int(group), int(member_id), head[size:], buffer.readable, buffer.writable)
+        opcode, group, member_id = _COMMAND.unpack(head[:size].ljust(size, b"\0"))
+        call = Call(opcode, group, member_id, head[size:], buffer.readable, buffer.writable)
         if self._rules is not None:
             self._check(self._rules, call, buffer.queue)
         if not buffer.writable.length:
@@ -220,6 +223,5 @@ def _give_up(held: _Held) -> None:
 
 def _answer(buffer: Buffer, status: int, qualifier: int, reply: Reply) -> int:
     """Write status and result, cut to the buffer (P-DEV-17, P-DEV-20). Returns the used length."""
-    head = np.array((status, qualifier, 0), spec.RESULT).tobytes()
     padded = reply.result.ljust(-(-len(reply.result) // 8) * 8, b"\0")
-    return buffer.writable.write(0, [np.frombuffer(head + padded, np.uint8)]) + reply.streamed
+    return buffer.writable.put(0, _RESULT.pack(status, qualifier) + padded) + reply.streamed

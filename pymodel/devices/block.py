@@ -90,7 +90,7 @@ class BlockDevice:
             except OSError as error:
                 self._log.error("request type %d at sector %d: %s", kind, sector, error)
                 status = block.S_IOERR
-        buffer.writable.put(room, status)
+        buffer.writable.put(room, bytes((status,)))
         buffer.complete(written + 1 if written == room else 0)
 
     def _fits(self, offset: int, length: int) -> bool:

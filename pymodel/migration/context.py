@@ -6,9 +6,10 @@ applying come from it. The device type's own fields (0x0100 and up) pass through
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -28,8 +29,23 @@ REPEATED: Mapping[int, int] = {
 # A context that carries the key describes all of it, so what earlier contexts said with these is void.
 SUPERSEDES: Mapping[int, frozenset[int]] = {spec.BLK_EXTENT: frozenset({spec.BLK_EXTENT, spec.BLK_CHANGE})}
 
+# spec.FIELD: type, reserved, length.
+HEADER = struct.Struct("<IIQ")
+
 MARKERS = (spec.START_MARKER, spec.END_MARKER, spec.DISCARD)
 _WORD = (1 << 64) - 1
+
+
+def _packer(layout: Layout) -> struct.Struct:
+    """The same layout for `struct`: reserved members as one string of bytes, `words` as two."""
+    codes = []
+    for name in layout.names or ():
+        member = layout[name]
+        if name == "reserved":
+            codes.append(f"{member.itemsize}s")
+        else:
+            codes.append({1: "B", 2: "H", 4: "I", 8: "Q"}[member.base.itemsize] * math.prod(member.shape))
+    return struct.Struct("<" + "".join(codes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +65,12 @@ class Row:
     limits: Mapping[str, int] = field(default_factory=dict)
     per_queue: Callable[[QueueState], bool] | None = None
 
+    # The layout for `struct`, which takes a field apart without numpy's cost for each member.
+    packer: struct.Struct = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "packer", _packer(self.layout))
+
     @property
     def members(self) -> list[str]:
         """The members that carry something."""
@@ -56,26 +78,30 @@ class Row:
 
     def encode(self, source: FunctionState | QueueState) -> bytes:
         """The value of this field as `source` has it."""
-        value = np.zeros((), self.layout)
-        for name in self.members:
+        values: list[int | bytes] = []
+        for name in self.layout.names or ():
+            if name == "reserved":
+                values.append(b"")
+                continue
             content = int(getattr(source, self.rename.get(name, name)))
-            value[name] = [content & _WORD, content >> 64] if name == "words" else content
-        return value.tobytes()
+            values += [content & _WORD, content >> 64] if name == "words" else [content]
+        return self.packer.pack(*values)
 
     def decode(self, raw: bytes) -> dict[str, int]:
         """The members of a received value. Raises `InvalidField` for reserved bits and values (A-12)."""
-        value: Any = np.frombuffer(raw, self.layout)[0]
+        values = iter(self.packer.unpack(raw))
         members: dict[str, int] = {}
         for name in self.layout.names or ():
-            if name == "words":
-                members[name] = int(value[name][0]) | int(value[name][1]) << 64
-            elif name == "reserved":
-                if np.any(value[name]):
+            value = next(values)
+            if name == "reserved":
+                if any(value):
                     raise InvalidField(f"field {self.type:#06x}: a reserved word is not 0")
-            else:
-                members[name] = int(value[name])
-                if members[name] > self.limits.get(name, members[name]):
-                    raise InvalidField(f"field {self.type:#06x}: {name} is {members[name]}")
+                continue
+            if name == "words":
+                value |= next(values) << 64
+            elif value > self.limits.get(name, value):
+                raise InvalidField(f"field {self.type:#06x}: {name} is {value}")
+            members[name] = value
         return members
 
     def apply(self, target: FunctionState | QueueState, members: Mapping[str, int]) -> None:
@@ -169,7 +195,7 @@ class Shape:
 
 def header(kind: int, length: int) -> bytes:
     """A field's header."""
-    return np.array((kind, 0, length), spec.FIELD).tobytes()
+    return HEADER.pack(kind, 0, length)
 
 
 def _common(state: FunctionState) -> Iterator[tuple[int, bytes]]:

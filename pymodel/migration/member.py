@@ -262,12 +262,11 @@ class Member:
             raise InvalidCommand(f"{MODE_NAMES[self.mode]} to {MODE_NAMES[mode]}")
         if self.partial:
             raise InvalidCommand(f"{MODE_NAMES[self.mode]} with a context that was written in part")
-        if self.mode == spec.MODE_ACTIVE:
+        if self.mode == spec.MODE_ACTIVE and self._function.outstanding:
             if not self._stopping:
                 self._stopping = True
                 self._function.mode_changed()
-            if self._function.outstanding:
-                return False
+            return False
         self._reading = None  # a mode change begins a new read
         for step in steps:
             self._log.info("%s -> %s", MODE_NAMES[self.mode], MODE_NAMES[step])

@@ -13,7 +13,7 @@ import numpy as np
 
 from pymodel.errors import InvalidField
 from pymodel.memory import Bytes
-from pymodel.migration.context import Fields, Shape
+from pymodel.migration.context import HEADER, Fields, Shape
 from pymodel.spec import context as spec
 
 _EMPTY: Bytes = np.empty(0, np.uint8)
@@ -101,7 +101,7 @@ class ContextParser:
 
     def _begin(self, raw: bytes, ended: Callable[[Fields], None]) -> None:
         """Act on a complete header: refuse the field, finish it if it is empty, else make room for it."""
-        kind, reserved, length = np.frombuffer(raw, spec.FIELD).item()
+        kind, reserved, length = HEADER.unpack(raw)
         self._shape.check_header(kind, reserved, length)
         if kind == spec.START_MARKER:
             if self._open:

@@ -441,6 +441,6 @@ class Function:
         self._set_gate()
         if not self.frozen:
             self.transport.thaw()
+        # Behind a closed gate there is nothing to do, and waking a thread for it costs its owner's time.
         if self.may_access:
             self.transport.rescan()
-        self.wake()
