@@ -28,7 +28,6 @@ class ContextParser:
 
     __slots__ = ("_filled", "_limit", "_open", "_shape", "_tail", "_type", "_value", "fields")
 
-    HEADER: ClassVar[int] = spec.FIELD.itemsize
     # What the check of a whole context takes, in fields.
     END_PRICE: ClassVar[int] = 32
 
@@ -89,9 +88,9 @@ class ContextParser:
                         value, self._value = self._value, None
                         self._finish(value, ended)
                 else:
-                    count = min(self.HEADER - len(self._tail), len(view) - at)
+                    count = min(HEADER.size - len(self._tail), len(view) - at)
                     self._tail += view[at : at + count].tobytes()
-                    if len(self._tail) == self.HEADER:
+                    if len(self._tail) == HEADER.size:
                         raw, self._tail = self._tail, b""
                         self._begin(raw, ended)
                         budget -= self.END_PRICE if self._type == spec.END_MARKER else 1
