@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from typing import Any
 
 from pymodel.admin.rules import Rules
 from pymodel.devices.device import Device
-from pymodel.devices.disk import Disk
 from pymodel.devices.registry import DEVICES
 from pymodel.host import NOBODY, Observer
 from pymodel.pci.function import Delays
@@ -20,10 +18,13 @@ from pymodel.pci.virtual_function import VirtualFunction
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `vfu-server` is asked for. Delays are in seconds and concern VFs; `disks` is by function name."""
+    """What `vfu-server` is asked for. Delays are in seconds and concern VFs.
+
+    `backends` has what each function stands on, by its name: a `Disk` (blk) or a `Port` (net).
+    """
 
     device: str
-    disks: Mapping[str, Disk]
+    backends: Mapping[str, Any]
     vfs: int
     total_vfs: int
     queues: int = 1
@@ -51,12 +52,7 @@ def build(
         raise ValueError(f"{options.vfs} of {options.total_vfs} VFs")
 
     def device(name: str) -> Device:
-        return DEVICES[options.device](
-            options.disks[name],
-            queues=options.queues,
-            serial=f"pymodel-{name}",
-            log=logging.getLogger(f"virtio.{name}"),
-        )
+        return DEVICES[options.device](options.backends[name], name=name, queues=options.queues)
 
     def make_vf(number: int) -> VirtualFunction:
         return VirtualFunction(

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pymodel import build
 from pymodel.admin.rules import Rules
-from pymodel.devices.disk import Disk, RamDisk
 from pymodel.pci.function import Delays
 from vfu_server._vfu import keep_freed_memory
-from vfu_server.backends import SECTOR, FileDisk
+from vfu_server.disks import RAM_DISK, disk_option, open_disks
 from vfu_server.function_thread import TRACE
 from vfu_server.monitor import SOCKET_NAME, Monitor
 from vfu_server.server import Folder, FolderTakenError, Server
 from vfu_server.turn_lock import TurnLock
-
-RAM_DISK: Final = "ram:64M"
 
 KEPT_MEMORY: Final = 256 << 20
 """Bytes of freed memory that the process keeps for itself."""
@@ -30,8 +26,6 @@ VFS_MAX: Final = 255
 """VFs of one device, each a thread and a socket. With the PF they fill one PCI bus."""
 
 QUEUES_MAX: Final = 256
-
-_UNITS: Final = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         "--disk",
         action="append",
         default=[],
-        type=_disk,
+        type=disk_option,
         metavar="[F=]ram:SIZE|FILE",
         help=f"disk of function F (pf, vf1 ...), or of each; may be given again (default: {RAM_DISK})",
     )
@@ -101,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options_parser.error("--device net is not there yet: use blk")
     names = ["pf", *(f"vf{number}" for number in range(1, options.total_vfs + 1))]
     try:
-        disks = _disks(options.disk, names)
+        backends = open_disks(options.disk, names)
     except (OSError, ValueError) as error:
         options_parser.error(f"--disk: {error}")
     logging.addLevelName(TRACE, "TRACE")
@@ -122,12 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, FolderTakenError) as error:
         options_parser.error(f"--socket-dir: {error}")
     try:
-        return _serve(options, disks, folder)
+        return _serve(options, backends, folder)
     finally:
         folder.close()
 
 
-def _serve(options: argparse.Namespace, disks: dict[str, Disk], folder: Folder) -> int:
+def _serve(options: argparse.Namespace, backends: Mapping[str, Any], folder: Folder) -> int:
     monitor = Monitor(folder.path / SOCKET_NAME)
     rules = Rules(monitor) if options.check_driver else None
     device = build.build(
@@ -136,7 +130,7 @@ def _serve(options: argparse.Namespace, disks: dict[str, Disk], folder: Folder) 
             vfs=options.vfs,
             total_vfs=options.total_vfs,
             queues=options.queues,
-            disks=disks,
+            backends=backends,
             context_opcodes=options.context_opcodes,
             strict=options.strict,
             delays=Delays(
@@ -185,45 +179,6 @@ def _opcodes(text: str) -> int | None:
     if not 0 <= value <= 0xFFFF:
         raise argparse.ArgumentTypeError(f"{text} is no opcode")
     return value
-
-
-def _disk(text: str) -> tuple[str | None, str]:
-    """(function or None for all, ram:SIZE or file)."""
-    match = re.fullmatch(r"(?:(pf|vf[1-9][0-9]*)=)?(.+)", text, re.DOTALL)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no disk: give ram:64M or a file")
-    return match[1], match[2]
-
-
-def _disks(given: Sequence[tuple[str | None, str]], names: Sequence[str]) -> dict[str, Disk]:
-    """A disk for each function. Raises OSError or ValueError."""
-    chosen = dict.fromkeys(names, RAM_DISK)
-    for function, disk in given:
-        if function is None:
-            chosen.update(dict.fromkeys(names, disk))
-    for function, disk in given:
-        if function is not None:
-            if function not in chosen:
-                raise ValueError(f"there is no function {function}: --total-vfs says how many VFs there are")
-            chosen[function] = disk
-    return {name: _open_disk(disk) for name, disk in chosen.items()}
-
-
-def _open_disk(text: str) -> Disk:
-    kind, _, size = text.partition(":")
-    if kind != "ram":
-        path = Path(text)
-        try:
-            return FileDisk(path)
-        except FileNotFoundError:
-            raise ValueError(f"{text} does not exist: `truncate -s 64M {text}` would make it") from None
-    match = re.fullmatch(r"([0-9]+)([kMGT]?)", size)
-    if match is None:
-        raise ValueError(f"{text}: give a size such as ram:64M, with k, M, G or T")
-    count = int(match[1]) * _UNITS[match[2]]
-    if count == 0 or count % SECTOR:
-        raise ValueError(f"{text}: the size is no multiple of {SECTOR} above 0")
-    return RamDisk(count)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The one place that knows libvfio-user: a context for each function, and the memory its client mapped."""
 
+from collections.abc import Sequence
 from typing import Final, Protocol, final, type_check_only
 
 from pymodel.memory import Bytes
@@ -115,8 +116,10 @@ class Context:
         Raises ConnectionError where a client came and did not speak the protocol; the next may come.
         """
 
-    def run(self, timeout: float | None) -> int:
+    def run(self, timeout: float | None, also: Sequence[tuple[int, int]] = ()) -> int:
         """Wait for messages for `timeout` seconds, or until woken, and handle some. Returns how many.
+
+        An event on a file descriptor of `also`, (descriptor, events of poll(2)), ends the wait too.
 
         Raises ConnectionResetError once the client left; its memory and eventfds are gone then.
         """

@@ -179,6 +179,10 @@ CONFIG_SIZE = 4096
 # Messages that one `run` handles at most, so that a client that never stops writing does not starve the queues.
 cdef int BATCH = 64
 
+# File descriptors that `run` waits for beside the client's.
+cdef enum:
+    ALSO_MAX = 8
+
 # What `read` and `write` copy without a view.
 cdef uint64_t SMALL = 1 << 16
 
@@ -528,13 +532,13 @@ cdef class Context:
         self.attached = True
         return True
 
-    def run(self, timeout):
+    def run(self, timeout, also=()):
         cdef int handled = 0
         cdef int result = 0
         cdef int attempt
         if not self.attached:
             raise ValueError("no client is attached")
-        if not self.wait(timeout):
+        if not self.wait(timeout, also):
             return 0
         with nogil:
             while handled < BATCH and not self.lost and not self.failed:
@@ -558,11 +562,12 @@ cdef class Context:
             raise RuntimeError("libvfio-user does not give the connection up")
         return handled
 
-    cdef bint wait(self, object timeout) except -1:
-        """Whether there is something to read, and not only a wake-up or the end of the time."""
-        cdef pollfd fds[2]
+    cdef bint wait(self, object timeout, object also=()) except -1:
+        """Whether there is something to read from the client, and not only an event of another kind."""
+        cdef pollfd fds[2 + ALSO_MAX]
         cdef uint64_t drained
         cdef int result
+        cdef int count = 2
         cdef int milliseconds = -1 if timeout is None else min(int(timeout * 1000 + 0.999), 0x7FFF_FFFF)
         fds[0].fd = vfu_get_poll_fd(self.ctx)
         fds[0].events = POLLIN
@@ -570,8 +575,15 @@ cdef class Context:
         fds[1].fd = self.wake_fd
         fds[1].events = POLLIN
         fds[1].revents = 0
+        for fd, events in also:
+            if count == 2 + ALSO_MAX:
+                raise ValueError(f"more than {ALSO_MAX} other file descriptors to wait for")
+            fds[count].fd = fd
+            fds[count].events = events
+            fds[count].revents = 0
+            count += 1
         with nogil:
-            result = poll(fds, 2, milliseconds)
+            result = poll(fds, count, milliseconds)
             if result > 0 and fds[1].revents:
                 read(self.wake_fd, &drained, sizeof(drained))
         return result > 0 and fds[0].revents != 0

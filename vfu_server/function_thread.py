@@ -12,7 +12,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -56,6 +56,8 @@ class Served(Protocol):
     def bar_read(self, bar: int, offset: int, length: int) -> bytes: ...
     def bar_write(self, bar: int, offset: int, data: bytes) -> None: ...
     def device_reset(self) -> None: ...
+    @property
+    def waits(self) -> Sequence[tuple[int, int]]: ...
     def service(self) -> None: ...
     def memory_lost(self) -> None: ...
 
@@ -83,6 +85,7 @@ class FunctionThread:
         )
         self._path = path
         self._stopping = False
+        self._waits: Sequence[tuple[int, int]] = ()
         self._lost_pages = 0
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = itertools.count()
@@ -209,7 +212,7 @@ class FunctionThread:
         """Wait for a client, a message, a timer or `wake`, and have the model work on it."""
         try:
             if self._context.attached:
-                self._context.run(self._patience())
+                self._context.run(self._patience(), self._waits)
             elif self._context.attach(self._patience()):
                 self._accesses.messages = 0
                 self._lost_pages = self.memory.lost
@@ -226,6 +229,7 @@ class FunctionThread:
             if self.memory.lost != self._lost_pages:
                 self._lost_pages = self.memory.lost
                 self.function.memory_lost()
+            self._waits = self.function.waits
 
     def _detach(self, reason: str) -> None:
         with self.function.lock:

@@ -7,6 +7,7 @@ import struct
 
 import numpy as np
 
+from pymodel.devices.device import Notifier
 from pymodel.devices.disk import Disk, RamDisk
 from pymodel.errors import BrokenQueue, InvalidField
 from pymodel.memory import Buffer, Bytes
@@ -26,11 +27,12 @@ class BlockDevice:
     virtio_id = virtio.ID_BLOCK
     class_code = 0x018000  # mass storage controller, other
     config_length = block.CONFIG.itemsize
+    waits = ()
 
-    def __init__(self, disk: Disk, *, queues: int, serial: str, log: logging.Logger) -> None:
+    def __init__(self, disk: Disk, *, name: str, queues: int) -> None:
         self._disk = disk
-        self._serial = serial.encode()[: block.ID_BYTES].ljust(block.ID_BYTES, b"\0")
-        self._log = log
+        self._serial = f"pymodel-{name}".encode()[: block.ID_BYTES].ljust(block.ID_BYTES, b"\0")
+        self._log = logging.getLogger(f"virtio.{name}")
         self.queue_sizes = (QUEUE_SIZE,) * queues
         offered = [block.F_SEG_MAX, block.F_BLK_SIZE, block.F_FLUSH]
         offered += [block.F_MQ] if queues > 1 else []
@@ -49,6 +51,12 @@ class BlockDevice:
             block.T_FLUSH: self._flush,
             block.T_GET_ID: self._get_id,
         }
+
+    def connect(self, notifier: Notifier) -> None:
+        """Nothing happens by itself."""
+
+    def negotiated(self, features: int) -> None:
+        """No feature changes what a request does."""
 
     def reset(self) -> None:
         """Nothing of the device outlives a request."""

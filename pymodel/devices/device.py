@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from pymodel.memory import Consumer
 from pymodel.migration.state import DeviceField
+
+
+class Notifier(Protocol):
+    """What a device type needs of its transport."""
+
+    def wake(self) -> None:
+        """Have `service` called soon. Any thread may call it, without a lock."""
+        ...
+
+    def config_changed(self, name: str = "", change: Callable[[], None] | None = None) -> None:
+        """The configuration changed, or is to, by `change`: the driver is told.
+
+        In Freeze both wait until it is left; of each `name` the last one counts.
+        """
+        ...
 
 
 class Device(Consumer, Protocol):
@@ -19,6 +35,22 @@ class Device(Consumer, Protocol):
     features: int
     queue_sizes: tuple[int, ...]
     config_length: int
+
+    def connect(self, notifier: Notifier) -> None:
+        """Called once, before anything else."""
+        ...
+
+    def negotiated(self, features: int) -> None:
+        """The driver's features were agreed, or are those of a context that is about to be restored."""
+        ...
+
+    @property
+    def waits(self) -> Sequence[tuple[int, int]]:
+        """File descriptors on which `service` has work, each with the events of poll(2).
+
+        Asked for before each wait, while the function may fetch buffers.
+        """
+        ...
 
     def read_config(self, offset: int, length: int) -> bytes:
         """Read device configuration; bytes past its end are 0."""

@@ -7,7 +7,7 @@ every call; nothing here blocks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -252,6 +252,11 @@ class Function:
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
         """Tell the observer."""
         self._observer.event(self.name, kind, data)
+
+    @property
+    def waits(self) -> Sequence[tuple[int, int]]:
+        """File descriptors, each with events of poll(2), that call for `service`."""
+        return self.transport.waits
 
     def service(self) -> None:
         """Work on the queues, send what is owed, and tell the owner if it waits for this function."""

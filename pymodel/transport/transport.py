@@ -6,7 +6,7 @@ virtio 1.4, "Basic Facilities of a Virtio Device" and "Virtio Over PCI Bus".
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pymodel.devices.device import Device
 from pymodel.errors import BrokenQueue, InvalidField, MemoryFault
@@ -65,6 +65,7 @@ class Transport:
             self.queues[self.admin_index] = SplitQueue(self.admin_index, admin_queue_size)
             self._consumers[self.admin_index] = admin
         self._distinct: list[Consumer] = [device] if admin is None else [device, admin]
+        device.connect(self)
         self.common = CommonConfig(self)
         self._resetting: object | None = None
         # What happened in Freeze and joins the context when that is left (A-21): changes by name, so that
@@ -128,6 +129,7 @@ class Transport:
             added &= ~(virtio.STATUS_FEATURES_OK | virtio.STATUS_DRIVER_OK)
         self.status |= added
         if added & virtio.STATUS_FEATURES_OK:
+            self.device.negotiated(self.accepted)
             for queue in self.queues.values():
                 queue.negotiated(self.accepted)
         if self.status != before:
@@ -229,6 +231,15 @@ class Transport:
             == virtio.STATUS_DRIVER_OK
             and self._resetting is None
         )
+
+    @property
+    def waits(self) -> Sequence[tuple[int, int]]:
+        """File descriptors whose events call for `service`: see `Device`."""
+        return self.device.waits if self.running and self.bus.may_fetch else ()
+
+    def wake(self) -> None:
+        """See `Notifier`."""
+        self.bus.wake()
 
     def service(self) -> None:
         """Work on the queues that were kicked, as far as the gate allows."""
@@ -440,6 +451,7 @@ class Transport:
             queue = self.queues[entry.index]
             queue.restore(entry)
             queue.negotiated(self.accepted)
+        self.device.negotiated(self.accepted)
         self.device.restore(state.device_config, state.device)
         self._tell_status(before)
 

@@ -106,7 +106,7 @@ class LocalWorld:
 
     def __init__(self) -> None:
         options = Options(
-            device="blk", disks={name: RamDisk(size) for name, size in DISKS.items()}, vfs=3, total_vfs=3
+            device="blk", backends={name: RamDisk(size) for name, size in DISKS.items()}, vfs=3, total_vfs=3
         )
         self._pf = build(options, lock=threading.RLock)
         self.hosts: dict[str, LocalHost] = {}

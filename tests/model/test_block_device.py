@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import struct
 
 import numpy as np
@@ -37,7 +36,7 @@ class FailingDisk(RamDisk):
 
 
 def device(disk: RamDisk) -> BlockDevice:
-    return BlockDevice(disk, queues=1, serial="s" * 40, log=logging.getLogger("test"))
+    return BlockDevice(disk, name="s" * 40, queues=1)
 
 
 def answer(block: BlockDevice, kind: int, out: int = 0, room: int = 0, header: int = 16) -> tuple[int, int]:

@@ -70,7 +70,7 @@ fields = st.lists(
 
 
 def vf_and_member() -> tuple[VirtualFunction, Member]:
-    options = Options(device="blk", disks={"pf": RamDisk(512), "vf1": RamDisk(DISK)}, vfs=1, total_vfs=1)
+    options = Options(device="blk", backends={"pf": RamDisk(512), "vf1": RamDisk(DISK)}, vfs=1, total_vfs=1)
     vf = build(options, lock=threading.RLock).vfs[1]
     vf.attach(LocalHost())
     vf.config_write(4, bytes([6, 0]))  # memory space, bus master

@@ -40,6 +40,7 @@ class FakeFunction:
 
     msix_vectors = 2
     has_intx = False
+    waits = ()
 
     def __init__(self, name: str = "vf1") -> None:
         self.name = name

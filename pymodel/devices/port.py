@@ -1,0 +1,67 @@
+"""What a network device sends its frames to and has them from.
+
+Taps, sockets and the switch are the server's business (`vfu_server`); they implement this Protocol. A frame
+is virtio 1.4's "struct virtio_net_hdr" with `num_buffers`, 12 bytes, and an Ethernet frame behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from pymodel.memory import Bytes
+
+
+class Filter(Protocol):
+    """Which frames a function wants. Immutable, so that any thread may ask it."""
+
+    def accepts(self, frame: Bytes) -> bool:
+        """Whether an Ethernet frame (without the virtio header) is for this function."""
+        ...
+
+
+class Port(Protocol):
+    """A network function's connection. Called with the function's lock held; nothing here blocks."""
+
+    @property
+    def offloads(self) -> int:
+        """Feature bits of the checksum and segmentation offloads that it can carry, both ways."""
+        ...
+
+    @property
+    def link_up(self) -> bool:
+        """Whether there is a carrier."""
+        ...
+
+    @property
+    def waits(self) -> Sequence[tuple[int, int]]:
+        """File descriptors with events of poll(2): frames to receive, or room to send again."""
+        ...
+
+    def connect(self, wake: Callable[[], None]) -> None:
+        """Called once. `wake` has the function look for frames; any thread may call it."""
+        ...
+
+    def configure(self, features: int, receive: Filter | None) -> None:
+        """What the driver agreed to (0 after a reset) and what it wants to receive (None: nothing)."""
+        ...
+
+    def send(self, frame: Sequence[Bytes]) -> bool:
+        """Send one frame, given in parts that are only valid during the call. Copied or gone on return.
+
+        False where it can't be taken now: `waits` then says when to try again. A frame that the port will
+        never be able to carry is dropped and counted.
+        """
+        ...
+
+    def receive(self) -> Bytes | None:
+        """The next frame that the filter accepts, the caller's to keep; None if none waits now."""
+        ...
+
+    def counters(self) -> dict[str, int]:
+        """Frames and bytes sent and received, and frames dropped, by name, for the monitor."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back. Called by whoever made it."""
+        ...
