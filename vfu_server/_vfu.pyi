@@ -116,7 +116,7 @@ class Context:
         Raises ConnectionError where a client came and did not speak the protocol; the next may come.
         """
 
-    def run(self, timeout: float | None, also: Sequence[tuple[int, int]] = ()) -> int:
+    def run(self, timeout: float | None, also: Sequence[tuple[int, int]] = ...) -> int:
         """Wait for messages for `timeout` seconds, or until woken, and handle some. Returns how many.
 
         An event on a file descriptor of `also`, (descriptor, events of poll(2)), ends the wait too.
