@@ -38,8 +38,8 @@ class PackedRing(Ring):
         super().__init__(index, event_idx=event_idx, indirect=indirect, in_order=in_order)
         self._avail, self._avail_wrap = 0, 1
         self._used, self._used_wrap = 0, 1
-        # Behind the last descriptor that was ever taken, given back since or not.
-        self._edge, self._edge_wrap = 0, 1
+        # Descriptors from the next one on that were seen already: taken, and given back.
+        self._seen = 0
         # Descriptors taken and not used.
         self._held = 0
         # Of the next descriptor, when `pending` looked.
@@ -80,7 +80,6 @@ class PackedRing(Ring):
         """See `Ring`."""
         self._avail, self._avail_wrap = _parts(state.last_avail)
         self._used, self._used_wrap = _parts(state.last_used)
-        self._edge, self._edge_wrap = self._avail, self._avail_wrap
         self._held = _between(state.last_used, state.last_avail, state.size)
 
     def _available(self, memory: GuestMemory, offset: int, wrap: int) -> bool:
@@ -128,11 +127,12 @@ class PackedRing(Ring):
         chain.count = count
         self._held += count
         self._avail, self._avail_wrap = offset, wrap
-        self._edge, self._edge_wrap = offset, wrap
+        self._seen = max(0, self._seen - count)
         return chain
 
     def untake(self, count: int) -> None:
         """See `Ring`."""
+        self._seen += count
         self._held -= count
         self._avail -= count
         if self._avail < 0:
@@ -188,25 +188,29 @@ class PackedRing(Ring):
 
     def ask_for_kicks(self, memory: GuestMemory) -> bool:
         """See `Ring`."""
-        if self._edge != self._avail or self._edge_wrap != self._avail_wrap:
-            self._find_edge(memory)
-        edge, wrap = self._edge, self._edge_wrap
+        edge, wrap, news = self._avail, self._avail_wrap, False
+        if self._seen:
+            edge, wrap, news = self._look_ahead(memory)
         if self.event_idx:
             memory.store_u16(self.device + ring.EVENT_DESC, edge | wrap << ring.WRAP_SHIFT)
             self._tell(memory, ring.EVENT_FLAGS_DESC)
         else:
             self._tell(memory, ring.EVENT_FLAGS_ENABLE)
         memory.fence()
-        return self._available(memory, edge, wrap)
+        return news or self._available(memory, edge, wrap)
 
-    def _find_edge(self, memory: GuestMemory) -> None:
-        """Buffers were given back: find where those end that the driver has made available."""
-        for _ in range(self.size):
-            if not self._available(memory, self._edge, self._edge_wrap):
-                return
-            self._edge += 1
-            if self._edge == self.size:
-                self._edge, self._edge_wrap = 0, self._edge_wrap ^ 1
+    def _look_ahead(self, memory: GuestMemory) -> tuple[int, int, bool]:
+        """Buffers were given back: where those end that the driver has made available, as offset and wrap
+        counter, and whether some of them are new.
+        """
+        before = self._seen
+        while True:
+            offset, wrap = self._avail + self._seen, self._avail_wrap
+            if offset >= self.size:
+                offset, wrap = offset - self.size, wrap ^ 1
+            if self._held + self._seen >= self.size or not self._available(memory, offset, wrap):
+                return offset, wrap, self._seen > before
+            self._seen += 1
 
     def _tell(self, memory: GuestMemory, flags: int) -> None:
         """Set the flags of the device's event structure, where they are not what is there."""

@@ -67,13 +67,16 @@ class SplitRing(Ring):
         """See `Ring`. The driver's index is read when what it said last is used up."""
         if self._seen != self._last_avail:
             return True
-        available = memory.load_u16(self.driver + ring.RING_IDX)
+        self._look(memory.load_u16(self.driver + ring.RING_IDX))
+        return self._seen != self._last_avail
+
+    def _look(self, available: int) -> None:
+        """Take note of the driver's index. Raises `BrokenQueue` for one that cannot be."""
         # What is taken and not used takes its place in the ring too.
         count = (available - self._used) & 0xFFFF
         if count > self.size or (available - self._last_avail) & 0xFFFF > count:
             raise BrokenQueue(f"queue {self.index}: {count} buffers available in a ring of {self.size}")
         self._seen = available
-        return available != self._last_avail
 
     def take(self, memory: GuestMemory) -> Chain:
         """See `Ring`."""
@@ -137,4 +140,10 @@ class SplitRing(Ring):
         else:
             memory.store_u16(self.device + ring.RING_FLAGS, 0)
         memory.fence()
-        return memory.load_u16(self.driver + ring.RING_IDX) != self._seen
+        available = memory.load_u16(self.driver + ring.RING_IDX)
+        if available == self._seen:
+            return False
+        if self._seen != self._last_avail:
+            # Buffers were given back, and `pending` knows of those without another look.
+            self._look(available)
+        return True

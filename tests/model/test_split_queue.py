@@ -212,6 +212,18 @@ def test_more_available_than_the_ring_holds(start: int, jump: int) -> None:
     assert rig.consumer.taken == 0
 
 
+def test_more_than_fits_beside_what_is_outstanding() -> None:
+    """A driver that adds to a full ring breaks its queue: what the device holds stays bounded."""
+    rig = Rig(4)
+    rig.consumer.keep = True
+    rig.offer(4)
+    rig.run()
+    rig.offer(1)
+    with pytest.raises(BrokenQueue, match="5 buffers available in a ring of 4"):
+        rig.run()
+    assert rig.consumer.taken == 4
+
+
 def test_heads_out_of_range() -> None:
     rig = Rig(4)
     rig.offer(2)

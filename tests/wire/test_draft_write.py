@@ -247,7 +247,7 @@ def test_unknown_fields_and_too_large_ones(rig: Rig) -> None:
     base = rig.context()
     for bad in (
         field(0x77),
-        field(0x16, bytes(8)),
+        field(0x19, bytes(8)),
         struct.pack("<IIQ", COMMON_CFG, 1, 16) + bytes(16),
         struct.pack("<IIQ", EXTENT, 0, (16 << 20) + 1),
         struct.pack("<IIQ", EXTENT, 0, 1 << 63),
