@@ -12,9 +12,9 @@ import numpy as np
 
 from pymodel.spec import block, virtio
 from vfu_client.connection import DEFAULT_TIMEOUT
+from vfu_client.driver_queue import DriverQueue
 from vfu_client.memory import Buffer, Bytes, GuestMemory
 from vfu_client.pci import field_range
-from vfu_client.split import SplitQueue
 from vfu_client.virtio import KNOWN_FEATURES, VirtioPci
 
 FEATURES = frozenset(
@@ -69,7 +69,7 @@ class BlockDriver:
         self.device = device
         self.timeout = timeout
         device.initialize(wanted=features, required=(virtio.F_VERSION_1,), use_msix=use_msix, timeout=timeout)
-        self.queues: list[SplitQueue] = [
+        self.queues: list[DriverQueue] = [
             device.setup_queue(index, size=queue_size) for index in range(queues)
         ]
         device.driver_ok()
@@ -85,12 +85,20 @@ class BlockDriver:
         queue_size: int | None = None,
         use_msix: bool = True,
         posted_writes: bool = False,
+        features: frozenset[int] = KNOWN_FEATURES | FEATURES,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Self:
         """Connect to a function's socket and drive it."""
         device = VirtioPci.open(path, memory=memory, timeout=timeout, posted_writes=posted_writes)
         try:
-            return cls(device, queues=queues, queue_size=queue_size, use_msix=use_msix, timeout=timeout)
+            return cls(
+                device,
+                queues=queues,
+                queue_size=queue_size,
+                use_msix=use_msix,
+                features=features,
+                timeout=timeout,
+            )
         except BaseException:
             device.close()
             raise

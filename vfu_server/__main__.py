@@ -12,6 +12,7 @@ from typing import Any, Final
 from pymodel import build
 from pymodel.admin.rules import Rules
 from pymodel.pci.function import Delays
+from pymodel.transport.features import OPTIONAL
 from vfu_server._vfu import keep_freed_memory
 from vfu_server.disks import RAM_DISK, disk_option, open_disks
 from vfu_server.function_thread import TRACE
@@ -65,6 +66,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--strict", action="store_true", help="refuse what the draft leaves open")
     result.add_argument(
         "--check-driver", action="store_true", help="log what an owner driver does against the rules, by ID"
+    )
+    result.add_argument(
+        "--without",
+        type=_features,
+        default=frozenset(),
+        metavar="FEATURE[,FEATURE]",
+        help=f"features that are not offered: {', '.join(OPTIONAL)}",
     )
     for name, what in (
         ("flr", "a function level reset of a VF"),
@@ -133,6 +141,7 @@ def _serve(options: argparse.Namespace, backends: Mapping[str, Any], folder: Fol
             backends=backends,
             context_opcodes=options.context_opcodes,
             strict=options.strict,
+            without=options.without,
             delays=Delays(
                 flr=options.flr_delay_ms / 1000,
                 reset=options.reset_delay_ms / 1000,
@@ -166,6 +175,14 @@ def _count(least: int, most: int) -> Callable[[str], int]:
 
     parse.__name__ = "number"
     return parse
+
+
+def _features(text: str) -> frozenset[str]:
+    """Names of features."""
+    names = frozenset(text.split(","))
+    for name in sorted(names - OPTIONAL.keys()):
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(OPTIONAL)}")
+    return names
 
 
 def _opcodes(text: str) -> int | None:

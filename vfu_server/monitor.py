@@ -17,7 +17,7 @@ from pymodel.devices.device import Linked
 from pymodel.migration.member import MODE_NAMES
 from pymodel.pci.function import Function
 from pymodel.pci.physical_function import PhysicalFunction
-from pymodel.queue.split import SplitQueue
+from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import context
 from pymodel.transport import status
 from vfu_server.function_thread import FunctionThread
@@ -164,13 +164,14 @@ class Monitor:
         return sum(breach.count for breach in breaches if breach.function == function)
 
 
-def _queue(queue: SplitQueue) -> dict[str, Any]:
+def _queue(queue: Virtqueue) -> dict[str, Any]:
     return {
         "index": queue.index,
         "size": queue.size,
         "enabled": queue.enabled,
-        "last-avail": queue.last_avail,
-        "used": queue.used,
+        "format": queue.ring.name,
+        "last-avail": queue.ring.last_avail,
+        "used": queue.ring.used,
         "outstanding": queue.outstanding,
         "requests": queue.requests,
     }

@@ -27,6 +27,7 @@ class BlockDevice:
     virtio_id = virtio.ID_BLOCK
     class_code = 0x018000  # mass storage controller, other
     config_length = block.CONFIG.itemsize
+    in_order = True
     waits = ()
 
     def __init__(self, disk: Disk, *, name: str, queues: int) -> None:

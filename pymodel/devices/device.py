@@ -35,6 +35,8 @@ class Device(Consumer, Protocol):
     features: int
     queue_sizes: tuple[int, ...]
     config_length: int
+    in_order: bool
+    """Whether the requests of a queue finish in the order in which they are taken (`IN_ORDER`)."""
 
     def connect(self, notifier: Notifier) -> None:
         """Called once, before anything else."""

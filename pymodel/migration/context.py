@@ -54,7 +54,8 @@ class Row:
 
     A member carries the attribute of the same name, unless `rename` says otherwise. `compared` members
     must equal what the function has; `ignored` ones are sent and never applied. `limits` bounds members
-    of few values. With `per_queue` the field occurs for every queue that it is true for.
+    of few values. With `per_queue` the field occurs for every queue that it is true for. With `packed` it
+    is about rings, and belongs only into the context of a driver whose rings are packed, or are not.
     """
 
     type: int
@@ -64,6 +65,7 @@ class Row:
     ignored: frozenset[str] = frozenset()
     limits: Mapping[str, int] = field(default_factory=dict)
     per_queue: Callable[[QueueState], bool] | None = None
+    packed: bool | None = None
 
     # The layout for `struct`, which takes a field apart without numpy's cost for each member.
     packer: struct.Struct = field(init=False)
@@ -141,6 +143,15 @@ TABLE: tuple[Row, ...] = (
         rename={"flags": "interrupt_owed"},
         limits={"flags": spec.VQ_STATE_F_INTERRUPT_OWED},
         per_queue=_enabled,
+        packed=False,
+    ),
+    Row(
+        spec.VQ_PACKED_STATE,
+        spec.VQ_PACKED_STATE_VALUE,
+        rename={"flags": "interrupt_owed"},
+        limits={"flags": spec.VQ_STATE_F_INTERRUPT_OWED},
+        per_queue=_enabled,
+        packed=True,
     ),
     Row(spec.ISR_STATUS, spec.ISR_STATUS_VALUE),
     Row(spec.PENDING, spec.PENDING_VALUE, limits={"config_changed": 1}),
@@ -200,6 +211,8 @@ def header(kind: int, length: int) -> bytes:
 
 def _common(state: FunctionState) -> Iterator[tuple[int, bytes]]:
     for row in TABLE:
+        if row.packed is not None and row.packed != state.packed:
+            continue
         if row.per_queue is None:
             yield row.type, row.encode(state)
         else:
@@ -306,8 +319,8 @@ class Fields:
     def apply(self, state: FunctionState) -> None:
         """Change `state` to what these fields say; `state.device` then holds only what was written.
 
-        Raises `InvalidField` where a compared value differs, `state` then changed in part. Fields that
-        were not written stay as they are.
+        Raises `InvalidField` where a compared value differs, or for the position of a ring of the other
+        format, `state` then changed in part. Fields that were not written stay as they are.
         """
         queues = {queue.index: queue for queue in state.queues}
         for (kind, index), raw in sorted(self.common.items()):
@@ -315,5 +328,9 @@ class Fields:
                 state.device_config = raw
                 continue
             row = ROWS[kind]
+            # By number the driver's features come first.
+            if row.packed is not None and row.packed != state.packed:
+                format_ = "packed" if state.packed else "split"
+                raise InvalidField(f"field {kind:#06x} of queue {index}: the driver's rings are {format_}")
             row.apply(state if row.per_queue is None else queues[index], row.decode(raw))
         state.device = self.device()

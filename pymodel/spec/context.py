@@ -85,6 +85,10 @@ VQ_CFG_VALUE = np.dtype(
 VQ_SPLIT_STATE_VALUE = np.dtype(
     [("index", "<u2"), ("last_avail_idx", "<u2"), ("used_idx", "<u2"), ("flags", "<u2")]
 )
+# Positions with the wrap counter in bit 15.
+VQ_PACKED_STATE_VALUE = np.dtype(
+    [("index", "<u2"), ("last_avail", "<u2"), ("last_used", "<u2"), ("flags", "<u2")]
+)
 VQ_STATE_F_INTERRUPT_OWED = 1
 ISR_STATUS_VALUE = np.dtype([("isr", "u1"), ("reserved", "u1", (7,))])
 PENDING_VALUE = np.dtype([("config_changed", "u1"), ("reserved", "u1", (7,))])

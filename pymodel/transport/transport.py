@@ -6,36 +6,32 @@ virtio 1.4, "Basic Facilities of a Virtio Device" and "Virtio Over PCI Bus".
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pymodel.devices.device import Device
 from pymodel.errors import BrokenQueue, InvalidField, MemoryFault
 from pymodel.host import DRIVER_STATUS
 from pymodel.memory import HOW_TO_SHARE, Buffer, Consumer
 from pymodel.migration.state import FunctionState
-from pymodel.queue.split import SplitQueue, aligned
+from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import virtio, virtio_pci
 from pymodel.transport import status as machine
 from pymodel.transport.bus import Bus
 from pymodel.transport.common_config import CommonConfig
+from pymodel.transport.features import ring_features
 
 # How long to wait before looking again for memory that the client is about to map anew.
 FLUX_SECONDS = 0.005
-
-RING_FEATURES = (
-    1 << virtio.F_INDIRECT_DESC
-    | 1 << virtio.F_EVENT_IDX
-    | 1 << virtio.F_VERSION_1
-    | 1 << virtio.F_ACCESS_PLATFORM
-    | 1 << virtio.F_RING_RESET
-)
 
 # Words beyond those offered that are remembered: a driver that selects ever new ones would fill our memory.
 MAX_UNKNOWN_WORDS = 64
 
 
 class Transport:
-    """Everything that a device reset resets. `admin` is the PF's admin queue, after the device's queues."""
+    """Everything that a device reset resets. `admin` is the PF's admin queue, after the device's queues.
+
+    `without` names features of the rings that are not offered. Raises ValueError for an unknown name.
+    """
 
     def __init__(
         self,
@@ -45,6 +41,7 @@ class Transport:
         admin: Consumer | None = None,
         admin_queue_size: int = 0,
         features: int = 0,
+        without: Iterable[str] = (),
         io_delay: float = 0,
         reset_delay: float = 0,
         log: logging.Logger,
@@ -57,12 +54,12 @@ class Transport:
         self.num_queues = len(device.queue_sizes)
         self.admin_index = self.num_queues
         self.has_admin = admin is not None
-        self.offered = device.features | RING_FEATURES | features
-        self.queues = {index: SplitQueue(index, size) for index, size in enumerate(device.queue_sizes)}
+        self.offered = device.features | ring_features(without, in_order=device.in_order) | features
+        self.queues = {index: Virtqueue(index, size) for index, size in enumerate(device.queue_sizes)}
         self._consumers: dict[int, Consumer] = dict.fromkeys(self.queues, device)
         if admin is not None:
             self.offered |= 1 << virtio.F_ADMIN_VQ
-            self.queues[self.admin_index] = SplitQueue(self.admin_index, admin_queue_size)
+            self.queues[self.admin_index] = Virtqueue(self.admin_index, admin_queue_size)
             self._consumers[self.admin_index] = admin
         self._distinct: list[Consumer] = [device] if admin is None else [device, admin]
         device.connect(self)
@@ -92,6 +89,8 @@ class Transport:
         self._kicked: set[int] = set()
         # Queues that the driver itself notified, until something was found there or its absence was told.
         self._notified: set[int] = set()
+        # Queues of which was told that a notification named another one.
+        self._misnamed: set[int] = set()
         self.common.reset()
         for queue in self.queues.values():
             queue.reset()
@@ -194,29 +193,43 @@ class Transport:
 
     # -- queues ----------------------------------------------------------------------------------------
 
-    def enable(self, queue: SplitQueue) -> None:
+    def enable(self, queue: Virtqueue) -> None:
         """Enable a queue; one whose rings cannot be used breaks the device."""
-        if not aligned(queue.desc, queue.driver, queue.device):
-            self.broken(f"queue {queue.index}: a ring address is not aligned")
+        trouble = queue.trouble()
+        if trouble is not None:
+            self.broken(trouble)
             return
-        queue.enabled = True
+        queue.enable()
         self._kicked.add(queue.index)
         self.bus.wake()
 
-    def reset_queue(self, queue: SplitQueue) -> None:
+    def reset_queue(self, queue: Virtqueue) -> None:
         """Queue reset ("Virtqueue Reset"): the queue is as after a device reset when this returns."""
         self._parked = [entry for entry in self._parked if entry[1].queue != queue.index]
         self._consumers[queue.index].drop(queue.index)
         queue.reset()
         queue.negotiated(self.accepted)
 
-    def kick(self, index: int) -> None:
-        """A driver notification; one for a queue that is not there or not enabled does nothing."""
-        if index in self.queues:
-            self.notifications += 1
-            self._kicked.add(index)
-            if self.queues[index].untouched:
-                self._notified.add(index)
+    def kick(self, index: int, data: bytes) -> None:
+        """A driver notification, written to the address of queue `index` ("Available Buffer Notifications").
+
+        Whatever the form, its first word names the queue: by its index, or by its notif_config_data. What
+        follows with NOTIFICATION_DATA is not needed. One that names another queue, or is for a queue that is
+        not there or not enabled, does nothing.
+        """
+        queue = self.queues.get(index)
+        if queue is None:
+            return
+        name = queue.notify_data if self.negotiated(virtio.F_NOTIF_CONFIG_DATA) else index
+        if len(data) < 2 or data[0] | data[1] << 8 != name:
+            if index not in self._misnamed:
+                self._misnamed.add(index)
+                self.log.warning("queue %d is notified with %s, not with %#06x", index, data[:4].hex(), name)
+            return
+        self.notifications += 1
+        self._kicked.add(index)
+        if queue.untouched:
+            self._notified.add(index)
 
     def rescan(self) -> None:
         """Look at every enabled queue as if it had been kicked (A-18, A-31)."""
@@ -280,7 +293,7 @@ class Transport:
         except BrokenQueue as error:
             self.broken(str(error))
 
-    def _look_for_private_memory(self, queue: SplitQueue) -> None:
+    def _look_for_private_memory(self, queue: Virtqueue) -> None:
         """Tell, once, of a queue that was notified while nothing was ever in it.
 
         A client whose memory is a file that it maps privately hands over the file, but what its guest
@@ -323,6 +336,7 @@ class Transport:
         self._parked = []
         for queue in self.queues.values():
             self._consumers[queue.index].drop(queue.index)
+            queue.publish(self.bus.memory)
             queue.abandon()
         if self.status & virtio.STATUS_DRIVER_OK:
             self.config_changed()
@@ -422,7 +436,7 @@ class Transport:
                 raise InvalidField(f"queue {entry.index} does not exist here")
             if entry.enable and not features_ok:
                 raise InvalidField(f"queue {entry.index} is enabled before FEATURES_OK")
-            queue.check(entry)
+            queue.check(entry, state.driver_features)
             vectors.append(entry.msix_vector)
         for vector in vectors:
             if self.bus.msix_vectors <= vector != virtio_pci.NO_VECTOR:
@@ -448,9 +462,7 @@ class Transport:
         self.isr = state.isr
         self.config_owed = state.config_changed
         for entry in state.queues:
-            queue = self.queues[entry.index]
-            queue.restore(entry)
-            queue.negotiated(self.accepted)
+            self.queues[entry.index].restore(entry, self.accepted)
         self.device.negotiated(self.accepted)
         self.device.restore(state.device_config, state.device)
         self._tell_status(before)

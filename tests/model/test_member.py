@@ -217,6 +217,7 @@ def test_field_types() -> None:
         0x13: 24,
         0x14: 40,
         0x15: 8,
+        0x16: 8,
         0x17: 8,
         0x18: 8,
         0x100: 0xFFFFFFFF,

@@ -19,11 +19,11 @@ from typing import Any, Self
 from tests.server_process import ServerProcess
 from tests.wire.running import running
 from vfu_client.admin import PendingCommand
-from vfu_client.block import BlockDriver, BlockRequest
+from vfu_client.block import FEATURES, BlockDriver, BlockRequest
+from vfu_client.driver_queue import DriverQueue
 from vfu_client.memory import Buffer, Bytes, GuestMemory
 from vfu_client.owner import OwnerDriver
-from vfu_client.split import SplitQueue
-from vfu_client.virtio import VirtioPci
+from vfu_client.virtio import KNOWN_FEATURES, VirtioPci
 
 MODE_GET, MODE_SET, SIZE_GET, CTX_READ, CTX_WRITE, FIELDS_QUERY, CTX_DISCARD = range(0x40, 0x47)
 ACTIVE, STOP, FREEZE = 0, 1, 2
@@ -31,7 +31,9 @@ MODES = {"active": ACTIVE, "stop": STOP, "freeze": FREEZE}
 
 START, END, FORGET = 0x0, 0x1, 0x2
 DRIVER_FEATURES, COMMON_CFG, DEVICE_CFG, VQ_CFG = 0x11, 0x12, 0x13, 0x14
-VQ_STATE, ISR_STATUS, PENDING, EXTENT = 0x15, 0x17, 0x18, 0x200
+VQ_SPLIT_STATE, VQ_PACKED_STATE = 0x15, 0x16
+ISR_STATUS, PENDING, EXTENT = 0x17, 0x18, 0x200
+RING_PACKED = 34
 
 OK = (0, 0)
 WRONG_STATE = (22, 1)  # EINVAL, Q_INVALID_COMMAND
@@ -116,18 +118,26 @@ class Answer:
 class Rig:
     """A server's PF and one of its VFs in the hands of a test.
 
-    Leaving it makes the VF Active and resets it, so that the next test finds it new, but for the disk.
+    The VF's rings are split ones unless they shall be `packed`; `vq_state` is the field that says where they
+    are. Leaving it makes the VF Active and resets it, so that the next test finds it new, but for the disk.
     """
 
-    def __init__(self, server: ServerProcess, vf: int = 1) -> None:
+    def __init__(self, server: ServerProcess, vf: int = 1, *, packed: bool = False) -> None:
         self.server = server
         self.vf = vf
+        self.vq_state = VQ_PACKED_STATE if packed else VQ_SPLIT_STATE
+        features = KNOWN_FEATURES | FEATURES
         # Little, as it is compared byte by byte.
         self._memory = GuestMemory()
         self._memory.add_region(MEMORY_SIZE)
         self.owner = OwnerDriver.open(server.socket("pf"), obey=False, timeout=TIMEOUT)
         try:
-            self.disk = BlockDriver.open(server.socket(f"vf{vf}"), memory=self._memory, timeout=TIMEOUT)
+            self.disk = BlockDriver.open(
+                server.socket(f"vf{vf}"),
+                memory=self._memory,
+                features=features if packed else features - {RING_PACKED},
+                timeout=TIMEOUT,
+            )
         except BaseException:
             self.owner.close()
             raise
@@ -158,7 +168,7 @@ class Rig:
         return self.disk.device
 
     @property
-    def queue(self) -> SplitQueue:
+    def queue(self) -> DriverQueue:
         """Its first queue."""
         return self.disk.queues[0]
 

@@ -140,10 +140,19 @@ def bring_up(
     """From reset to DRIVER_OK with one queue."""
     device.initialize(wanted=features, use_msix=use_msix)
     assert device.features == sum(1 << bit for bit in features)
-    queue = device.setup_queue(0, size=size)
+    queue = split_queue(device, 0, size=size)
     if ok:
         device.driver_ok()
     return Driven(device, queue)
+
+
+def split_queue(
+    device: VirtioPci, index: int, *, size: int | None = None, vector: int | None = None
+) -> SplitQueue:
+    """Set a split queue up, where RING_PACKED was not taken."""
+    queue = device.setup_queue(index, size=size, vector=vector)
+    assert isinstance(queue, SplitQueue)
+    return queue
 
 
 def served(path: Path) -> bool:

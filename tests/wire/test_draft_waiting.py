@@ -70,9 +70,9 @@ def slow_io() -> Iterator[ServerProcess]:
         yield started
 
 
-@pytest.fixture
-def rig(slow: ServerProcess) -> Iterator[Rig]:
-    with Rig(slow) as made:
+@pytest.fixture(params=[False, True], ids=["split", "packed"])
+def rig(slow: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with Rig(slow, packed=request.param) as made:
         yield made
 
 
