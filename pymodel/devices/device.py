@@ -35,6 +35,8 @@ class Device(Consumer, Protocol):
     features: int
     queue_sizes: tuple[int, ...]
     config_length: int
+    in_order: bool
+    """Whether buffers of a queue are always completed in the order in which they were taken."""
 
     def connect(self, notifier: Notifier) -> None:
         """Called once, before anything else."""
@@ -58,6 +60,14 @@ class Device(Consumer, Protocol):
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Write device configuration; what the driver may not write is dropped."""
+        ...
+
+    def quiesce(self) -> bool:
+        """Let another host have what this device stands on. Called when no buffer is taken any more.
+
+        False: under way, it wakes; call again. Raises `CommandError` where that is not possible; the device
+        goes on as before. Nothing is to be done to go on after it: the next buffer brings it back.
+        """
         ...
 
     @property
