@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         type=disk_option,
-        metavar="[F=]ram:SIZE|FILE",
+        metavar="[F=]ram:SIZE|FILE[,size=SIZE][,readonly][,direct]",
         help=f"disk of function F (pf, vf1 ...), or of each; may be given again (default: {RAM_DISK})",
     )
     result.add_argument(

@@ -62,6 +62,14 @@ class Device(Consumer, Protocol):
         """Write device configuration; what the driver may not write is dropped."""
         ...
 
+    def quiesce(self) -> bool:
+        """Let another host have what this device stands on. Called when no buffer is taken any more.
+
+        False: under way, it wakes; call again. Raises `CommandError` where that is not possible; the device
+        goes on as before. Nothing is to be done to go on after it: the next buffer brings it back.
+        """
+        ...
+
     @property
     def content_size(self) -> int:
         """Bytes of content that travels in a context (a disk in memory), else 0."""

@@ -446,8 +446,12 @@ class Function:
 
     @property
     def outstanding(self) -> int:
+        """See `Migratable`. Behind a gate that the driver closed nothing can be completed, so none counts."""
+        return self.transport.outstanding if self.may_access else 0
+
+    def quiesce(self) -> bool:
         """See `Migratable`."""
-        return self.transport.outstanding
+        return self.transport.device.quiesce()
 
     def mode_changed(self) -> None:
         """See `Migratable`. What the gate lets through happens on the function's own thread."""

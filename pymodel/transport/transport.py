@@ -272,9 +272,10 @@ class Transport:
                 if self._parked:
                     del self._parked[0]
             for queue in self.queues.values():
-                if queue.waiting and self._consumers[queue.index].accepts(queue.index):
+                may_fetch = self.bus.may_fetch
+                if may_fetch and queue.waiting and self._consumers[queue.index].accepts(queue.index):
                     self._kicked.add(queue.index)
-                if queue.index in self._kicked and self.bus.may_fetch:
+                if queue.index in self._kicked and may_fetch:
                     self._kicked.discard(queue.index)
                     if queue.enabled and queue.run(self.bus.memory, self._consumer(queue.index)):
                         self._kicked.add(queue.index)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pymodel.build import Options, build
-from pymodel.devices.disk import RamDisk
+from pymodel.devices.ram_disk import RamDisk
 from pymodel.errors import MemoryFault
 from pymodel.memory import Bytes, GuestMemory
 from pymodel.pci.function import Function

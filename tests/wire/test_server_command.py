@@ -111,7 +111,7 @@ def test_sockets_of_a_killed_server_are_taken_over(folder: Path) -> None:
         (["--device", "blk", "--vfs", "-1"], "not in 0 to 255"),
         (["--device", "blk", "--queues", "0"], "not in 1 to"),
         (["--device", "blk", "--queues", "many"], "invalid number value"),
-        (["--device", "blk", "--disk", "none.img"], "none.img does not exist: `truncate"),
+        (["--device", "blk", "--disk", "none.img"], "none.img does not exist: `,size="),
         (["--device", "blk", "--disk", "ram:12"], "no multiple of 512"),
         (["--device", "blk", "--disk", "ram:big"], "such as ram:64M"),
         (["--device", "blk", "--disk", "vf1=ram:1M"], "no function vf1"),
