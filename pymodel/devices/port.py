@@ -6,7 +6,7 @@ is virtio 1.4's "struct virtio_net_hdr" with `num_buffers`, 12 bytes, and an Eth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Protocol
 
 from pymodel.memory import Bytes
@@ -15,13 +15,22 @@ from pymodel.memory import Bytes
 class Filter(Protocol):
     """Which frames a function wants. Immutable, so that any thread may ask it."""
 
+    @property
+    def addresses(self) -> Set[bytes]:
+        """The unicast addresses that are the function's own, 6 bytes each. A switch need not learn these."""
+        ...
+
     def accepts(self, frame: Bytes) -> bool:
         """Whether an Ethernet frame (without the virtio header) is for this function."""
         ...
 
 
 class Port(Protocol):
-    """A network function's connection. Called with the function's lock held; nothing here blocks."""
+    """A network function's connection. Called with the function's lock held; nothing here blocks.
+
+    A port tells of frames once, by `wake` or by POLLIN in `waits`, and then stays quiet until `receive` was
+    asked and had none: a function without room for a frame keeps it, and asks again when it has room.
+    """
 
     @property
     def offloads(self) -> int:
@@ -35,11 +44,17 @@ class Port(Protocol):
 
     @property
     def waits(self) -> Sequence[tuple[int, int]]:
-        """File descriptors with events of poll(2): frames to receive, or room to send again."""
+        """File descriptors with events of poll(2): frames to receive, or room to send again.
+
+        Each event calls for a `receive`, and for a `send` of what was refused.
+        """
         ...
 
     def connect(self, wake: Callable[[], None]) -> None:
-        """Called once. `wake` has the function look for frames; any thread may call it."""
+        """`wake` has the function look for frames and at `link_up`; the port calls it from any thread.
+
+        Called again when a VF is made anew; the last `wake` counts. A port begins as after a reset.
+        """
         ...
 
     def configure(self, features: int, receive: Filter | None) -> None:
