@@ -7,9 +7,12 @@ is virtio 1.4's "struct virtio_net_hdr" with `num_buffers`, 12 bytes, and an Eth
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
-from typing import Protocol
+from typing import Final, Protocol
 
 from pymodel.memory import Bytes
+
+FRAME_MAX: Final = 12 + 14 + 8 + 65535
+"""Bytes of the longest frame: headers, two VLAN tags, and the longest IPv4 packet. Longer ones are dropped."""
 
 
 class Filter(Protocol):
@@ -70,7 +73,7 @@ class Port(Protocol):
         ...
 
     def receive(self) -> Bytes | None:
-        """The next frame that the filter accepts, the caller's to keep; None if none waits now."""
+        """The next frame that the filter accepts, to be kept but not written to; None if none waits now."""
         ...
 
     def counters(self) -> dict[str, int]:
