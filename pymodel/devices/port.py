@@ -61,7 +61,11 @@ class Port(Protocol):
         ...
 
     def configure(self, features: int, receive: Filter | None) -> None:
-        """What the driver agreed to (0 after a reset) and what it wants to receive (None: nothing)."""
+        """What the driver agreed to (0 after a reset) and what it wants to receive (None: nothing).
+
+        Of the guest's offloads, `features` has those that are switched on. Called while the device runs, so
+        nothing comes in before, and with 0 and None when it is reset.
+        """
         ...
 
     def send(self, frame: Sequence[Bytes]) -> bool:
@@ -83,3 +87,12 @@ class Port(Protocol):
     def close(self) -> None:
         """Give everything back. Called by whoever made it."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class NetBackend:
+    """What a network function stands on. Without `mac` it has one that its name gives; `mtu` may be unsaid."""
+
+    port: Port
+    mac: bytes | None = None
+    mtu: int | None = None
