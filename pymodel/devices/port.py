@@ -6,20 +6,22 @@ is virtio 1.4's "struct virtio_net_hdr" with `num_buffers`, 12 bytes, and an Eth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pymodel.memory import Bytes
 
 FRAME_MAX: Final = 12 + 14 + 8 + 65535
-"""Bytes of the longest frame: headers, two VLAN tags, and the longest IPv4 packet. Longer ones are dropped."""
+"""Bytes of the longest frame: headers, two VLAN tags, the longest IPv4 packet. Longer ones are dropped."""
 
 
 class Filter(Protocol):
     """Which frames a function wants. Immutable, so that any thread may ask it."""
 
     @property
-    def addresses(self) -> Set[bytes]:
+    def addresses(self) -> AbstractSet[bytes]:
         """The unicast addresses that are the function's own, 6 bytes each. A switch need not learn these."""
         ...
 
@@ -91,7 +93,7 @@ class Port(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NetBackend:
-    """What a network function stands on. Without `mac` it has one that its name gives; `mtu` may be unsaid."""
+    """What a network function stands on. Without `mac` its name gives it one; `mtu` may be unsaid."""
 
     port: Port
     mac: bytes | None = None
