@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from pymodel.memory import Bytes
+
+FRAME_MAX: Final = 12 + 14 + 8 + 65535
+"""Bytes of the longest frame: headers, two VLAN tags, the longest IPv4 packet. Longer ones are dropped."""
 
 
 class Filter(Protocol):
