@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from pymodel.admin.rules import RULES, Rules
 from pymodel.devices.device import Linked
+from pymodel.devices.port import Port
 from pymodel.migration.member import MODE_NAMES
 from pymodel.pci.function import Function
 from pymodel.pci.physical_function import PhysicalFunction
@@ -32,7 +33,9 @@ CALL_SECONDS: Final = 5.0
 class Monitor:
     """Watches the functions (`pymodel.host.Observer`), and serves those who want to know while `serving`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ports: Mapping[str, Port] | None = None) -> None:
+        """`ports` are those of network functions, by the function's name."""
+        self._ports = ports or {}
         self._device: PhysicalFunction | None = None
         self._threads: Callable[[], Mapping[str, FunctionThread]] = dict
         self._rules: Rules | None = None
@@ -132,6 +135,7 @@ class Monitor:
             mode = member.mode if member is not None else context.MODE_ACTIVE
             requests = [queue for queue in transport.queues.values() if queue.index < transport.num_queues]
             commands = [queue for queue in transport.queues.values() if queue.index >= transport.num_queues]
+            port = self._ports.get(function.name)
             return {
                 "name": function.name,
                 "served": thread.alive,
@@ -157,6 +161,7 @@ class Monitor:
                     "interrupts-dropped": thread.irqs_dropped,
                     "rules-broken": self._breaches(function.name),
                 },
+                **({"port": {"carrier": port.link_up, **port.counters()}} if port is not None else {}),
             }
 
     def _breaches(self, function: str) -> int:
