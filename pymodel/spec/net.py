@@ -142,5 +142,3 @@ ETHERTYPE_RARP = 0x8035
 ETHERTYPE_VLAN = 0x8100
 ETHERTYPE_IPV6 = 0x86DD
 ETHERTYPE_SERVICE_VLAN = 0x88A8
-# "Setting Up Receive Buffers": the largest frame, and the largest that is not segmented.
-FRAME_MAX = 65589
