@@ -307,10 +307,7 @@ class NetDevice:
 
     def counters(self, queue: int | None = None) -> dict[str, int]:
         """See `Device`."""
-        if queue is not None:
-            return self._counters.queue(queue)
-        port = {f"port-{name}": count for name, count in self._port.counters().items()}
-        return self._counters.device | port
+        return self._counters.device.copy() if queue is None else self._counters.queue(queue)
 
     # -- state -----------------------------------------------------------------------------------------
 
