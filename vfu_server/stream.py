@@ -8,6 +8,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -176,7 +177,7 @@ class StreamPort(FramePort):
             peer.connect(os.fspath(self._path))
         except OSError:
             peer.close()
-            self._wait(None, RECONNECT_SECONDS)
+            self._pause()
             return None
         return peer
 
@@ -198,15 +199,16 @@ class StreamPort(FramePort):
                     self._go_on(peer)
             if events & select.POLLOUT:
                 self._wake()
+        if not self._closing:
+            log.warning("%s: the peer is gone: %s", self._path, self._gone)
         with self._lock:
             self._peer = None
             self.link_up = False
             peer.close()
         self._wake()
         if not self._closing:
-            log.warning("%s: the peer is gone: %s", self._path, self._gone)
             # One that comes back at once to do wrong again is to fill no log.
-            self._wait(None, RECONNECT_SECONDS)
+            self._pause()
 
     def _go_on(self, peer: socket.socket) -> None:
         """Write the rest of a frame. The function may send again when all of it is gone."""
@@ -217,6 +219,12 @@ class StreamPort(FramePort):
         except OSError as error:
             self._leave(str(error.strerror))
         self._blocked = bool(self._rest)
+
+    def _pause(self) -> None:
+        """Wait before the next connection, whatever the function has to say of the last one."""
+        end = time.monotonic() + RECONNECT_SECONDS
+        while not self._closing and (left := end - time.monotonic()) > 0:
+            self._wait(None, left)
 
     def _wait(self, also: tuple[int, int] | None, seconds: float | None) -> int:
         """Wait for news, for events of another descriptor, which are returned, or for some seconds."""

@@ -70,6 +70,11 @@ class Hand:
     def __post_init__(self) -> None:
         self.port.connect(self._wake)
 
+    def quiet(self) -> bool:
+        """Whether the port, once all that it had told was looked at, tells of nothing."""
+        self._woken.clear()
+        return not self.wait(0.05)
+
     def _wake(self) -> None:
         self.wakes += 1
         self._woken.set()
