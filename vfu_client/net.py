@@ -106,9 +106,9 @@ class Slots:
 class NetDriver:
     """Drives a network function. Made ready to run by the constructor, on `pairs` queue pairs.
 
-    `features` are those that the driver takes where they are offered. Receive queues are filled unless
-    `fill` is False; `buffer_size` is what each receive buffer holds, header included. With more than one
-    pair MQ is switched on. Raises `CommandError` where that is refused.
+    `features` and `ring_features` are those that the driver takes where they are offered. Receive queues are
+    filled unless `fill` is False; `buffer_size` is what each receive buffer holds, header included. With
+    more than one pair MQ is switched on. Raises `CommandError` where that is refused.
     """
 
     def __init__(
@@ -118,6 +118,7 @@ class NetDriver:
         pairs: int = 1,
         queue_size: int | None = None,
         features: Iterable[int] = FEATURES,
+        ring_features: frozenset[int] = KNOWN_FEATURES,
         use_msix: bool = True,
         buffer_size: int = BUFFER_SIZE,
         fill: bool = True,
@@ -127,7 +128,7 @@ class NetDriver:
         self.timeout = timeout
         self.pairs = pairs
         device.initialize(
-            wanted=KNOWN_FEATURES | frozenset(features),
+            wanted=ring_features | frozenset(features),
             required=(virtio.F_VERSION_1,),
             use_msix=use_msix,
             timeout=timeout,
@@ -167,6 +168,7 @@ class NetDriver:
         pairs: int = 1,
         queue_size: int | None = None,
         features: Iterable[int] = FEATURES,
+        ring_features: frozenset[int] = KNOWN_FEATURES,
         use_msix: bool = True,
         buffer_size: int = BUFFER_SIZE,
         fill: bool = True,
@@ -181,6 +183,7 @@ class NetDriver:
                 pairs=pairs,
                 queue_size=queue_size,
                 features=features,
+                ring_features=ring_features,
                 use_msix=use_msix,
                 buffer_size=buffer_size,
                 fill=fill,
