@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from pymodel import build
 from pymodel.admin.rules import Rules
-from pymodel.devices.port import Port
 from pymodel.pci.function import Delays
 from vfu_server._vfu import keep_freed_memory
 from vfu_server.disks import RAM_DISK, disk_option, open_disks
@@ -150,13 +149,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ExitStack() as opened:
         opened.callback(folder.close)
         if networks is None:
-            return _serve(options, backends, {}, folder)
+            return _serve(options, backends, None, folder)
         try:
             networks.open()
         except OSError as error:
             options_parser.error(f"--net: {error}")
         opened.callback(networks.close)
-        return _serve(options, networks.backends, networks.ports, folder)
+        return _serve(options, networks.backends, networks, folder)
 
 
 def _net_options(options: argparse.Namespace) -> NetOptions:
@@ -170,9 +169,9 @@ def _net_options(options: argparse.Namespace) -> NetOptions:
 
 
 def _serve(
-    options: argparse.Namespace, backends: Mapping[str, Any], ports: Mapping[str, Port], folder: Folder
+    options: argparse.Namespace, backends: Mapping[str, Any], networks: Networks | None, folder: Folder
 ) -> int:
-    monitor = Monitor(folder.path / SOCKET_NAME, ports)
+    monitor = Monitor(folder.path / SOCKET_NAME, networks)
     rules = Rules(monitor) if options.check_driver else None
     device = build.build(
         build.Options(

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from pymodel.admin.rules import RULES, Rules
 from pymodel.devices.device import Linked
-from pymodel.devices.port import Port
 from pymodel.migration.member import MODE_NAMES
 from pymodel.pci.function import Function
 from pymodel.pci.physical_function import PhysicalFunction
@@ -22,6 +21,7 @@ from pymodel.queue.split import SplitQueue
 from pymodel.spec import context
 from pymodel.transport import status
 from vfu_server.function_thread import FunctionThread
+from vfu_server.networks import Networks
 from vfu_server.qmp import Command, CommandFailed, QmpServer
 
 SOCKET_NAME: Final = "monitor.sock"
@@ -33,9 +33,9 @@ CALL_SECONDS: Final = 5.0
 class Monitor:
     """Watches the functions (`pymodel.host.Observer`), and serves those who want to know while `serving`."""
 
-    def __init__(self, path: Path, ports: Mapping[str, Port] | None = None) -> None:
-        """`ports` are those of network functions, by the function's name."""
-        self._ports = ports or {}
+    def __init__(self, path: Path, networks: Networks | None = None) -> None:
+        """`networks` are what network functions are connected to."""
+        self._networks = networks
         self._device: PhysicalFunction | None = None
         self._threads: Callable[[], Mapping[str, FunctionThread]] = dict
         self._rules: Rules | None = None
@@ -46,6 +46,7 @@ class Monitor:
                     self._query_functions, {"function": str}, optional=frozenset({"function"})
                 ),
                 "query-rules": Command(self._query_rules),
+                "query-uplink": Command(self._query_uplink),
                 "config-change": Command(self._config_change, {"function": str}),
                 "set-link": Command(self._set_link, {"function": str, "up": bool}),
                 "announce-self": Command(self._announce_self, {"function": str}),
@@ -103,6 +104,12 @@ class Monitor:
             for name, rule in RULES.items()
         ]
 
+    def _query_uplink(self) -> dict[str, Any]:
+        uplink = self._networks.uplink if self._networks is not None else None
+        if uplink is None:
+            raise CommandFailed("there is no uplink: start vfu-server with --uplink")
+        return {"carrier": uplink.port.link_up, **uplink.counters()}
+
     def _config_change(self, function: str) -> None:
         found, thread = self._find(function)
         _on_thread(thread, found.transport.config_changed)
@@ -145,7 +152,7 @@ class Monitor:
             mode = member.mode if member is not None else context.MODE_ACTIVE
             requests = [queue for queue in transport.queues.values() if queue.index < transport.num_queues]
             commands = [queue for queue in transport.queues.values() if queue.index >= transport.num_queues]
-            port = self._ports.get(function.name)
+            port = self._networks.ports.get(function.name) if self._networks is not None else None
             return {
                 "name": function.name,
                 "served": thread.alive,
