@@ -104,6 +104,18 @@ class BlockDevice:
         """The disk wakes the function."""
         self._disk.connect(notifier.wake)
 
+    def acceptable(self, features: int) -> str | None:
+        """No feature needs another one."""
+        return None
+
+    def delayable(self, queue: int) -> bool:
+        """Each request."""
+        return True
+
+    def counters(self, queue: int | None = None) -> dict[str, int]:
+        """The queues count requests and bytes."""
+        return {}
+
     def negotiated(self, features: int) -> None:
         """A driver that will not flush has each write made durable ("Device Initialization")."""
         self._accepted = features

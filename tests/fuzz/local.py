@@ -6,7 +6,8 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -104,10 +105,13 @@ class LocalHost:
 class LocalWorld:
     """The model, built as the server builds it."""
 
-    def __init__(self) -> None:
-        options = Options(
-            device="blk", backends={name: RamDisk(size) for name, size in DISKS.items()}, vfs=3, total_vfs=3
-        )
+    def __init__(
+        self, device: str = "blk", backends: Mapping[str, Any] | None = None, *, queues: int = 1
+    ) -> None:
+        """A PF and three VFs; the fuzzed disks without `backends`."""
+        if backends is None:
+            backends = {name: RamDisk(size) for name, size in DISKS.items()}
+        options = Options(device=device, backends=backends, vfs=3, total_vfs=3, queues=queues)
         self._pf = build(options, lock=threading.RLock)
         self.hosts: dict[str, LocalHost] = {}
 
