@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from images import private
 from images.cpio import Archive
 from images.debian import CONTENTS, Debian
 from images.workspace import CACHE, IMAGES, SetupError, say, write_file
@@ -56,8 +57,6 @@ DYNAMIC = (
 """Programs of the packages. The guest's shell has an `ip` of its own; Debian's is called as `/bin/ip`."""
 
 ALIASES = {"usr/sbin/mkfs.ext4": "mke2fs", "usr/sbin/fsck.ext4": "e2fsck"}
-LOADER = "usr/lib64/ld-linux-x86-64.so.2"
-LIBRARIES = "usr/lib/x86_64-linux-gnu"
 NAMED_VENDORS = ("1af4", "1b36", "1234", "8086")
 """PCI vendors whose names the guest's lspci knows; the whole list takes it a while to read."""
 
@@ -115,25 +114,6 @@ def _module_folder() -> Path:
     return folders[-1].parent
 
 
-def _private(program: str, *arguments: str, given: bytes = b"", loader: Sequence[str] = ()) -> bytes:
-    """Run a program of the private root through that root's own loader; its output. Raises SetupError."""
-    command = [
-        str(ROOT / LOADER),
-        "--library-path",
-        str(ROOT / LIBRARIES),
-        "--argv0",
-        Path(program).name,
-        *loader,
-    ]
-    done = subprocess.run(
-        [*command, str(ROOT / program), *arguments], input=given, capture_output=True, check=False
-    )
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip()
-        raise SetupError(f"{program} of {ROOT} failed: {said}\nRemove that folder and run the command again.")
-    return done.stdout
-
-
 def _unpacked(kernel: bytes) -> bytes:
     """The ELF file inside a bzImage; the bzImage itself when it is compressed with something other than zstd.
 
@@ -146,7 +126,7 @@ def _unpacked(kernel: bytes) -> bytes:
     payload, size = kernel[start : start + length - 4], kernel[start + length - 4 : start + length]
     if not payload.startswith(b"\x28\xb5\x2f\xfd"):
         return kernel
-    unpacked = _private("usr/bin/zstd", "-dcq", given=payload)
+    unpacked = private.run(ROOT, "usr/bin/zstd", "-dcq", given=payload)
     if len(unpacked) != int.from_bytes(size, "little"):
         raise SetupError(f"the kernel of {ROOT} is damaged; remove that folder and run the command again")
     return unpacked
@@ -195,7 +175,7 @@ def _add_modules(archive: Archive, folder: Path) -> None:
             write_file(tree / f"{name}.ko", _module_content(available[name]))
         for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
             write_file(tree / name, (folder / name).read_bytes())
-        _private("usr/sbin/depmod", "-b", temporary, folder.name)
+        private.run(ROOT, "usr/sbin/depmod", "-b", temporary, folder.name)
         for path in sorted(tree.iterdir()):
             archive.file(f"{place}/{path.name}", path.read_bytes())
     archive.file("modules/order", "".join(f"/{place}/{name}.ko\n" for name in order).encode())
@@ -241,12 +221,13 @@ def _module_content(path: Path) -> bytes:
 
 def _add_packaged(archive: Archive) -> None:
     """The programs of DYNAMIC, their other names, and the libraries that their loader finds for them."""
-    libraries = {LOADER}
+    libraries = {private.LOADER}
     for program in DYNAMIC:
         archive.file(program, (ROOT / program).read_bytes(), 0o755)
-        listed = _private(program, loader=["--list"]).decode()
+        listed = private.run(ROOT, program, loader=["--list"]).decode()
         libraries.update(
-            f"{LIBRARIES}/{name}" for name in re.findall(r"^\s*(\S+) => (?!/lib64)", listed, re.MULTILINE)
+            f"{private.LIBRARIES}/{name}"
+            for name in re.findall(r"^\s*(\S+) => (?!/lib64)", listed, re.MULTILINE)
         )
     for path in libraries:
         if (ROOT / path).is_file():
