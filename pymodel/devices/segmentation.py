@@ -59,21 +59,28 @@ class _Segmentable:
     needed: int  # feature bits of a receiver that takes it whole
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Checked:
     """A frame whose header is true: `needed` are the feature bits that a receiver must have agreed to."""
 
     frame: Bytes
     needed: int
     _cut: _Segmentable | None
+    _done: list[Bytes] | None = None
 
     def carried(self, features: int) -> list[Bytes]:
-        """The frame as a receiver with `features` takes it: as it is, with a checksum, or in segments."""
+        """The frame as a receiver with `features` takes it: as it is, with a checksum, or in segments.
+
+        The work is done once for all receivers, who share its result.
+        """
         if not self.needed & ~features:
             return [self.frame]
-        if self._cut is None:
-            return [_with_checksum(self.frame)]
-        return _segments(self.frame, self._cut)
+        if self._done is None:
+            cut = self._cut
+            self._done = [_with_checksum(self.frame)] if cut is None else _segments(self.frame, cut)
+            for part in self._done:
+                part.flags.writeable = False
+        return self._done
 
 
 def check(frame: Bytes) -> Checked | None:
