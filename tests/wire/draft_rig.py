@@ -13,6 +13,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -127,11 +128,15 @@ class Rig:
         self._memory.add_region(MEMORY_SIZE)
         self.owner = OwnerDriver.open(server.socket("pf"), obey=False, timeout=TIMEOUT)
         try:
-            self.disk = BlockDriver.open(server.socket(f"vf{vf}"), memory=self._memory, timeout=TIMEOUT)
+            self._drive(server.socket(f"vf{vf}"))
         except BaseException:
             self.owner.close()
             raise
         assert self.mode == ACTIVE
+
+    def _drive(self, socket: Path) -> None:
+        """Have a driver of the device's type."""
+        self.disk = BlockDriver.open(socket, memory=self._memory, timeout=TIMEOUT)
 
     def __enter__(self) -> Self:
         return self
@@ -143,7 +148,7 @@ class Rig:
             if not self.device.connection.closed:
                 # Whatever a test left: rings, a reset under way, a partial context.
                 self.device.connection.device_reset()
-                self.disk.close()
+                self.device.close()
             self.adm(CTX_DISCARD)
             self.adm(MODE_SET, bytes([ACTIVE, 0, 0, 0, 0, 0, 0, 0]))
         finally:
@@ -215,13 +220,13 @@ class Rig:
         changed = (before != after).nonzero()[0]
         assert changed.size == 0, f"{changed.size} bytes changed, the first at {changed[0]:#x}"
 
-    def break_device(self) -> None:
+    def break_device(self, queue: int = 1) -> None:
         """Make the device need a reset by registers alone: a queue whose ring is not aligned.
 
-        A configuration change is owed from then on. Works in Active and Stop; needs queue 1 unused.
+        A configuration change is owed from then on. Works in Active and Stop; needs `queue` unused.
         """
         common = self.device.common
-        common.write("queue_select", 1)
+        common.write("queue_select", queue)
         common.write("queue_desc", 0x1001)
         common.write("queue_enable", 1)
         assert self.device.status & NEEDS_RESET
