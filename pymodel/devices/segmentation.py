@@ -221,7 +221,8 @@ def _segments(frame: Bytes, cut: _Segmentable) -> list[Bytes]:
     pseudo = _sums(addresses) + _swapped(lengths) + _swapped(np.full(count, cut.protocol, np.uint32))
     total = _folded(_sums(transport) + pseudo)
     transport[:, checksum : checksum + 2] = total.view(np.uint8).reshape(count, 2)
-    return [row[: cut.payload + int(size)] for row, size in zip(rows, sizes, strict=True)]
+    # Copies: a segment that waits somewhere is not to keep all of them.
+    return [row[: cut.payload + size].copy() for row, size in zip(rows, sizes.tolist(), strict=True)]
 
 
 def _put(rows: Bytes, at: int, values: npt.NDArray[np.uint32]) -> None:

@@ -219,6 +219,12 @@ def test_a_header_is_put_in_order_for_its_receiver() -> None:
     assert plain[:12] == bytes(12)
 
 
+def test_a_segment_holds_no_memory_but_its_own() -> None:
+    checked = segmentation.check(array(GOOD))
+    assert checked is not None
+    assert [part.base for part in checked.carried(0)] == [None, None, None]
+
+
 def test_a_frame_that_is_short_enough_is_one_segment() -> None:
     (one,) = carried(big_tcp(b"x" * 10, flags=ACK | PSH | CWR), 0)
     assert one[12 + 34 + 13] == ACK | PSH | CWR
