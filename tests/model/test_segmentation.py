@@ -24,7 +24,7 @@ IPV6_ADDRESSES = bytes.fromhex("fd00000000000000000000000000000a fd0000000000000
 
 def ones_sum(data: bytes | bytearray) -> int:
     """RFC 1071: the sum of the words in network order, carries added at the end."""
-    total = sum(struct.unpack(f">{(len(data) + 1) // 2}H", bytes(data) + bytes(len(data) % 2)))
+    total: int = sum(struct.unpack(f">{(len(data) + 1) // 2}H", bytes(data) + bytes(len(data) % 2)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total
