@@ -70,6 +70,9 @@ class BlockDevice:
     def negotiated(self, features: int) -> None:
         """No feature changes what a request does."""
 
+    def started(self) -> None:
+        """Nothing happens by itself."""
+
     def reset(self) -> None:
         """Nothing of the device outlives a request."""
 
