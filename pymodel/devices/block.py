@@ -121,6 +121,9 @@ class BlockDevice:
         self._accepted = features
         self._writeback = block.WRITEBACK if features >> block.F_FLUSH & 1 else block.WRITETHROUGH
 
+    def started(self) -> None:
+        """Nothing happens by itself."""
+
     def reset(self) -> None:
         """Forget all requests. Jobs that the disk has begun end, before it takes any of the next driver."""
         self._forget()

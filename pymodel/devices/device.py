@@ -66,6 +66,10 @@ class Device(Consumer, Protocol):
         """The driver's features were agreed, or are those of a context that is about to be restored."""
         ...
 
+    def started(self) -> None:
+        """The driver set the device going (DRIVER_OK). A restored device goes on without it, by `service`."""
+        ...
+
     @property
     def waits(self) -> Sequence[tuple[int, int]]:
         """File descriptors on which `service` has work, each with the events of poll(2).

@@ -128,6 +128,12 @@ class NetDevice:
     def _enabled(self, queue: int) -> bool:
         return self._notifier is not None and self._notifier.enabled(queue)
 
+    def started(self) -> None:
+        """See `Device`: from now on frames come in."""
+        if not self._running:
+            self._running = True
+            self._tell_port()
+
     @property
     def waits(self) -> Sequence[tuple[int, int]]:
         """See `Device`."""
@@ -195,13 +201,11 @@ class NetDevice:
     # -- queues ----------------------------------------------------------------------------------------
 
     def service(self) -> None:
-        """Start with what the driver or a context set, follow the port, take frames from it."""
-        if not self._running:
-            self._running = True
-            self._tell_port()
-            if self._moved:
-                self._moved = False
-                self.announce()
+        """Go on with what a context set, follow the port, take frames from it."""
+        self.started()
+        if self._moved:
+            self._moved = False
+            self.announce()
         self._follow_link()
         self._send_announcements()
         blocked, self._blocked = self._blocked, set()

@@ -137,6 +137,7 @@ class Transport:
             self.log.info("driver status %s, features %#x", machine.describe(self.status), self.accepted)
             self._tell_status(before)
         if added & virtio.STATUS_DRIVER_OK:
+            self.device.started()
             self.rescan()
 
     def _begin_reset(self, delay: float) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pymodel.build import Options, build
+from pymodel.devices.port import NetBackend
 from pymodel.devices.ram_disk import RamDisk
 from pymodel.errors import MemoryFault
 from pymodel.memory import Bytes, GuestMemory
@@ -19,6 +20,7 @@ from pymodel.pci.function import Function
 from tests.fuzz.world import DISKS, PATIENCE, STALL, Finding
 from vfu_client import protocol
 from vfu_client.connection import Connection
+from vfu_server.switch import Switch, SwitchPort
 
 # Turns of all functions after one access. A guest may keep its own function busy for ever.
 TURNS = 64
@@ -108,8 +110,11 @@ class LocalWorld:
     def __init__(
         self, device: str = "blk", backends: Mapping[str, Any] | None = None, *, queues: int = 1
     ) -> None:
-        """A PF and three VFs; the fuzzed disks without `backends`."""
-        if backends is None:
+        """A PF and three VFs; without `backends` the disks that are fuzzed, or ports of one switch."""
+        if backends is None and device == "net":
+            switch = Switch()
+            backends = {name: NetBackend(SwitchPort(switch)) for name in DISKS}
+        elif backends is None:
             backends = {name: RamDisk(size) for name, size in DISKS.items()}
         options = Options(device=device, backends=backends, vfs=3, total_vfs=3, queues=queues)
         self._pf = build(options, lock=threading.RLock)

@@ -13,6 +13,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -126,22 +127,24 @@ class Rig:
         self.server = server
         self.vf = vf
         self.vq_state = VQ_PACKED_STATE if packed else VQ_SPLIT_STATE
-        features = KNOWN_FEATURES | FEATURES
+        self.packed = packed
         # Little, as it is compared byte by byte.
         self._memory = GuestMemory()
         self._memory.add_region(MEMORY_SIZE)
         self.owner = OwnerDriver.open(server.socket("pf"), obey=False, timeout=TIMEOUT)
         try:
-            self.disk = BlockDriver.open(
-                server.socket(f"vf{vf}"),
-                memory=self._memory,
-                features=features if packed else features - {RING_PACKED},
-                timeout=TIMEOUT,
-            )
+            self._drive(server.socket(f"vf{vf}"))
         except BaseException:
             self.owner.close()
             raise
         assert self.mode == ACTIVE
+
+    def _drive(self, socket: Path) -> None:
+        """Have a driver of the device's type."""
+        features = KNOWN_FEATURES | FEATURES
+        if not self.packed:
+            features -= {RING_PACKED}
+        self.disk = BlockDriver.open(socket, memory=self._memory, features=features, timeout=TIMEOUT)
 
     def __enter__(self) -> Self:
         return self
@@ -153,7 +156,7 @@ class Rig:
             if not self.device.connection.closed:
                 # Whatever a test left: rings, a reset under way, a partial context.
                 self.device.connection.device_reset()
-                self.disk.close()
+                self.device.close()
             self.adm(CTX_DISCARD)
             self.adm(MODE_SET, bytes([ACTIVE, 0, 0, 0, 0, 0, 0, 0]))
         finally:
@@ -225,13 +228,13 @@ class Rig:
         changed = (before != after).nonzero()[0]
         assert changed.size == 0, f"{changed.size} bytes changed, the first at {changed[0]:#x}"
 
-    def break_device(self) -> None:
+    def break_device(self, queue: int = 1) -> None:
         """Make the device need a reset by registers alone: a queue whose ring is not aligned.
 
-        A configuration change is owed from then on. Works in Active and Stop; needs queue 1 unused.
+        A configuration change is owed from then on. Works in Active and Stop; needs `queue` unused.
         """
         common = self.device.common
-        common.write("queue_select", 1)
+        common.write("queue_select", queue)
         common.write("queue_desc", 0x1001)
         common.write("queue_enable", 1)
         assert self.device.status & NEEDS_RESET
@@ -362,3 +365,9 @@ def small_server(*options: str) -> Iterator[ServerProcess]:
     """A server with two VFs of two queues and contexts of a few kilobytes."""
     with running() as start:
         yield start(*SMALL, *options)
+
+
+def outstanding(server: ServerProcess, function: str) -> int:
+    """Buffers that a function has fetched and not completed."""
+    (found,) = monitor(server, "query-functions", function=function)
+    return sum(queue["outstanding"] for queue in found["queues"])

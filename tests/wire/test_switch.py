@@ -248,6 +248,16 @@ def test_a_receiver_with_offloads_has_the_frame_as_it_is_in_one_copy_for_all(net
     assert not first.flags.writeable
 
 
+def test_what_several_receivers_need_is_done_once(net: Net) -> None:
+    header, frame = tcp_frame(bytes(2500))
+    net.hands[0].send(BROADCAST + frame[6:], header=header)
+    for _ in range(3):
+        first, second = (hand.port.receive() for hand in net.hands[1:])
+        assert first is not None
+        assert first is second
+        assert not first.flags.writeable
+
+
 def test_frames_for_a_driver_that_took_more_are_not_left_for_one_that_takes_less(net: Net) -> None:
     receiver = net.hands[1]
     receiver.port.configure(GUEST_CSUM | GUEST_TSO4, Wants({mac(2)}))
