@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from pymodel.admin.rules import RULES, Rules
 from pymodel.devices.device import Linked
+from pymodel.devices.port import Port
 from pymodel.migration.member import MODE_NAMES
 from pymodel.pci.function import Function
 from pymodel.pci.physical_function import PhysicalFunction
@@ -32,7 +33,9 @@ CALL_SECONDS: Final = 5.0
 class Monitor:
     """Watches the functions (`pymodel.host.Observer`), and serves those who want to know while `serving`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ports: Mapping[str, Port] | None = None) -> None:
+        """`ports` are those of network functions, by the function's name."""
+        self._ports = ports or {}
         self._device: PhysicalFunction | None = None
         self._threads: Callable[[], Mapping[str, FunctionThread]] = dict
         self._rules: Rules | None = None
@@ -45,6 +48,7 @@ class Monitor:
                 "query-rules": Command(self._query_rules),
                 "config-change": Command(self._config_change, {"function": str}),
                 "set-link": Command(self._set_link, {"function": str, "up": bool}),
+                "announce-self": Command(self._announce_self, {"function": str}),
             },
             _version(),
         )
@@ -104,11 +108,12 @@ class Monitor:
         _on_thread(thread, found.transport.config_changed)
 
     def _set_link(self, function: str, up: bool) -> None:
-        found, thread = self._find(function)
-        device = found.transport.device
-        if not isinstance(device, Linked):
-            raise CommandFailed(f"{function} is no network device: it has no link")
+        found, thread, device = self._find_linked(function)
         _on_thread(thread, partial(found.transport.config_changed, "link", partial(device.set_link, up)))
+
+    def _announce_self(self, function: str) -> None:
+        _, thread, device = self._find_linked(function)
+        _on_thread(thread, device.announce)
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -125,6 +130,14 @@ class Monitor:
             raise CommandFailed(f"There is no function {name[:80]!r}; there are: {', '.join(functions)}")
         return functions[name], threads[name]
 
+    def _find_linked(self, name: str) -> tuple[Function, FunctionThread, Linked]:
+        """A network function, its thread, its device. Raises `CommandFailed`."""
+        function, thread = self._find(name)
+        device = function.transport.device
+        if not isinstance(device, Linked):
+            raise CommandFailed(f"{name} is no network device: it has no link")
+        return function, thread, device
+
     def _describe(self, function: Function, thread: FunctionThread) -> dict[str, Any]:
         with function.lock:
             transport, member = function.transport, function.member
@@ -132,6 +145,7 @@ class Monitor:
             mode = member.mode if member is not None else context.MODE_ACTIVE
             requests = [queue for queue in transport.queues.values() if queue.index < transport.num_queues]
             commands = [queue for queue in transport.queues.values() if queue.index >= transport.num_queues]
+            port = self._ports.get(function.name)
             return {
                 "name": function.name,
                 "served": thread.alive,
@@ -146,7 +160,9 @@ class Monitor:
                 "config-change-owed": transport.config_owed,
                 "queue-count": len(transport.queues),
                 "queues": [
-                    _queue(queue) for queue in transport.queues.values() if queue.enabled or queue.requests
+                    _queue(queue, transport.device.counters(queue.index) if queue in requests else {})
+                    for queue in transport.queues.values()
+                    if queue.enabled or queue.requests
                 ],
                 "counters": {
                     "requests": sum(queue.requests for queue in requests),
@@ -156,7 +172,9 @@ class Monitor:
                     "interrupts": function.interrupts.sent,
                     "interrupts-dropped": thread.irqs_dropped,
                     "rules-broken": self._breaches(function.name),
+                    **transport.device.counters(),
                 },
+                **({"port": {"carrier": port.link_up, **port.counters()}} if port is not None else {}),
             }
 
     def _breaches(self, function: str) -> int:
@@ -164,7 +182,7 @@ class Monitor:
         return sum(breach.count for breach in breaches if breach.function == function)
 
 
-def _queue(queue: SplitQueue) -> dict[str, Any]:
+def _queue(queue: SplitQueue, counters: Mapping[str, int]) -> dict[str, Any]:
     return {
         "index": queue.index,
         "size": queue.size,
@@ -173,6 +191,7 @@ def _queue(queue: SplitQueue) -> dict[str, Any]:
         "used": queue.used,
         "outstanding": queue.outstanding,
         "requests": queue.requests,
+        **counters,
     }
 
 

@@ -55,6 +55,18 @@ class BlockDevice:
     def connect(self, notifier: Notifier) -> None:
         """Nothing happens by itself."""
 
+    def acceptable(self, features: int) -> str | None:
+        """No feature needs another one."""
+        return None
+
+    def delayable(self, queue: int) -> bool:
+        """Each request."""
+        return True
+
+    def counters(self, queue: int | None = None) -> dict[str, int]:
+        """The queues count requests and bytes."""
+        return {}
+
     def negotiated(self, features: int) -> None:
         """No feature changes what a request does."""
 

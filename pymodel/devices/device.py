@@ -23,6 +23,14 @@ class Notifier(Protocol):
         """
         ...
 
+    def enabled(self, queue: int) -> bool:
+        """Whether the driver has enabled a queue."""
+        ...
+
+    def resume(self, queue: int) -> None:
+        """Look at a queue again, of which a buffer was given back. For `service`."""
+        ...
+
 
 class Device(Consumer, Protocol):
     """A device type: its identity, its configuration, and, as the consumer of its queues, what it does.
@@ -38,6 +46,18 @@ class Device(Consumer, Protocol):
 
     def connect(self, notifier: Notifier) -> None:
         """Called once, before anything else."""
+        ...
+
+    def acceptable(self, features: int) -> str | None:
+        """Why a driver cannot have these of the offered features together; None if it can."""
+        ...
+
+    def delayable(self, queue: int) -> bool:
+        """Whether `--io-delay-ms` holds the buffers of a queue."""
+        ...
+
+    def counters(self, queue: int | None = None) -> dict[str, int]:
+        """What the device type counts by name, since it was made; with `queue` what it counts of that one."""
         ...
 
     def negotiated(self, features: int) -> None:
@@ -86,7 +106,10 @@ class Device(Consumer, Protocol):
         ...
 
     def restore(self, config: bytes, fields: list[DeviceField]) -> None:
-        """Take over what `check` accepted. The fields' buffers become the device's own."""
+        """Take over what `check` accepted. The fields' buffers become the device's own.
+
+        What no field mentions stays as it is. All queues were dropped.
+        """
         ...
 
 
@@ -96,4 +119,8 @@ class Linked(Protocol):
 
     def set_link(self, up: bool) -> None:
         """Change the link as the configuration shows it. Telling the driver is the transport's."""
+        ...
+
+    def announce(self) -> None:
+        """Tell the network where this function is, and have its driver do so too. Needs a running driver."""
         ...

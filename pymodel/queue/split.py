@@ -58,6 +58,8 @@ class SplitQueue:
         self._answered = 0
         self._event_idx = False
         self._indirect = False
+        self._taken: list[Buffer] = []
+        self._taking = False
         self.abandon()
 
     def abandon(self) -> None:
@@ -143,10 +145,34 @@ class SplitQueue:
                 more = True
                 break
             self._take(memory, consumer)
+            if not self._taken:
+                # Given back: the driver has to add something first.
+                self._suppress_kicks(memory, False, available)
+                more = memory.load_u16(self.driver + ring.RING_IDX) != available
+                if more and rounds <= BATCH:
+                    continue
+                break
         self.settle(memory)
         return more
 
     def _take(self, memory: GuestMemory, consumer: Consumer) -> None:
+        self._taken = []
+        buffer = self._next(memory)
+        self.requests += 1
+        self._taking = True
+        try:
+            consumer.take(buffer)
+        except MemoryFault:
+            for taken in reversed(self._taken.copy()):
+                taken.give_back()
+            raise
+        finally:
+            self._taking = False
+        # What cannot be published now stays for `settle`, whose caller knows what to do.
+        with contextlib.suppress(MemoryFault):
+            self._publish(memory)
+
+    def _next(self, memory: GuestMemory) -> Buffer:
         slot = self.last_avail & (self.size - 1)
         head = memory.load_u16(self.driver + ring.RING_ENTRIES + 2 * slot)
         if head >= self.size:
@@ -154,48 +180,56 @@ class SplitQueue:
         self.untouched = False
         found = chain.walk(memory, self.desc, self.size, head, indirect=self._indirect)
         readable = Segments(memory, found.readable)
-        # Ahead of `take`, which may complete the buffer; taken back where it faults, for another try.
+        buffer = _RingBuffer(self, memory, head, readable, Segments(memory, found.writable))
         self.last_avail = (self.last_avail + 1) & 0xFFFF
         self.outstanding += 1
-        try:
-            consumer.take(
-                Buffer(
-                    self.index,
-                    readable,
-                    Segments(memory, found.writable),
-                    self._completion(memory, head),
-                )
-            )
-        except MemoryFault:
-            self.last_avail = (self.last_avail - 1) & 0xFFFF
-            self.outstanding -= 1
-            raise
-        self.requests += 1
         self.bytes += readable.length
+        self._taken.append(buffer)
+        return buffer
 
-    def _completion(self, memory: GuestMemory, head: int) -> Callable[[int], None]:
+    def take_next(self, memory: GuestMemory) -> Buffer | None:
+        """One more buffer for whoever has just taken one. Raises `BrokenQueue`."""
+        available = memory.load_u16(self.driver + ring.RING_IDX)
+        pending = (available - self.last_avail) & 0xFFFF
+        if pending > self.size:
+            raise BrokenQueue(f"queue {self.index}: {pending} buffers available in a ring of {self.size}")
+        return self._next(memory) if pending else None
+
+    def give_back(self, buffer: Buffer) -> None:
+        """See `Buffer`."""
+        if not self._taken or self._taken.pop() is not buffer:
+            raise RuntimeError("not the buffer that was taken last")
+        self.last_avail = (self.last_avail - 1) & 0xFFFF
+        self.outstanding -= 1
+        self.bytes -= buffer.readable.length
+
+    def completion(self, memory: GuestMemory, head: int) -> Callable[[int], None]:
+        """What completes the buffer of a chain."""
         life = self._life
 
         def complete(written: int) -> None:
             if self._life is life:
                 self.bytes += written
                 self._completed.append((head, min(written, 0xFFFFFFFF)))
-                # What cannot be published now stays for `settle`, whose caller knows what to do.
-                with contextlib.suppress(MemoryFault):
-                    self._publish(memory)
+                if not self._taking:
+                    with contextlib.suppress(MemoryFault):
+                        self._publish(memory)
 
         return complete
 
     def _publish(self, memory: GuestMemory) -> None:
-        """Put what was completed into the used ring. Raises `MemoryFault`; the rest stays to be published."""
-        while self._completed:
-            head, written = self._completed[0]
-            slot = self.used & (self.size - 1)
+        """Put what was completed into the used ring, all at once. Raises `MemoryFault`, with nothing done."""
+        if not self._completed:
+            return
+        used = self.used
+        for head, written in self._completed:
+            slot = used & (self.size - 1)
             memory.write(self.device + ring.RING_ENTRIES + 8 * slot, _USED.pack(head, written))
-            memory.store_u16(self.device + ring.RING_IDX, (self.used + 1) & 0xFFFF)
-            self.used = (self.used + 1) & 0xFFFF
-            self._completed.popleft()
-            self.outstanding -= 1
+            used = (used + 1) & 0xFFFF
+        memory.store_u16(self.device + ring.RING_IDX, used)
+        self.used = used
+        self.outstanding -= len(self._completed)
+        self._completed.clear()
 
     def settle(self, memory: GuestMemory) -> None:
         """Publish what is left, and decide whether what was completed since the last call owes an interrupt.
@@ -222,7 +256,7 @@ class SplitQueue:
         """The interrupt is no longer owed."""
         self.owed = False
 
-    def _suppress_kicks(self, memory: GuestMemory, suppress: bool) -> None:
+    def _suppress_kicks(self, memory: GuestMemory, suppress: bool, seen: int | None = None) -> None:
         """Ask for no kicks while the ring is worked on anyway; asking again ends with a fence.
 
         With EVENT_IDX the event word of the last round stays where it is, so no kick comes until it is
@@ -230,11 +264,31 @@ class SplitQueue:
         """
         if self._event_idx:
             if not suppress:
-                memory.store_u16(self.device + ring.RING_ENTRIES + 8 * self.size, self.last_avail)
+                event = self.last_avail if seen is None else seen
+                memory.store_u16(self.device + ring.RING_ENTRIES + 8 * self.size, event)
         else:
             memory.store_u16(self.device + ring.RING_FLAGS, ring.USED_F_NO_NOTIFY if suppress else 0)
         if not suppress:
             memory.fence()
+
+
+class _RingBuffer(Buffer):
+    """A buffer of a queue."""
+
+    __slots__ = ("_memory", "_ring")
+
+    def __init__(
+        self, ring: SplitQueue, memory: GuestMemory, head: int, readable: Segments, writable: Segments
+    ) -> None:
+        super().__init__(ring.index, readable, writable, ring.completion(memory, head))
+        self._ring = ring
+        self._memory = memory
+
+    def next(self) -> Buffer | None:
+        return self._ring.take_next(self._memory)
+
+    def give_back(self) -> None:
+        self._ring.give_back(self)
 
 
 def aligned(desc: int, driver: int, device: int) -> bool:

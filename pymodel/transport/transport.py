@@ -73,7 +73,8 @@ class Transport:
         self._changes: dict[str, Callable[[], None]] = {}
         self._breaking: str | None = None
         self.notifications = 0  # ever; of queues that exist
-        self._clear()
+        self.status = 0
+        self.reset()
 
     # -- life ------------------------------------------------------------------------------------------
 
@@ -94,15 +95,16 @@ class Transport:
         self._notified: set[int] = set()
         self.common.reset()
         for queue in self.queues.values():
+            self._consumers[queue.index].drop(queue.index)
             queue.reset()
-        for consumer in self._distinct:
-            consumer.reset()
 
     def reset(self) -> None:
         """Device reset, finished at once: rings forgotten, nothing owed, status 0."""
         before = self.status
         self._drop_held()
         self._clear()
+        for consumer in self._distinct:
+            consumer.reset()
         self._tell_status(before)
 
     @property
@@ -181,16 +183,18 @@ class Transport:
             self._unknown_words.add(word)
 
     def _acceptable(self) -> bool:
-        """Whether FEATURES_OK may be set: a subset of what is offered, with VERSION_1."""
+        """Whether FEATURES_OK may be set: a subset of what is offered, with VERSION_1, that fits together."""
         extra = self.accepted & ~self.offered
         modern = self.accepted >> virtio.F_VERSION_1 & 1
         if extra or not modern or self._unknown_words:
             reason = f"{extra:#x} was not offered" if extra else "VERSION_1 is missing"
             if self._unknown_words:
                 reason = f"word {min(self._unknown_words)} has bits that were not offered"
+        else:
+            reason = self.device.acceptable(self.accepted) or ""
+        if reason:
             self.log.warning("features %#x refused: %s", self.accepted, reason)
-            return False
-        return True
+        return not reason
 
     # -- queues ----------------------------------------------------------------------------------------
 
@@ -240,6 +244,14 @@ class Transport:
     def wake(self) -> None:
         """See `Notifier`."""
         self.bus.wake()
+
+    def enabled(self, queue: int) -> bool:
+        """See `Notifier`."""
+        return self.queues[queue].enabled
+
+    def resume(self, queue: int) -> None:
+        """See `Notifier`."""
+        self._kicked.add(queue)
 
     def service(self) -> None:
         """Work on the queues that were kicked, as far as the gate allows."""
@@ -297,7 +309,8 @@ class Transport:
 
     def _consumer(self, index: int) -> Consumer:
         consumer = self._consumers[index]
-        return _Delayed(self, consumer) if self._io_delay and index != self.admin_index else consumer
+        delayed = self._io_delay and index != self.admin_index and self.device.delayable(index)
+        return _Delayed(self, consumer) if delayed else consumer
 
     def delay(self, consumer: Consumer, buffer: Buffer) -> None:
         """Hold a buffer between fetch and completion for `io_delay`."""
@@ -413,6 +426,8 @@ class Transport:
             raise InvalidField(f"no driver can have reached device status {state.device_status:#x}")
         if features_ok and not state.driver_features >> virtio.F_VERSION_1 & 1:
             raise InvalidField("FEATURES_OK without VERSION_1")
+        if features_ok and (reason := self.device.acceptable(state.driver_features)):
+            raise InvalidField(f"driver features {state.driver_features:#x}: {reason}")
         if state.num_queues != self.num_queues:
             raise InvalidField(f"{state.num_queues} queues, here there are {self.num_queues}")
         vectors = [state.config_msix_vector]

@@ -105,7 +105,6 @@ def test_sockets_of_a_killed_server_are_taken_over(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--device", "net"], "not there yet"),
         (["--device", "gpu"], "invalid choice"),
         (["--device", "blk", "--vfs", "3", "--total-vfs", "2"], "more than --total-vfs 2"),
         (["--device", "blk", "--vfs", "-1"], "not in 0 to 255"),
