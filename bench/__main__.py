@@ -17,12 +17,13 @@ from bench.context import Contexts
 from bench.measure import BenchError, Group, NotPossibleError, Progress, Result
 from bench.mmio import Mmio
 from bench.move import MoveDowntime
+from bench.network import Network
 from bench.pf_probe import Probe
 from bench.processes import die_with_parent
 from images.machine import MachineError
 from images.workspace import BUILD
 
-GROUPS: tuple[Group, ...] = (Mmio(), Contexts(), Block(), MoveDowntime(), Probe())
+GROUPS: tuple[Group, ...] = (Mmio(), Contexts(), Block(), Network(), MoveDowntime(), Probe())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
