@@ -8,11 +8,13 @@ stopped on one host leaves the file to the VF that goes on elsewhere, and two se
 
 from __future__ import annotations
 
+import collections
 import enum
 import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +29,16 @@ from vfu_server.disk_pool import Pool
 LOCK_FIRST_SECONDS: Final = 0.02
 LOCK_MOST_SECONDS: Final = 0.5
 """How long to wait before a lock that another server has is tried again: more each time."""
+
+
+SMALL_BYTES: Final = 64 << 10
+"""The page cache takes as much in less time than it takes to hand it to another thread."""
+
+SLOW_SECONDS: Final = 0.1
+PENALTY_FIRST_SECONDS: Final = 1.0
+PENALTY_MOST_SECONDS: Final = 60.0
+"""A small job that took longer than the first shows that the disk is slow (less may be a busy processor).
+For a while all jobs go to the pool then, longer each time."""
 
 
 class _State(enum.Enum):
@@ -78,6 +90,10 @@ class FileDisk:
         # Counts drivers. What was begun for an earlier one is forgotten.
         self._session = 0
         self._under_way = 0
+        # Small jobs for the function's own thread, and from when on there may be any.
+        self._small: collections.deque[Job] = collections.deque()
+        self._small_from = 0.0
+        self._penalty = PENALTY_FIRST_SECONDS
         self._done: list[Job] = []
         self._cancel = threading.Event()
         self._forced = False
@@ -110,9 +126,47 @@ class FileDisk:
 
     def start(self, job: Job) -> None:
         """See `Disk`."""
+        small = self._is_small(job) and time.monotonic() >= self._small_from
         with self._guard:
             self._under_way += 1
-            self._pool.submit(partial(self._run, job, self._session))
+            if small:
+                self._small.append(job)
+            else:
+                self._pool.submit(partial(self._run, job, self._session))
+
+    def _is_small(self, job: Job) -> bool:
+        """Whether a job only copies from or to the page cache, as far as one can tell."""
+        return (
+            self._opened is not None
+            and job.length <= SMALL_BYTES
+            and not job.durable
+            and self._opened.cached(job.kind)
+        )
+
+    def work_unlocked(self) -> bool:
+        """See `Disk`. A disk that turns out slow holds up its own function once, and then uses the pool."""
+        if not self._small:
+            return False
+        while self._small:
+            with self._guard:
+                # An `abandon` on another thread may have come first.
+                job, session = (self._small.popleft() if self._small else None), self._session
+            if job is None:
+                break
+            start = time.monotonic()
+            self._run(job, session, wake=False)
+            end = time.monotonic()
+            if end - start > SLOW_SECONDS:
+                self._small_from = end + self._penalty
+                self._penalty = min(2 * self._penalty, PENALTY_MOST_SECONDS)
+                self._hand_over()
+        return True
+
+    def _hand_over(self) -> None:
+        """Give the small jobs that are left to the pool."""
+        with self._guard:
+            while self._small:
+                self._pool.submit(partial(self._run, self._small.popleft(), self._session))
 
     def finished(self) -> list[Job]:
         """See `Disk`."""
@@ -127,6 +181,8 @@ class FileDisk:
         with self._guard:
             self._session += 1
             self._done = []
+            self._under_way -= len(self._small)
+            self._small.clear()
             self._refused = None
             self._forced = True
             if self._state is _State.OPENING:
@@ -152,7 +208,7 @@ class FileDisk:
 
     # -- what the pool's threads do --------------------------------------------------------------------------
 
-    def _run(self, job: Job, session: int) -> None:
+    def _run(self, job: Job, session: int, *, wake: bool = True) -> None:
         if session == self._session:
             job.error = self._broken
             if self._opened is not None:
@@ -165,7 +221,7 @@ class FileDisk:
                 wanted = len(self._done) == 1
             if self._state is _State.RELEASING and not self._under_way:
                 self._pool.submit(self._let_go)
-        if wanted:
+        if wanted and wake:
             self._wake()
 
     def _perform(self, image: Image, job: Job) -> None:

@@ -129,6 +129,12 @@ class Image:
             self._count_write()
         return count == job.length
 
+    def cached(self, kind: Kind) -> bool:
+        """Whether a job is one for the page cache, but the kernel can't tell if it has to wait there."""
+        if kind is Kind.READ:
+            return not self._direct and not self._reads_now
+        return kind is Kind.WRITE and not self._direct and not self._writes_now
+
     def perform(self, job: Job) -> None:
         """Do a job with memory of its own. Raises OSError, the range then holding anything."""
         match job.kind:

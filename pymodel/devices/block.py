@@ -137,6 +137,10 @@ class BlockDevice:
                 request.dropped = True
                 self._stale[queue] += 1
 
+    def work_unlocked(self) -> bool:
+        """See `Device`."""
+        return self._disk.work_unlocked()
+
     def quiesce(self) -> bool:
         """See `Device`: what was written is on the disk, and another host may have that."""
         try:
@@ -252,7 +256,10 @@ class BlockDevice:
             job.data = _private(job.length)
             self._started_bytes += job.length
         if job.kind is Kind.WRITE and job.data is not None:
-            np.concatenate(views, out=job.data)
+            at = 0
+            for view in views:
+                job.data[at : at + len(view)] = view
+                at += len(view)
         self._started[job] = request
         self._disk.start(job)
 

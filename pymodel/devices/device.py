@@ -86,6 +86,13 @@ class Device(Consumer, Protocol):
         """Write device configuration; what the driver may not write is dropped."""
         ...
 
+    def work_unlocked(self) -> bool:
+        """Do what may wait for a moment, after a `service`. Whether there was any: `service` is to follow.
+
+        Called on the function's own thread without its lock, so nothing of the model may be touched.
+        """
+        ...
+
     def quiesce(self) -> bool:
         """Let another host have what this device stands on. Called when no buffer is taken any more.
 

@@ -88,6 +88,13 @@ class Disk(Protocol):
         """Begin a job after `ready`. It touches nothing but `job`."""
         ...
 
+    def work_unlocked(self) -> bool:
+        """Do jobs that were started and should be over in a moment. Whether there were any.
+
+        Called on the function's own thread without its lock, soon after `start`. It wakes nobody.
+        """
+        ...
+
     def finished(self) -> list[Job]:
         """Jobs that have ended since the last call, in the order in which they did."""
         ...

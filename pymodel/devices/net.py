@@ -240,6 +240,10 @@ class NetDevice:
         else:
             self._receiver.deliver(buffer.queue // 2, buffer)
 
+    def work_unlocked(self) -> bool:
+        """See `Device`. Nothing here waits."""
+        return False
+
     def quiesce(self) -> bool:
         """See `Device`. A port is this server's own."""
         return True

@@ -59,6 +59,10 @@ class RamDisk:
         """See `Disk`. No attempt ever asks for it."""
         raise AssertionError("a disk in memory does all at once")
 
+    def work_unlocked(self) -> bool:
+        """See `Disk`. There is none."""
+        return False
+
     def finished(self) -> list[Job]:
         """See `Disk`."""
         return []

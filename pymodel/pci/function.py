@@ -266,6 +266,10 @@ class Function:
         if self.member is not None:
             self.member.settled()
 
+    def work_unlocked(self) -> bool:
+        """What may wait for a moment, called after `service` without the lock. Whether to service again."""
+        return self.transport.device.work_unlocked()
+
     # -- configuration space -----------------------------------------------------------------------------
 
     def config_read(self, offset: int, length: int) -> bytes:

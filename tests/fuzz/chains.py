@@ -57,7 +57,7 @@ LENGTHS = [0, 1, 2, 15, 16, 17, 512, 513, 528, 4096, 1 << 20, 1 << 24, (1 << 31)
 TABLE_LENGTHS = [0, 1, 15, 16, 17, 32, 16 * SIZE, 16 * (SIZE + 1), 1 << 20, (1 << 32) - 16]
 HEADS = [0, 1, SIZE - 1, SIZE, 0x7FFF, 0xFFFF]
 STEPS = [0, 1, 2, SIZE - 1, SIZE, SIZE + 1, 0x7FFF, 0x8000, 0xFFFF]
-TYPES = [0, 0, 0, 1, 1, 4, 8, 11, 0xFFFFFFFF]
+TYPES = [0, 0, 0, 1, 1, 4, 8, 11, 13, 0xFFFFFFFF]
 SECTORS = [0, 1, 5, 2047, 2048, (1 << 55) - 1, 1 << 55, (1 << 64) - 1]
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from pymodel.spec import virtio, virtio_pci
+from pymodel.spec import block, virtio, virtio_pci
 from tests.fuzz.world import Finding, World
 from vfu_client.memory import GuestMemory
 from vfu_client.virtio import VirtioPci
@@ -67,6 +67,7 @@ class Hands:
         self.map_loose(True)
         self.poke(DESC, bytes(DATA - DESC))
         wanted = {virtio.F_VERSION_1, virtio.F_RING_RESET, virtio.F_ADMIN_VQ, virtio.F_SR_IOV}
+        wanted |= {block.F_CONFIG_WCE, block.F_DISCARD, block.F_WRITE_ZEROES}
         wanted |= {virtio.F_INDIRECT_DESC} if indirect else set()
         wanted |= {virtio.F_EVENT_IDX} if event_idx else set()
         required = {virtio.F_VERSION_1} | ({virtio.F_ADMIN_VQ} if self._wanted_index < 0 else set())

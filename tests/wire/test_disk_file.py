@@ -18,7 +18,7 @@ import pytest
 from pymodel.devices.disk import Job, Kind
 from pymodel.memory import Bytes
 from tests.wire.running import until
-from vfu_server import disk_image
+from vfu_server import disk_file, disk_image
 from vfu_server.disk_file import FileDisk
 from vfu_server.disk_image import IOV_MAX, Image
 from vfu_server.disk_pool import Pool
@@ -380,6 +380,69 @@ def test_an_old_write_is_over_before_a_new_driver_begins(
     content = image.read_bytes()
     assert content[:2048] == b"\7" * 2048
     assert content[2048:3072] == bytes(range(256)) * 4
+
+
+@pytest.fixture
+def ext4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that can't tell whether a write would wait."""
+
+    def refuse(image: Image, job: Job, views: list[Bytes]) -> bool:
+        image._writes_now = False
+        return False
+
+    monkeypatch.setattr(Image, "attempt", refuse)
+
+
+def small(user: User, offset: int = 0) -> Job:
+    """Start a small write."""
+    job = Job(Kind.WRITE, offset, 512, data=filled(512, 7))
+    assert not user.disk.attempt(job, [])
+    user.disk.start(job)
+    return job
+
+
+@pytest.mark.usefixtures("ext4")
+def test_small_writes_stay_on_the_callers_thread(users: Callable[..., User], image: Path, held: Held) -> None:
+    user = users(image)
+    jobs = [small(user), small(user, 512)]
+    assert held.begun == []
+    assert user.disk.work_unlocked()
+    assert user.disk.finished() == jobs
+    assert image.read_bytes()[:1024] == b"\7" * 1024
+    assert not user.disk.work_unlocked()
+
+
+@pytest.mark.usefixtures("ext4")
+def test_a_slow_disk_gets_threads(
+    users: Callable[..., User], image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one small write that took too long, those behind it and the next ones go to the pool."""
+    monkeypatch.setattr(disk_file, "SLOW_SECONDS", -1.0)
+    user = users(image)
+    jobs = [small(user), small(user, 512)]
+    assert user.disk.work_unlocked()
+    jobs.append(small(user, 1024))
+    assert not user.disk.work_unlocked()
+    found: list[Job] = []
+
+    def all_found() -> bool:
+        found.extend(user.disk.finished())
+        return len(found) == 3
+
+    user.wait(all_found)
+    assert sorted(job.offset for job in found) == [0, 512, 1024]
+
+
+@pytest.mark.usefixtures("ext4")
+def test_small_writes_of_a_driver_that_is_gone(users: Callable[..., User], image: Path) -> None:
+    user = users(image)
+    before = image.read_bytes()
+    small(user)
+    user.disk.abandon()
+    user.open()
+    assert not user.disk.work_unlocked()
+    assert user.disk.finished() == []
+    assert image.read_bytes() == before
 
 
 def test_a_pool_of_few_threads() -> None:
