@@ -36,7 +36,7 @@ class End:
         # A pipe that nobody reads would hold it up.
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed when the context is left
         self.process = subprocess.Popen([*command, "--report-ms", "50", *options], stdout=self._said)
-        self._await(lambda last: last["event"] == "start")
+        self._await(bool)  # its first line; it listens then
 
     def __enter__(self) -> Self:
         return self
