@@ -10,7 +10,8 @@
  * SIGTERM, SIGINT, the end of --seconds, or --count records sent make this end send an "end" record; the other end does
  * so too when it receives one, and then both are done: stopping either stops both, and nothing on its way is left
  * unchecked. A connection that breaks without "end" counts as a reset; numbers start at 1 again on the next one. An end
- * that has no connection for PATIENCE seconds (30) gives up, and so does one whose "end" is not answered that long.
+ * that has no connection for PATIENCE seconds (30) gives up, and so does one whose "end" is not answered that long; one
+ * that is stopped while it has no connection ends at once.
  *
  * Each line on stdout is "key=value" pairs, one space between them, in this order:
  *   event=start|progress|done
@@ -148,13 +149,14 @@ static void drop(void)
 {
     if (connection < 0)
         return;
-    if (!connecting)
+    if (!connecting) {
         resets++;
+        alone_since = now();
+    }
     close(connection);
     connection = -1;
     connecting = false;
-    alone_since = now();
-    retry_at = alone_since + RETRY_MS * UINT64_C(1000000);
+    retry_at = now() + RETRY_MS * UINT64_C(1000000);
 }
 
 static void set_options(void)
@@ -293,8 +295,8 @@ static bool gave_up(void)
     uint64_t time = now(), patience = patience_s * SECOND;
     if (stopping && (connection < 0 || connecting))
         return true;
-    return (stopping && time - stopped_at > patience) || (connection < 0 && time - alone_since > patience) ||
-           (connecting && time - alone_since > patience);
+    return (stopping && time - stopped_at > patience) ||
+           ((connection < 0 || connecting) && time - alone_since > patience);
 }
 
 static void take_signal(int signals)
