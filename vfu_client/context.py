@@ -37,6 +37,7 @@ LAYOUTS: dict[int, np.dtype[Any]] = {
     context.COMMON_CFG: context.COMMON_CFG_VALUE,
     context.VQ_CFG: context.VQ_CFG_VALUE,
     context.VQ_SPLIT_STATE: context.VQ_SPLIT_STATE_VALUE,
+    context.VQ_PACKED_STATE: context.VQ_PACKED_STATE_VALUE,
     context.ISR_STATUS: context.ISR_STATUS_VALUE,
     context.PENDING: context.PENDING_VALUE,
     context.NET_RX_MODE: context.NET_RX_MODE_VALUE,
@@ -53,7 +54,19 @@ KEYED = {
 }
 # Members that people read in hexadecimal.
 HEXADECIMAL = frozenset(
-    {"msix_vector", "config_msix_vector", "device_status", "isr", "desc", "driver", "device", "offset"}
+    {
+        "msix_vector",
+        "config_msix_vector",
+        "device_status",
+        "isr",
+        "desc",
+        "driver",
+        "device",
+        "offset",
+        "notif_config_data",
+        "last_avail",
+        "last_used",
+    }
 )
 SHOWN_BYTES = 32
 

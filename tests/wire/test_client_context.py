@@ -30,6 +30,7 @@ BLOCK = context(
     field(0x11, struct.pack("<2Q", 1 << 32 | 1 << 28, 0)),
     field(0x13, struct.pack("<Q", 2048) + bytes(28)),
     field(0x14, QUEUE),
+    field(0x16, struct.pack("<4H", 0, 0x8003, 0x0007, 1)),
     field(0x200, struct.pack("<Q", 0x1000) + b"data"),
     field(0xF123, b"odd"),
 )
@@ -111,6 +112,7 @@ def test_fields_have_names_and_members() -> None:
     assert "num_queues" in fields["DEVICE_CFG"].members()
     assert "max_discard_sectors" not in fields["DEVICE_CFG"].members()
     assert fields["VQ_CFG 0"].members()["driver"] == 0x2000
+    assert fields["VQ_PACKED_STATE 0"].text() == "index=0 last_avail=0x8003 last_used=0x7 flags=1"
     assert fields["BLK_EXTENT 0x1000"].members()["length"] == 4
     assert fields["0xf123"].text() == "6f 64 64"
 

@@ -117,6 +117,8 @@ def test_sockets_of_a_killed_server_are_taken_over(folder: Path) -> None:
         (["--device", "blk", "--context-opcodes", "on"], "neither a number nor"),
         (["--device", "blk", "--context-opcodes", "0x10000"], "no opcode"),
         (["--device", "blk", "--flr-delay-ms", "-5"], "not in 0 to"),
+        (["--device", "blk", "--without", "paked"], "'paked' is none of packed, in-order, notification-data"),
+        (["--device", "blk", "--without", "packed,"], "'' is none of packed"),
     ],
 )
 def test_bad_options(
