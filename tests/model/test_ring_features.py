@@ -8,7 +8,7 @@ import pytest
 
 from pymodel.build import Options, build
 from pymodel.devices.block import BlockDevice
-from pymodel.devices.disk import RamDisk
+from pymodel.devices.ram_disk import RamDisk
 
 RINGS = {
     "indirect": 28,
