@@ -7,7 +7,6 @@ import threading
 import pytest
 
 from pymodel.build import Options, build
-from pymodel.devices.block import BlockDevice
 from pymodel.devices.ram_disk import RamDisk
 
 RINGS = {
@@ -48,5 +47,5 @@ def test_an_unknown_one() -> None:
 
 def test_a_device_whose_requests_overtake_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """IN_ORDER is a promise that it cannot keep."""
-    monkeypatch.setattr(BlockDevice, "in_order", False)
+    monkeypatch.setattr(RamDisk, "in_order", False)
     assert offered() == [RINGS.keys() - {"in-order"}] * 2
