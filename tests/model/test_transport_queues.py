@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from pymodel.build import Options, build
-from pymodel.devices.disk import RamDisk
+from pymodel.devices.ram_disk import RamDisk
 from pymodel.memory import Buffer
 from tests.fuzz.local import LocalHost, LocalWorld
 from vfu_client.driver_queue import DriverQueue
