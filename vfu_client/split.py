@@ -21,7 +21,7 @@ Segment = tuple[int, int]
 INDIRECT_TABLE = 16
 
 
-# ring.DESC and ring.USED_ELEM: numpy's own way to one element takes several times as long.
+# ring.DESC and ring.USED_ELEM.
 _DESC = struct.Struct("<QIHH")
 _USED = struct.Struct("<II")
 assert (_DESC.size, _USED.size) == (ring.DESC.itemsize, ring.USED_ELEM.itemsize)
@@ -43,7 +43,7 @@ class Waitable(Protocol):
     def drain(self) -> int: ...
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Completion:
     """A chain that the device has used: its first descriptor, and how many bytes were written to it."""
 
@@ -83,9 +83,12 @@ class SplitQueue:
         self.used_buffer = memory.allocate(used_size, ring.USED_ALIGN)
         self.desc: NDArray[np.void] = self.desc_buffer.view.view(ring.DESC)
         self.avail: NDArray[np.uint16] = self.avail_buffer.view.view("<u2")
+        self.used: NDArray[np.uint16] = self.used_buffer.view.view("<u2")
+        # The same once more: numpy's own way to one element takes several times as long.
         self._desc_bytes = self.desc_buffer.view.data
         self._used_bytes = self.used_buffer.view.data
-        self.used: NDArray[np.uint16] = self.used_buffer.view.view("<u2")
+        self._avail_words = self.avail_buffer.view.data.cast("H")
+        self._used_words = self.used_buffer.view.data.cast("H")
         self._free = list(range(size - 1, -1, -1))
         self._chains: dict[int, list[int]] = {}
         self._tables: dict[int, Buffer] = {}
@@ -101,7 +104,7 @@ class SplitQueue:
     @property
     def device_used_idx(self) -> int:
         """The used index as the device published it last, collected or not."""
-        return int(self.used[ring.RING_IDX // 2])
+        return self._used_words[ring.RING_IDX // 2]
 
     def add(
         self, readable: Sequence[Segment], writable: Sequence[Segment] = (), *, indirect: bool | None = None
@@ -118,11 +121,9 @@ class SplitQueue:
             raise QueueFullError(f"queue {self.index}: {len(self._free)} free descriptors, {total} needed")
         slots = [self._free.pop() for _ in range(1 if table else total)]
         head = slots[0]
-        entries = [(segment, 0) for segment in readable]
-        entries += [(segment, ring.DESC_F_WRITE) for segment in writable]
         if table:
             buffer = self._table(head, total)
-            _fill(buffer.view.data, range(total), entries)
+            _fill(buffer.view.data, range(total), readable, writable)
             _DESC.pack_into(
                 self._desc_bytes,
                 head * _DESC.size,
@@ -132,17 +133,18 @@ class SplitQueue:
                 0,
             )
         else:
-            _fill(self._desc_bytes, slots, entries)
+            _fill(self._desc_bytes, slots, readable, writable)
         self._chains[head] = slots
         self.publish(head)
         return head
 
     def publish(self, head: int) -> None:
         """Put any number into the available ring, and advance its index."""
-        self.avail[ring.RING_ENTRIES // 2 + self._avail_idx % self.size] = head
+        words = self._avail_words
+        words[ring.RING_ENTRIES // 2 + self._avail_idx % self.size] = head
         self._fence()
         self._avail_idx = (self._avail_idx + 1) & 0xFFFF
-        self.avail[ring.RING_IDX // 2] = self._avail_idx
+        words[ring.RING_IDX // 2] = self._avail_idx
 
     def kick(self, *, force: bool = False) -> bool:
         """Notify the device of what was added, where it wants to know; says whether it was notified."""
@@ -151,10 +153,10 @@ class SplitQueue:
         self._kicked_idx = new
         if not force:
             if self.event_idx:
-                event = int(self.used[-1])
+                event = self._used_words[-1]
                 if not (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF:
                     return False
-            elif int(self.used[ring.RING_FLAGS]) & ring.USED_F_NO_NOTIFY:
+            elif self._used_words[ring.RING_FLAGS] & ring.USED_F_NO_NOTIFY:
                 return False
         self._notify(self.index, new)
         return True
@@ -188,7 +190,7 @@ class SplitQueue:
             if done:
                 return done
             if self.event_idx:
-                self.avail[-1] = self._used_idx
+                self._avail_words[-1] = self._used_idx
                 self._fence()
                 if self.device_used_idx != self._used_idx:
                     continue
@@ -226,12 +228,18 @@ class SplitQueue:
             pass
 
 
-def _fill(table: memoryview, slots: Sequence[int], entries: Sequence[tuple[Segment, int]]) -> None:
+def _fill(
+    table: memoryview, slots: Sequence[int], readable: Sequence[Segment], writable: Sequence[Segment]
+) -> None:
     """Write a chain of descriptors into the given slots of a table."""
-    last = len(entries) - 1
-    for at, ((address, length), flags) in enumerate(entries):
-        if at == last:
-            _DESC.pack_into(table, slots[at] * _DESC.size, address, length, flags, 0)
-        else:
-            chained = flags | ring.DESC_F_NEXT
-            _DESC.pack_into(table, slots[at] * _DESC.size, address, length, chained, slots[at + 1])
+    last = len(slots) - 1
+    flags, following, at = ring.DESC_F_NEXT, 0, 0
+    for part in (readable, writable):
+        for address, length in part:
+            if at < last:
+                following = slots[at + 1]
+            else:
+                flags, following = flags & ~ring.DESC_F_NEXT, 0
+            _DESC.pack_into(table, slots[at] * _DESC.size, address, length, flags, following)
+            at += 1
+        flags |= ring.DESC_F_WRITE
