@@ -166,9 +166,8 @@ class AdminQueue:
 
         Raises `TimeoutError`; the command then stays on its way, and may be waited for again.
         """
-        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
-        while command.head not in self._lengths:
-            self._note(self.queue.wait(max(deadline - time.monotonic(), 0)))
+        if command.head not in self._lengths:
+            self._await([command], timeout)
         used = self._lengths.pop(command.head)
         # What lies beyond the used length counts as zero (P-DRV-09).
         answer = bytes(command.frame.view.data[command.answer_at :][:used])
@@ -180,6 +179,7 @@ class AdminQueue:
         self, commands: Sequence[PendingCommand], *, timeout: float | None = None
     ) -> list[AdminReply]:
         """Wait for all of these. Raises `TimeoutError`, and `AdminError` for the first that was refused."""
+        self._await(commands, timeout)
         replies = [self.wait(command, timeout=timeout) for command in commands]
         for command, reply in zip(commands, replies, strict=True):
             if reply.status != admin.STATUS_OK:
@@ -225,6 +225,12 @@ class AdminQueue:
             bits |= 1 << opcode
         words = -(-bits.bit_length() // 64) or 1
         self.execute(admin.LIST_USE, group=group, data=bits.to_bytes(words * 8, "little"))
+
+    def _await(self, commands: Sequence[PendingCommand], timeout: float | None) -> None:
+        """Wait until all of these were answered, with one interrupt where nothing else is on its way."""
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while missing := sum(command.head not in self._lengths for command in commands):
+            self._note(self.queue.wait(max(deadline - time.monotonic(), 0), missing))
 
     def _note(self, completions: Sequence[Any]) -> None:
         for completion in completions:

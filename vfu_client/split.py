@@ -180,8 +180,12 @@ class SplitQueue:
             done.append(Completion(head, length))
         return done
 
-    def wait(self, timeout: float) -> list[Completion]:
-        """Block on the interrupt until something was used. Raises `TimeoutError` and `QueueBrokenError`."""
+    def wait(self, timeout: float, count: int = 1) -> list[Completion]:
+        """Block on the interrupt until something was used. Raises `TimeoutError` and `QueueBrokenError`.
+
+        With `count` the device is asked to tell only of that many, where it can be (EVENT_IDX); there must
+        be as many in flight.
+        """
         if self.interrupt is None:
             raise ValueError(f"queue {self.index} has no interrupt to wait for")
         deadline = time.monotonic() + timeout
@@ -190,9 +194,9 @@ class SplitQueue:
             if done:
                 return done
             if self.event_idx:
-                self._avail_words[-1] = self._used_idx
+                self._avail_words[-1] = (self._used_idx + count - 1) & 0xFFFF
                 self._fence()
-                if self.device_used_idx != self._used_idx:
+                if (self.device_used_idx - self._used_idx) & 0xFFFF >= count:
                     continue
             try:
                 self.interrupt.wait(deadline - time.monotonic())

@@ -23,6 +23,18 @@ def as_view(data: ReadBytes) -> memoryview:
     return (data.data if isinstance(data, np.ndarray) else memoryview(data)).cast("B")
 
 
+def is_whole(view: memoryview) -> bool:
+    """Whether these bytes are whole contexts and nothing else: the quick look, without saying what is wrong."""
+    at, inside = 0, False
+    while at <= len(view) - _FIELD.size:
+        kind, length = _FIELD.unpack_from(view, at)
+        if (kind == context.START_MARKER) == inside or length > context.MAX_FIELD_LENGTH:
+            return False
+        inside = kind != context.END_MARKER
+        at += _FIELD.size + length
+    return at == len(view) and not inside
+
+
 class BadContextError(ValueError):
     """Bytes that are no context: no START_MARKER first, a second one, or a header that makes no sense."""
 
