@@ -18,10 +18,11 @@ from bench.mmio import Mmio
 from bench.move import MoveDowntime
 from bench.pf_probe import Probe
 from bench.processes import die_with_parent
+from bench.ring import Ring
 from images.machine import MachineError
 from images.workspace import BUILD
 
-GROUPS: tuple[Group, ...] = (Mmio(), Contexts(), Block(), MoveDowntime(), Probe())
+GROUPS: tuple[Group, ...] = (Mmio(), Ring(), Contexts(), Block(), MoveDowntime(), Probe())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,7 +24,7 @@ def as_view(data: ReadBytes) -> memoryview:
 
 
 def is_whole(view: memoryview) -> bool:
-    """Whether these bytes are whole contexts and nothing else: the quick look, without saying what is wrong."""
+    """Whether these bytes are whole contexts and nothing else, without saying what is wrong."""
     at, inside = 0, False
     while at <= len(view) - _FIELD.size:
         kind, length = _FIELD.unpack_from(view, at)
