@@ -9,24 +9,37 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.block import Block
 from bench.context import Contexts
-from bench.measure import BenchError, Group, Progress, Result
+from bench.measure import BenchError, Group, NotPossibleError, Progress, Result
 from bench.mmio import Mmio
 from bench.move import MoveDowntime
+from bench.network import Network
 from bench.pf_probe import Probe
 from bench.processes import die_with_parent
 from bench.ring import Ring
 from images.machine import MachineError
 from images.workspace import BUILD
 
-GROUPS: tuple[Group, ...] = (Mmio(), Ring(), Contexts(), Block(), MoveDowntime(), Probe())
+GROUPS: tuple[Group, ...] = (
+    Mmio(),
+    Ring(),
+    Contexts(),
+    Block(),
+    Network(),
+    MoveDowntime(),
+    Probe(),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is named, or all. Returns 1 when one could not be taken; a missed goal is no failure."""
+    """Run what is named, or all. Returns 1 when one failed.
+
+    A missed goal is no failure, and neither is what this machine does not permit.
+    """
     known = [benchmark.name for group in GROUPS for benchmark in group.benchmarks]
     options = _parser(known).parse_args(arguments)
     if options.list:
@@ -45,13 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"bench: the machine is busy (load {load:.1f}): take the figures again when it is not",
             file=sys.stderr,
         )
-    results, failures = measure(options.names or known)
-    _write(options.json, results, failures, load)
-    print(table(results))
-    for name, reason in failures.items():
+    taken = measure(options.names or known)
+    _write(options.json, taken, load)
+    print(table(taken.results))
+    for name, reason in taken.not_possible.items():
+        print(f"bench: {name} not taken: {reason}", file=sys.stderr)
+    for name, reason in taken.failed.items():
         print(f"bench: {name} FAILED: {reason}", file=sys.stderr)
     print(f"bench: {options.json} written")
-    return 1 if failures else 0
+    return 1 if taken.failed else 0
 
 
 def _parser(known: Sequence[str]) -> argparse.ArgumentParser:
@@ -65,10 +80,18 @@ def _parser(known: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def measure(names: Sequence[str]) -> tuple[list[Result], dict[str, str]]:
-    """The results of the named benchmarks, and for those that could not be taken the reason."""
-    results: list[Result] = []
-    failures: dict[str, str] = {}
+@dataclass
+class Taken:
+    """What was taken, and the reasons of what was not: `not_possible` is not permitted or not there."""
+
+    results: list[Result] = field(default_factory=list)
+    not_possible: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def measure(names: Sequence[str]) -> Taken:
+    """Take the named benchmarks, one group after another."""
+    taken = Taken()
     progress = Progress()
     for group in GROUPS:
         wanted = [benchmark.name for benchmark in group.benchmarks if benchmark.name in names]
@@ -76,15 +99,16 @@ def measure(names: Sequence[str]) -> tuple[list[Result], dict[str, str]]:
             continue
         try:
             for result in group.run(wanted, progress):
-                results.append(result)  # noqa: PERF402 - those before a failure count
+                taken.results.append(result)
         except Exception as error:  # noqa: BLE001 - whatever it is, the others are still to be taken
             expected = isinstance(error, BenchError | MachineError | OSError)
             reason = str(error) if expected else f"{type(error).__name__}: {error}"
-            done = {result.benchmark.name for result in results}
-            failures.update({name: reason for name in wanted if name not in done})
+            done = {result.benchmark.name for result in taken.results}
+            reasons = taken.not_possible if isinstance(error, NotPossibleError) else taken.failed
+            reasons.update({name: reason for name in wanted if name not in done})
         finally:
             progress.clear()
-    return results, failures
+    return taken
 
 
 def table(results: Sequence[Result]) -> str:
@@ -116,15 +140,20 @@ def table(results: Sequence[Result]) -> str:
             for cell, width, right in zip(row, widths, text, strict=True)
         ]
         lines.append("  ".join(cells).rstrip())
-    lines += [f"{entry.benchmark.name}: {entry.limit}" for entry in results if entry.limit]
+    lines += [f"{result.benchmark.name}: {note}" for result in results for note in result.notes]
+    limits = dict.fromkeys(result.limit for result in results if result.limit)
+    for limit in limits:
+        held_back = (result.benchmark.name for result in results if result.limit == limit)
+        lines.append(f"{', '.join(held_back)}: {limit}")
     return "\n".join(lines)
 
 
-def _write(path: Path, results: Sequence[Result], failures: dict[str, str], load: float) -> None:
+def _write(path: Path, taken: Taken, load: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
-        "results": [result.as_json() for result in results],
-        "failed": failures,
+        "results": [result.as_json() for result in taken.results],
+        "not_possible": taken.not_possible,
+        "failed": taken.failed,
         "taken": {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "cpus": os.cpu_count(), "load": round(load, 2)},
     }
     fresh = path.with_name(f".{path.name}.new")

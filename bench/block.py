@@ -1,24 +1,39 @@
-"""Disk requests from a guest: our VF against QEMU's virtio-blk-pci, on the same file, in the same guest."""
+"""Disk requests from a guest: our VF against two devices of QEMU, on the same file, in the same guest."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.measure import BenchError, Benchmark, Progress, Result, alternate
-from bench.processes import make_disk, scratch, server, vfio_user
+from bench.measure import BenchError, Benchmark, NotPossibleError, Progress, Result, p50_entries, take_turns
+from bench.processes import make_disk, running, scratch, server, vfio_user
 from images.machine import Machine
+from images.workspace import IMAGES
 
-PAIRS = 7
+ROUNDS = 5
 SECONDS = 1
+WARM_UP = 200
 DISK_SIZE = 64 << 20
 GOAL = 0.8
+P50_GOAL = 1.3
+"""The most that the median latency may be, as a multiple of the reference's, with one request in flight."""
+
+SEQUENTIAL_BLOCK = 256 << 10
+SEQUENTIAL_DEPTH = 8
+QUEUE_SIZE = 256
 
 REFERENCE = "QEMU's virtio-blk-pci on the same file in the same guest"
+VHOST_REFERENCE = (
+    "qemu-storage-daemon's vhost-user-blk export of the same file, as vhost-user-blk-pci in the same guest"
+)
+VHOST_SUFFIX = "-vs-vhost-user"
+
+DAEMON = IMAGES / "qemu-storage-daemon"
 
 _LATENCY = (
     "the way of one request: a message that wakes the server for the kick, an eventfd that wakes QEMU for "
@@ -27,16 +42,31 @@ _LATENCY = (
 _DEPTH = (
     "Python's work for each request (ring, chain, views, file call): the guest waits for it, on one thread"
 )
+_SEQUENTIAL = (
+    "Python's work for each page of a request (a descriptor, a view), on one thread: it takes several times "
+    "as long as the copy between file and guest"
+)
 
 
 @dataclass(frozen=True)
 class Case:
-    """What blkbench is told."""
+    """What blkbench is told, and the benchmarks that come of it: against QEMU's device, and vhost-user's."""
 
     benchmark: Benchmark
     kind: str
     block: int
     depth: int
+
+    @property
+    def against_vhost(self) -> Benchmark:
+        """The same against the storage daemon."""
+        name = self.benchmark.name + VHOST_SUFFIX
+        return replace(self.benchmark, name=name, reference=VHOST_REFERENCE)
+
+    @property
+    def figure(self) -> str:
+        """Which of blkbench's figures counts."""
+        return "iops" if self.kind.startswith("rand") else "mib_per_s"
 
 
 def _case(name: str, kind: str, block: int, depth: int) -> Case:
@@ -44,61 +74,107 @@ def _case(name: str, kind: str, block: int, depth: int) -> Case:
     return Case(Benchmark(name, REFERENCE, "IOPS", "higher", GOAL, limit), kind, block, depth)
 
 
+def _sequential(name: str, kind: str) -> Case:
+    benchmark = Benchmark(name, REFERENCE, "MiB/s", "higher", GOAL, _SEQUENTIAL)
+    return Case(benchmark, kind, SEQUENTIAL_BLOCK, SEQUENTIAL_DEPTH)
+
+
 CASES = (
     _case("blk-4k-read-qd1", "randread", 4096, 1),
     _case("blk-4k-write-qd1", "randwrite", 4096, 1),
-    _case("blk-4k-read-qd32", "randread", 4096, 32),
-    _case("blk-4k-write-qd32", "randwrite", 4096, 32),
+    _case("blk-4k-randread-qd32", "randread", 4096, 32),
+    _case("blk-4k-randwrite-qd32", "randwrite", 4096, 32),
     _case("blk-64k-read", "randread", 65536, 1),
     _case("blk-64k-write", "randwrite", 65536, 1),
     _case("blk-64k-read-qd32", "randread", 65536, 32),
     _case("blk-64k-write-qd32", "randwrite", 65536, 32),
+    _sequential("blk-seq-read", "read"),
+    _sequential("blk-seq-write", "write"),
 )
 
 
 @dataclass(frozen=True)
 class Block:
-    """The group of disk benchmarks: one guest with both devices."""
+    """The group of disk benchmarks: one guest with all three devices."""
 
-    benchmarks: Sequence[Benchmark] = field(default=tuple(case.benchmark for case in CASES))
+    benchmarks: Sequence[Benchmark] = field(
+        default=tuple(benchmark for case in CASES for benchmark in (case.benchmark, case.against_vhost))
+    )
 
     def run(self, names: Sequence[str], progress: Progress) -> Iterator[Result]:
-        """Boot once, then take the cases in turn."""
-        wanted = [case for case in CASES if case.benchmark.name in names]
-        progress.step(wanted[0].benchmark.name, "booting the guest")
-        with scratch() as folder:
-            disk = make_disk(folder / "disk.raw", DISK_SIZE)
-            socket = folder / "s" / "vf1.sock"
-            with (
-                server(folder / "s", "--vfs", "1", "--disk", f"vf1={disk}"),
-                Machine(devices=[vfio_user(socket), QEMU_BLOCK], arguments=drive(disk)) as guest,
-            ):
-                guest.wait_ready()
-                ours, theirs = block_device(guest, 0), block_device(guest, 1)
-                for device in (ours, theirs):
-                    guest.check(f"blkbench --device {device} --rw randread --count 200")
-                for case in wanted:
-                    yield _measure(guest, case, ours, theirs, progress)
+        """Boot once, then take the cases in turn. Raises NotPossibleError after all that is possible."""
+        possible = names if DAEMON.exists() else [name for name in names if not name.endswith(VHOST_SUFFIX)]
+        if possible:
+            progress.step(possible[0], "booting the guest")
+            with scratch() as folder, _guest(folder, possible) as (guest, disks):
+                for device in disks:
+                    guest.check(f"blkbench --device {device} --rw randread --count {WARM_UP}")
+                for case in CASES:
+                    if {case.benchmark.name, case.against_vhost.name} & set(possible):
+                        yield from _measure(guest, case, disks, possible, progress)
+        if len(possible) < len(names):
+            raise NotPossibleError(
+                f"{DAEMON.name} is missing: install qemu-utils, then run `python3 -m images all` again"
+            )
 
 
-def _measure(guest: Machine, case: Case, ours: str, theirs: str, progress: Progress) -> Result:
-    left, right = alternate(
-        PAIRS,
-        lambda: blkbench(guest, case, ours),
-        lambda: blkbench(guest, case, theirs),
+@contextlib.contextmanager
+def _guest(folder: Path, names: Sequence[str]) -> Iterator[tuple[Machine, list[str]]]:
+    """A guest with ours, QEMU's and, if one of these benchmarks is against it, the storage daemon's disk."""
+    disk = make_disk(folder / "disk.raw", DISK_SIZE)
+    devices = [vfio_user(folder / "s" / "vf1.sock"), QEMU_BLOCK]
+    arguments = drive(disk)
+    with contextlib.ExitStack() as started:
+        started.enter_context(server(folder / "s", "--vfs", "1", "--disk", f"vf1={disk}"))
+        if any(name.endswith(VHOST_SUFFIX) for name in names):
+            socket = folder / "vhost.sock"
+            started.enter_context(storage_daemon(socket, disk))
+            devices.append(VHOST_BLOCK)
+            arguments += ["-chardev", f"socket,id=daemon,path={socket}"]
+        guest = started.enter_context(Machine(devices=devices, arguments=arguments))
+        guest.wait_ready()
+        yield guest, [block_device(guest, port) for port in range(len(devices))]
+
+
+def _measure(
+    guest: Machine, case: Case, disks: Sequence[str], names: Sequence[str], progress: Progress
+) -> Iterator[Result]:
+    """Those of a case's two results that are asked for. Ours runs between the two references."""
+    ours, theirs, *vhost = disks
+    wanted = [
+        (benchmark, disk)
+        for benchmark, disk in zip((case.benchmark, case.against_vhost), (theirs, *vhost), strict=False)
+        if benchmark.name in names
+    ]
+    order = [wanted[0][1], ours, *(disk for _, disk in wanted[1:])]
+    taken = take_turns(
+        ROUNDS,
+        [partial(blkbench, guest, case, disk) for disk in order],
         progress=progress,
-        name=case.benchmark.name,
+        name=wanted[0][0].name,
     )
+    runs = dict(zip(order, taken, strict=True))
+    for benchmark, disk in wanted:
+        yield _result(case, benchmark, runs[ours], runs[disk])
+
+
+def _result(
+    case: Case, benchmark: Benchmark, ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]
+) -> Result:
+    extra = p50_entries(ours, theirs)
+    notes = []
+    if case.depth == 1:
+        ratio = extra["p50_ratio"]
+        extra["p50_goal"] = P50_GOAL
+        missed = ", missed" if ratio > P50_GOAL else ""
+        notes.append(f"median latency {ratio:.3f} of the reference's (goal: at most {P50_GOAL:g}{missed})")
     return Result(
-        case.benchmark,
-        [float(run["iops"]) for run in left],
-        [float(run["iops"]) for run in right],
-        {"ours_p50_us": _median_latency(left), "theirs_p50_us": _median_latency(right)},
+        benchmark,
+        [float(run[case.figure]) for run in ours],
+        [float(run[case.figure]) for run in theirs],
+        extra,
+        notes,
     )
-
-
-def _median_latency(runs: Sequence[dict[str, Any]]) -> float:
-    return statistics.median(float(run["latency_us"]["p50"]) for run in runs)
 
 
 def blkbench(guest: Machine, case: Case, device: str) -> dict[str, Any]:
@@ -112,12 +188,36 @@ def blkbench(guest: Machine, case: Case, device: str) -> dict[str, Any]:
 
 
 QEMU_BLOCK: dict[str, Any] = {"driver": "virtio-blk-pci", "id": "theirs", "drive": "reference"}
+VHOST_BLOCK: dict[str, Any] = {
+    "driver": "vhost-user-blk-pci",
+    "id": "vhost",
+    "chardev": "daemon",
+    "num-queues": 1,
+    "queue-size": QUEUE_SIZE,
+}
 
 
 def drive(disk: Path) -> list[str]:
-    """QEMU's arguments for the reference's disk: through the page cache, as our server's, and not locked."""
+    """QEMU's arguments for the reference's disk."""
+    return ["-blockdev", json.dumps(_node(disk))]
+
+
+def _node(disk: Path) -> dict[str, Any]:
+    """QEMU's block node for a raw file: through the page cache, as our server's, and not locked."""
     options = {"driver": "file", "filename": str(disk), "locking": "off"}
-    return ["-blockdev", json.dumps({"driver": "raw", "node-name": "reference", "file": options})]
+    return {"driver": "raw", "node-name": "reference", "file": options}
+
+
+@contextlib.contextmanager
+def storage_daemon(socket: Path, disk: Path) -> Iterator[None]:
+    """qemu-storage-daemon with a vhost-user-blk export of the file at `socket`."""
+    address = {"type": "unix", "path": str(socket)}
+    export = {"type": "vhost-user-blk", "id": "export", "node-name": "reference", "writable": True}
+    command = [str(DAEMON), "--chardev", "stdio,id=monitor", "--monitor", "monitor"]
+    command += ["--blockdev", json.dumps(_node(disk)), "--export", json.dumps({**export, "addr": address})]
+    # It greets on its monitor when all is there.
+    with running(command, socket.with_suffix(".log"), ready=b'{"QMP"'):
+        yield
 
 
 def block_device(guest: Machine, port: int) -> str:

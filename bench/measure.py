@@ -16,6 +16,10 @@ class BenchError(Exception):
     """A benchmark could not be taken; the message says why."""
 
 
+class NotPossibleError(BenchError):
+    """The machine lacks what the benchmark needs, or does not permit it: no fault of what is measured."""
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """One figure: `ratio` of ours to the reference's.
@@ -33,12 +37,16 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Result:
-    """What one benchmark gave. `ours` and `theirs` are the runs in the order in which they were taken."""
+    """What one benchmark gave. `ours` and `theirs` are the runs in the order in which they were taken.
+
+    `notes` are further lines for people, `extra` further entries for programs.
+    """
 
     benchmark: Benchmark
     ours: Sequence[float]
     theirs: Sequence[float]
     extra: dict[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     @property
     def ratios(self) -> list[float]:
@@ -117,10 +125,31 @@ def alternate(
     pairs: int, ours: Callable[[], T], theirs: Callable[[], T], *, progress: Progress, name: str
 ) -> tuple[list[T], list[T]]:
     """Take `pairs` runs of both sides in turn, so that what else the machine does meets both alike."""
-    left: list[T] = []
-    right: list[T] = []
-    for pair in range(pairs):
-        progress.step(name, f"run {pair + 1} of {pairs}")
-        left.append(ours())
-        right.append(theirs())
+    left, right = take_turns(pairs, (ours, theirs), progress=progress, name=name)
     return left, right
+
+
+def take_turns(
+    rounds: int, sides: Sequence[Callable[[], T]], *, progress: Progress, name: str
+) -> list[list[T]]:
+    """Take `rounds` runs of each side, a run of each in every round. The runs of each side."""
+    taken: list[list[T]] = [[] for _ in sides]
+    for number in range(rounds):
+        progress.step(name, f"run {number + 1} of {rounds}")
+        for side, runs in zip(sides, taken, strict=True):
+            runs.append(side())
+    return taken
+
+
+def p50_entries(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """For `Result.extra`: the median latencies that the runs of a guest's program report, in microseconds.
+
+    `p50_ratio` is the median over the pairs, as `ratio` is.
+    """
+    left, right = ([float(run["latency_us"]["p50"]) for run in runs] for runs in (ours, theirs))
+    ratio = statistics.median(mine / other for mine, other in zip(left, right, strict=True))
+    return {
+        "ours_p50_us": statistics.median(left),
+        "theirs_p50_us": statistics.median(right),
+        "p50_ratio": round(ratio, 4),
+    }

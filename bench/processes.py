@@ -50,11 +50,13 @@ def make_disk(path: Path, size: int) -> Path:
 
 
 @contextlib.contextmanager
-def server(folder: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A vfu-server with its sockets in `folder`, ready."""
-    command = [sys.executable, "-m", "vfu_server", "--socket-dir", str(folder), "--device", "blk"]
+def server(
+    folder: Path, *options: str, device: str = "blk", within: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A vfu-server with its sockets in `folder`, ready. `within` is a command that runs it elsewhere."""
+    command = [sys.executable, "-m", "vfu_server", "--socket-dir", str(folder), "--device", device]
     command += ["--log-level", "warning", *options]
-    with _running(command, folder.with_name(f"{folder.name}.log")) as process:
+    with running(command, folder.with_name(f"{folder.name}.log"), within=within) as process:
         yield process
 
 
@@ -68,15 +70,21 @@ def sample(socket: Path) -> Iterator[None]:
     """The C server, listening."""
     if not SAMPLE.exists():
         raise BenchError(f"{SAMPLE.relative_to(PROJECT)} is missing: `make bench` builds it")
-    with _running([str(SAMPLE), str(socket)], socket.with_suffix(".log")):
+    with running([str(SAMPLE), str(socket)], socket.with_suffix(".log")):
         yield
 
 
 @contextlib.contextmanager
-def _running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    command: Sequence[str], log: Path, *, ready: bytes = b"ready", within: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has written a line which begins with `ready`; what it says on stderr is in `log`.
+
+    `within` is a command that takes another one and becomes it. Raises BenchError.
+    """
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [*DIE_WITH_PARENT, *command],
+            [*within, *DIE_WITH_PARENT, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -84,8 +92,8 @@ def _running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byt
         )
     try:
         assert process.stdout is not None
-        ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
-        if not ready or not process.stdout.readline().startswith(b"ready"):
+        said, _, _ = select.select([process.stdout], [], [], START_SECONDS)
+        if not said or not process.stdout.readline().startswith(ready):
             raise BenchError(f"{' '.join(command)} did not start:\n{log.read_text(errors='replace')}")
         yield process
     finally:

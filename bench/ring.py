@@ -11,8 +11,8 @@ from bench.mmio import read_us
 from bench.processes import scratch, server
 from pymodel.spec import block
 from vfu_client.block import NO_STATUS, BlockDriver
+from vfu_client.driver_queue import Segment
 from vfu_client.memory import Buffer
-from vfu_client.split import Segment
 
 VF = 1
 PAIRS = 15

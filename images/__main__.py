@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from images import initramfs, libvfio_user, qemu
+from images import disk, initramfs, libvfio_user, qemu
 from images.boot import boot
 from images.debian import Debian
 from images.workspace import SetupError, locked, say
@@ -38,6 +38,7 @@ def _prepare(options: argparse.Namespace) -> None:
         qemu.prepare(debian)
     if options.command in ("guest", "all", "boot"):
         initramfs.prepare(debian)
+        disk.prepare(debian)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         "libvfio-user", help="the library's source in subprojects/, json-c in build/cache/dev"
     )
     commands.add_parser("qemu", help="a QEMU with vfio-user-pci in build/images")
-    commands.add_parser("guest", help="the guest's kernel and initramfs in build/images")
+    commands.add_parser("guest", help="the guest's kernel, initramfs and disk in build/images")
     everything = commands.add_parser("all", help="all of these")
     for command in (source, everything):
         command.add_argument("--suite", help="Debian suite of libvfio-user's source (default: this release)")

@@ -1,9 +1,15 @@
-"""Writes a cpio archive (newc), the form of an initramfs. The same content always gives the same bytes."""
+"""A cpio archive (newc), the form of an initramfs. The same content always gives the same bytes."""
 
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+HEADER_SIZE = 110
+TRAILER = "TRAILER!!!"
 
 
 @dataclass
@@ -41,8 +47,44 @@ class Archive:
         encoded = bytearray()
         for inode, (path, (mode, content, device)) in enumerate(sorted(self._entries.items()), start=1):
             encoded += _entry(path, inode, mode, content, device)
-        encoded += _entry("TRAILER!!!", 0, 0, b"", (0, 0))
+        encoded += _entry(TRAILER, 0, 0, b"", (0, 0))
         return bytes(encoded)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """The archive that `encode` made these bytes of."""
+        archive, at = cls(), 0
+        while True:
+            fields = [int(data[at + place : at + place + 8], 16) for place in range(6, HEADER_SIZE, 8)]
+            mode, size, device, name_size = fields[1], fields[6], (fields[9], fields[10]), fields[11]
+            name = data[at + HEADER_SIZE : at + HEADER_SIZE + name_size - 1].decode()
+            at += HEADER_SIZE + name_size
+            at += -at % 4
+            if name == TRAILER:
+                return archive
+            archive._entries[name] = (mode, data[at : at + size], device)
+            at += size + -size % 4
+
+    def only(self, beginnings: Sequence[str]) -> Archive:
+        """An archive of the files whose path begins so, and the folders that they need."""
+        chosen = Archive()
+        for path, entry in self._entries.items():
+            if not stat.S_ISDIR(entry[0]) and path.startswith(tuple(beginnings)):
+                chosen._add(path, entry)
+        return chosen
+
+    def unpack(self, folder: Path) -> None:
+        """Make folders, files and links in a new folder; device nodes, which need root, are left out."""
+        folder.mkdir()
+        for path, (mode, content, _) in sorted(self._entries.items()):
+            place = folder / path
+            if stat.S_ISDIR(mode):
+                place.mkdir(parents=True, exist_ok=True)
+            elif stat.S_ISLNK(mode):
+                place.symlink_to(content.decode())
+            elif stat.S_ISREG(mode):
+                place.write_bytes(content)
+                place.chmod(stat.S_IMODE(mode))
 
 
 def _entry(path: str, inode: int, mode: int, content: bytes, device: tuple[int, int]) -> bytes:

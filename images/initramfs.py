@@ -1,4 +1,4 @@
-"""Builds what a guest boots: a kernel, and an initramfs of busybox, lspci, modules and our programs."""
+"""Builds what a guest boots: a kernel, and an initramfs of busybox, tools, modules and our programs."""
 
 from __future__ import annotations
 
@@ -13,24 +13,50 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from images import private
 from images.cpio import Archive
 from images.debian import CONTENTS, Debian
 from images.workspace import CACHE, IMAGES, SetupError, say, write_file
 
 ROOT = CACHE / "guest"
 SOURCES = Path(__file__).resolve().parent / "guest"
-PACKAGES = ("linux-image-cloud-amd64", "busybox-static", "pciutils", "kmod", "zstd")
+PACKAGES = (
+    "linux-image-cloud-amd64",
+    "busybox-static",
+    "pciutils",
+    "e2fsprogs",
+    "iproute2",
+    "ethtool",
+    "kmod",
+    "zstd",
+)
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng")
 """Drivers that the guest loads, with what they depend on; what is built into the kernel is passed over."""
 
-MADE = ("vmlinuz", "vmlinux", "initramfs.cpio.gz")
+MODULES_ON_DEMAND = ("ext4", "8021q")
+"""What the kernel asks modprobe for when it is first used; costs a boot nothing but the room."""
 
-PROGRAMS = ("init", "ioverify", "blkbench")
+HOST_PROGRAMS = ("netverify", "netbench")
+"""Our own that a host runs too, at the other end of a network."""
+
+PROGRAMS = ("init", "ioverify", "blkbench", "fsverify", *HOST_PROGRAMS)
 """Our own, each one C file in images/guest."""
 
-DYNAMIC = ("usr/bin/lspci", "usr/bin/setpci")
-LOADER = "usr/lib64/ld-linux-x86-64.so.2"
-LIBRARIES = "usr/lib/x86_64-linux-gnu"
+MADE = ("vmlinuz", "vmlinux", "initramfs.cpio.gz", *HOST_PROGRAMS)
+
+DYNAMIC = (
+    "usr/bin/lspci",
+    "usr/bin/setpci",
+    "usr/sbin/mke2fs",
+    "usr/sbin/e2fsck",
+    "usr/sbin/tune2fs",
+    "usr/sbin/debugfs",
+    "usr/sbin/ethtool",
+    "usr/bin/ip",
+)
+"""Programs of the packages. The guest's shell has an `ip` of its own; Debian's is called as `/bin/ip`."""
+
+ALIASES = {"usr/sbin/mkfs.ext4": "mke2fs", "usr/sbin/fsck.ext4": "e2fsck"}
 NAMED_VENDORS = ("1af4", "1b36", "1234", "8086")
 """PCI vendors whose names the guest's lspci knows; the whole list takes it a while to read."""
 
@@ -40,7 +66,7 @@ COMPILE = ("-std=gnu11", "-O2", "-static", "-pthread", "-Wall", "-Wextra", "-Wer
 
 
 def prepare(debian: Debian) -> None:
-    """Leave vmlinuz, vmlinux and initramfs.cpio.gz in build/images; made anew only if an input changed.
+    """Leave MADE in build/images: kernel, initramfs, programs; made anew only if an input changed.
 
     vmlinux is the same kernel unpacked: an emulated processor boots it a second faster. The initramfs is only
     wrapped as gzip, not compressed, for the same reason.
@@ -62,7 +88,8 @@ def prepare(debian: Debian) -> None:
         _add_busybox(archive)
         _add_programs(archive)
         _add_modules(archive, modules)
-        _add_lspci(archive)
+        _add_packaged(archive)
+        _add_pci_names(archive)
         for folder in ("dev", "proc", "sys", "run", "tmp", "root"):
             archive.folder(folder)
         archive.device("dev/console", 5, 1)
@@ -87,25 +114,6 @@ def _module_folder() -> Path:
     return folders[-1].parent
 
 
-def _private(program: str, *arguments: str, given: bytes = b"", loader: Sequence[str] = ()) -> bytes:
-    """Run a program of the private root through that root's own loader; its output. Raises SetupError."""
-    command = [
-        str(ROOT / LOADER),
-        "--library-path",
-        str(ROOT / LIBRARIES),
-        "--argv0",
-        Path(program).name,
-        *loader,
-    ]
-    done = subprocess.run(
-        [*command, str(ROOT / program), *arguments], input=given, capture_output=True, check=False
-    )
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip()
-        raise SetupError(f"{program} of {ROOT} failed: {said}\nRemove that folder and run the command again.")
-    return done.stdout
-
-
 def _unpacked(kernel: bytes) -> bytes:
     """The ELF file inside a bzImage; the bzImage itself when it is compressed with something other than zstd.
 
@@ -118,7 +126,7 @@ def _unpacked(kernel: bytes) -> bytes:
     payload, size = kernel[start : start + length - 4], kernel[start + length - 4 : start + length]
     if not payload.startswith(b"\x28\xb5\x2f\xfd"):
         return kernel
-    unpacked = _private("usr/bin/zstd", "-dcq", given=payload)
+    unpacked = private.run(ROOT, "usr/bin/zstd", "-dcq", given=payload)
     if len(unpacked) != int.from_bytes(size, "little"):
         raise SetupError(f"the kernel of {ROOT} is damaged; remove that folder and run the command again")
     return unpacked
@@ -132,8 +140,10 @@ def _add_busybox(archive: Archive) -> None:
         archive.link(name, f"usr/{name}")
     listed = subprocess.run([busybox, "--list-full"], capture_output=True, text=True, check=True)
     for path in listed.stdout.split():
-        if path.rpartition("/")[2] not in ("busybox", "lspci", "init"):
+        if path.rpartition("/")[2] not in ("busybox", "lspci", "init", "ip"):
             archive.link(f"usr/bin/{path.rpartition('/')[2]}", "busybox")
+    # Where the kernel looks for it.
+    archive.link("usr/sbin/modprobe", "../bin/busybox")
 
 
 def _add_programs(archive: Archive) -> None:
@@ -148,27 +158,34 @@ def _add_programs(archive: Archive) -> None:
             if done.returncode:
                 raise SetupError(f"{name}.c could not be compiled (is libc6-dev installed?):\n{done.stderr}")
             archive.file("init" if name == "init" else f"usr/bin/{name}", output.read_bytes(), 0o755)
+            if name in HOST_PROGRAMS:
+                write_file(IMAGES / name, output.read_bytes(), 0o755)
 
 
 def _add_modules(archive: Archive, folder: Path) -> None:
     available = {_module_name(path): path for path in sorted((folder / "kernel").rglob("*.ko*"))}
     builtin = {_module_name(Path(line)) for line in (folder / "modules.builtin").read_text().split()}
-    order = list(
-        dict.fromkeys(name for wanted in MODULES for name in _with_dependencies(wanted, available, builtin))
-    )
+    order = _in_order(MODULES, available, builtin)
     place = f"usr/lib/modules/{folder.name}"
     with tempfile.TemporaryDirectory() as temporary:
         # An index of just these modules, which modprobe and `lspci -k` ask for.
         tree = Path(temporary) / place
         (Path(temporary) / "lib").symlink_to("usr/lib")
-        for name in order:
+        for name in {*order, *_in_order(MODULES_ON_DEMAND, available, builtin)}:
             write_file(tree / f"{name}.ko", _module_content(available[name]))
         for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
             write_file(tree / name, (folder / name).read_bytes())
-        _private("usr/sbin/depmod", "-b", temporary, folder.name)
+        private.run(ROOT, "usr/sbin/depmod", "-b", temporary, folder.name)
         for path in sorted(tree.iterdir()):
             archive.file(f"{place}/{path.name}", path.read_bytes())
     archive.file("modules/order", "".join(f"/{place}/{name}.ko\n" for name in order).encode())
+
+
+def _in_order(wanted: Sequence[str], available: dict[str, Path], builtin: set[str]) -> list[str]:
+    """The modules and what they need, each once and after what it needs itself."""
+    return list(
+        dict.fromkeys(name for each in wanted for name in _with_dependencies(each, available, builtin))
+    )
 
 
 def _with_dependencies(name: str, available: dict[str, Path], builtin: set[str]) -> Iterator[str]:
@@ -202,20 +219,30 @@ def _module_content(path: Path) -> bytes:
     return content[: -(len(SIGNED) + 12 + size)]
 
 
-def _add_lspci(archive: Archive) -> None:
-    """The pciutils with the libraries that their loader finds for them, and the names of a few vendors."""
-    libraries = {LOADER}
+def _add_packaged(archive: Archive) -> None:
+    """The programs of DYNAMIC, their other names, and the libraries that their loader finds for them."""
+    libraries = {private.LOADER}
     for program in DYNAMIC:
         archive.file(program, (ROOT / program).read_bytes(), 0o755)
-        listed = _private(program, loader=["--list"]).decode()
+        listed = private.run(ROOT, program, loader=["--list"]).decode()
         libraries.update(
-            f"{LIBRARIES}/{name}" for name in re.findall(r"^\s*(\S+) => (?!/lib64)", listed, re.MULTILINE)
+            f"{private.LIBRARIES}/{name}"
+            for name in re.findall(r"^\s*(\S+) => (?!/lib64)", listed, re.MULTILINE)
         )
     for path in libraries:
         if (ROOT / path).is_file():
             archive.file(path, (ROOT / path).read_bytes(), 0o755)
+    for path, program in ALIASES.items():
+        archive.link(path, program)
     archive.link("lib64", "usr/lib64")
     archive.link("lib", "usr/lib")
+    archive.file("etc/mke2fs.conf", (ROOT / "etc/mke2fs.conf").read_bytes())
+    # e2fsck asks it what is mounted.
+    archive.link("etc/mtab", "/proc/mounts")
+
+
+def _add_pci_names(archive: Archive) -> None:
+    """The names of a few vendors and their devices, for lspci."""
     names = (ROOT / "usr/share/misc/pci.ids").read_text(errors="replace")
     kept, keep = [], False
     for line in names.splitlines(keepends=True):

@@ -55,6 +55,7 @@ class Machine:
     arguments    further QEMU arguments, such as ("-blockdev", '{...}')
     append       further kernel arguments
     incoming     start as the target of a migration: no guest runs until `migrate-incoming` over QMP
+    within       a command that runs QEMU elsewhere and becomes it, such as nsenter with its options
     accel        "tcg" or "kvm"; KVM works only where the processor really offers it
     folder       where console.log, kernel.log and qemu.log stay; else a temporary one, removed at the end
 
@@ -73,6 +74,7 @@ class Machine:
         append: str = "",
         arguments: Sequence[str] = (),
         incoming: bool = False,
+        within: Sequence[str] = (),
         folder: Path | None = None,
         images: Path = IMAGES,
     ) -> None:
@@ -84,6 +86,7 @@ class Machine:
         self.append = append
         self.arguments = list(arguments)
         self.incoming = incoming
+        self.within = list(within)
         self.images = images
         self._folder = folder
         self._temporary: Path | None = None
@@ -188,7 +191,9 @@ class Machine:
         serial, serial_peer = socket.socketpair()
         monitor, monitor_peer = socket.socketpair()
         with serial_peer, monitor_peer, (self.folder / "qemu.log").open("ab") as log:
-            command = [*DIE_WITH_PARENT, *self.command_line(kernel_log=f"file:{self.folder / 'kernel.log'}")]
+            # The death signal last: to enter a namespace of users forgets it (prctl(2)).
+            command = [*self.within, *DIE_WITH_PARENT]
+            command += self.command_line(kernel_log=f"file:{self.folder / 'kernel.log'}")
             command += [
                 "-chardev", f"socket,id=serial,fd={serial_peer.fileno()}",
                 "-chardev", f"socket,id=monitor,fd={monitor_peer.fileno()}",

@@ -20,7 +20,8 @@ from pymodel.pci.virtual_function import VirtualFunction
 class Options:
     """What `vfu-server` is asked for. Delays are in seconds and concern VFs.
 
-    `backends` has what each function stands on, by its name: a `Disk` (blk) or a `Port` (net).
+    `backends` has what each function stands on, by its name: a `Disk` (blk) or a `Port` (net). `without` are
+    features that no function offers, by their names in `pymodel.transport.features`.
     """
 
     device: str
@@ -30,6 +31,7 @@ class Options:
     queues: int = 1
     context_opcodes: int | None = 0x40
     strict: bool = False
+    without: frozenset[str] = frozenset()
     delays: Delays = field(default_factory=Delays)
 
 
@@ -44,7 +46,8 @@ def build(
 
     With `rules` drivers are checked, and their mistakes counted there.
 
-    Raises ValueError for options that cannot be built: an unknown device type, more VFs than there can be.
+    Raises ValueError for options that cannot be built: an unknown device type, more VFs than there can be,
+    a feature that there is not.
     """
     if options.device not in DEVICES:
         raise ValueError(f"device type {options.device!r}; there are: {', '.join(DEVICES)}")
@@ -61,6 +64,7 @@ def build(
             lock(),
             delays=options.delays,
             vf_memory=lambda: pf.vf_memory,
+            without=options.without,
             observer=observer,
             rules=rules,
         )
@@ -76,6 +80,7 @@ def build(
         vf_bars=vf_bars,
         context_opcodes=options.context_opcodes,
         strict=options.strict,
+        without=options.without,
         observer=observer,
         rules=rules,
     )

@@ -63,10 +63,13 @@ class Segments:
 
     __slots__ = ("_memory", "_segments", "length")
 
-    def __init__(self, memory: GuestMemory, segments: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self, memory: GuestMemory, segments: Sequence[tuple[int, int]], length: int | None = None
+    ) -> None:
+        """`length` is for those who know it already."""
         self._memory = memory
         self._segments = segments
-        self.length = sum(length for _, length in segments)
+        self.length = sum(size for _, size in segments) if length is None else length
 
     def views(self, start: int, length: int, *, write: bool) -> list[Bytes]:
         """Byte views of [start, start + length), cut at the end of the list. Raises `MemoryFault`."""
@@ -139,11 +142,11 @@ class Segments:
 class Buffer:
     """One virtqueue element that the driver made available: a readable part, then a writable part.
 
-    Whoever took it calls `complete` exactly once, now or later, with the count of bytes written from the
-    start of the writable part on.
+    Whoever took it calls `complete` exactly once, now or later, or gives it back. Buffers of a queue have
+    methods of its own; this one stands alone, and `complete` calls what it was made with.
     """
 
-    __slots__ = ("complete", "queue", "readable", "writable")
+    __slots__ = ("_complete", "queue", "readable", "writable")
 
     def __init__(
         self, queue: int, readable: Segments, writable: Segments, complete: Callable[[int], None]
@@ -151,7 +154,26 @@ class Buffer:
         self.queue = queue
         self.readable = readable
         self.writable = writable
-        self.complete = complete
+        self._complete = complete
+
+    def complete(self, written: int) -> None:
+        """The device is done with it; `written` bytes were written from the start of the writable part on."""
+        self._complete(written)
+
+    def next(self) -> Buffer | None:
+        """The next buffer that the driver made available on the same queue, taken too; None if there is none.
+
+        Raises `BrokenQueue`.
+        """
+        return None
+
+    def give_back(self) -> None:
+        """As if it had never been taken. Only the buffer taken last: several go back in reverse order.
+
+        After that the queue counts as empty until the driver adds to it. Raises RuntimeError for any other
+        buffer.
+        """
+        raise RuntimeError("a buffer of no queue")
 
 
 class Consumer(Protocol):

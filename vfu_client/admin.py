@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from pymodel.spec import admin
 from vfu_client.connection import DEFAULT_TIMEOUT
+from vfu_client.driver_queue import DriverQueue, Segment
 from vfu_client.memory import Buffer, GuestMemory
-from vfu_client.split import Segment, SplitQueue
 from vfu_client.virtio import VirtioPci
 
 # EAGAIN is worth a new try (P-DRV-11): this many, with this pause between them.
@@ -108,7 +108,7 @@ class AdminQueue:
         if number >= device.common.read("admin_queue_num"):
             raise LookupError(f"the function has no admin queue {number}")
         self.index = device.common.read("admin_queue_index") + number
-        self.queue: SplitQueue = device.setup_queue(self.index, size=size)
+        self.queue: DriverQueue = device.setup_queue(self.index, size=size)
         self.timeout = timeout
         self._memory: GuestMemory = device.memory
         self._lengths: dict[int, int] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -12,14 +13,27 @@ import numpy as np
 
 from pymodel.spec import block, virtio
 from vfu_client.connection import DEFAULT_TIMEOUT
+from vfu_client.driver_queue import DriverQueue
 from vfu_client.memory import Buffer, Bytes, GuestMemory
 from vfu_client.pci import field_range
-from vfu_client.split import SplitQueue
 from vfu_client.virtio import KNOWN_FEATURES, VirtioPci
 
 FEATURES = frozenset(
-    {block.F_SIZE_MAX, block.F_SEG_MAX, block.F_BLK_SIZE, block.F_FLUSH, block.F_MQ, block.F_RO}
+    {
+        block.F_SIZE_MAX,
+        block.F_SEG_MAX,
+        block.F_RO,
+        block.F_BLK_SIZE,
+        block.F_FLUSH,
+        block.F_TOPOLOGY,
+        block.F_CONFIG_WCE,
+        block.F_MQ,
+        block.F_DISCARD,
+        block.F_WRITE_ZEROES,
+    }
 )
+# The types whose data the device reads.
+_DATA_OUT = (block.T_OUT, block.T_DISCARD, block.T_WRITE_ZEROES)
 
 # What the status byte holds until the device writes it.
 NO_STATUS = 0xFF
@@ -69,7 +83,7 @@ class BlockDriver:
         self.device = device
         self.timeout = timeout
         device.initialize(wanted=features, required=(virtio.F_VERSION_1,), use_msix=use_msix, timeout=timeout)
-        self.queues: list[SplitQueue] = [
+        self.queues: list[DriverQueue] = [
             device.setup_queue(index, size=queue_size) for index in range(queues)
         ]
         device.driver_ok()
@@ -85,12 +99,20 @@ class BlockDriver:
         queue_size: int | None = None,
         use_msix: bool = True,
         posted_writes: bool = False,
+        features: frozenset[int] = KNOWN_FEATURES | FEATURES,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Self:
         """Connect to a function's socket and drive it."""
         device = VirtioPci.open(path, memory=memory, timeout=timeout, posted_writes=posted_writes)
         try:
-            return cls(device, queues=queues, queue_size=queue_size, use_msix=use_msix, timeout=timeout)
+            return cls(
+                device,
+                queues=queues,
+                queue_size=queue_size,
+                use_msix=use_msix,
+                features=features,
+                timeout=timeout,
+            )
         except BaseException:
             device.close()
             raise
@@ -114,6 +136,16 @@ class BlockDriver:
         return self.device.config_read(offset, 4) | self.device.config_read(offset + 4, 4) << 32
 
     @property
+    def writeback(self) -> bool:
+        """Whether a write may be volatile until the next flush."""
+        return bool(self.device.config_read(*field_range(block.CONFIG, "writeback")))
+
+    @writeback.setter
+    def writeback(self, on: bool) -> None:
+        offset, size = field_range(block.CONFIG, "writeback")
+        self.device.config_write(offset, size, int(on))
+
+    @property
     def in_flight(self) -> int:
         """Requests that were submitted and have not completed."""
         return len(self._requests)
@@ -126,18 +158,32 @@ class BlockDriver:
 
     def write(self, sector: int, data: bytes | Bytes) -> None:
         """Write whole sectors. Raises `BlockError` and `TimeoutError`."""
-        source = np.frombuffer(data, np.uint8)
-        buffer = self.device.memory.allocate(source.size)
-        buffer.view[:] = source
-        self.finish(self.submit(block.T_OUT, sector, buffer, owns_data=True))
+        self._send(block.T_OUT, sector, np.frombuffer(data, np.uint8))
 
     def flush(self) -> None:
         """Have the disk keep what was written. Raises `BlockError` and `TimeoutError`."""
         self.finish(self.submit(block.T_FLUSH, 0, None))
 
+    def discard(self, *ranges: tuple[int, int]) -> None:
+        """Give up (sector, sectors): they then hold anything. Raises `BlockError` and `TimeoutError`."""
+        self._send_ranges(block.T_DISCARD, ranges, 0)
+
+    def write_zeroes(self, *ranges: tuple[int, int], unmap: bool = False) -> None:
+        """Make (sector, sectors) 0, with `unmap` by freeing them. Raises `BlockError` and `TimeoutError`."""
+        self._send_ranges(block.T_WRITE_ZEROES, ranges, block.RANGE_UNMAP if unmap else 0)
+
     def get_id(self) -> bytes:
         """The disk's serial number, without padding. Raises `BlockError` and `TimeoutError`."""
         return self._fetch(block.T_GET_ID, 0, block.ID_BYTES).tobytes().rstrip(b"\0")
+
+    def _send_ranges(self, kind: int, ranges: Sequence[tuple[int, int]], flags: int) -> None:
+        data = np.array([(sector, count, flags) for sector, count in ranges], block.RANGE)
+        self._send(kind, 0, data.view(np.uint8))
+
+    def _send(self, kind: int, sector: int, data: Bytes) -> None:
+        buffer = self.device.memory.allocate(data.size)
+        buffer.view[:] = data
+        self.finish(self.submit(kind, sector, buffer, owns_data=True))
 
     def _fetch(self, kind: int, sector: int, size: int) -> Bytes:
         """What the device puts into a buffer of `size` bytes; after `TimeoutError` it may still do so."""
@@ -172,7 +218,7 @@ class BlockDriver:
         readable = [(frame.address, block.REQUEST.itemsize)]
         status = [(frame.address + block.REQUEST.itemsize, 1)]
         payload = [] if data is None else [data.segment]
-        if kind == block.T_OUT:
+        if kind in _DATA_OUT:
             readable, writable = readable + payload, status
         else:
             writable = payload + status

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pymodel.spec import block, context, virtio
+from pymodel.spec import block, context, net, virtio
+from vfu_client import net_context
 from vfu_client.stream import BadContextError, ContextWalker, ReadBytes, as_view
 
 TYPE_NAMES = {
@@ -28,6 +29,7 @@ TYPE_NAMES = {
     context.PENDING: "PENDING",
     context.BLK_EXTENT: "BLK_EXTENT",
     context.BLK_CHANGE: "BLK_CHANGE",
+    **net_context.NAMES,
 }
 MODE_NAMES = {context.MODE_ACTIVE: "active", context.MODE_STOP: "stop", context.MODE_FREEZE: "freeze"}
 LAYOUTS: dict[int, np.dtype[Any]] = {
@@ -35,10 +37,13 @@ LAYOUTS: dict[int, np.dtype[Any]] = {
     context.COMMON_CFG: context.COMMON_CFG_VALUE,
     context.VQ_CFG: context.VQ_CFG_VALUE,
     context.VQ_SPLIT_STATE: context.VQ_SPLIT_STATE_VALUE,
+    context.VQ_PACKED_STATE: context.VQ_PACKED_STATE_VALUE,
     context.ISR_STATUS: context.ISR_STATUS_VALUE,
     context.PENDING: context.PENDING_VALUE,
+    context.NET_RX_MODE: context.NET_RX_MODE_VALUE,
+    context.NET_QUEUE_PAIRS: context.NET_QUEUE_PAIRS_VALUE,
 }
-CONFIG_LAYOUTS: dict[int, np.dtype[Any]] = {virtio.ID_BLOCK: block.CONFIG}
+CONFIG_LAYOUTS: dict[int, np.dtype[Any]] = {virtio.ID_BLOCK: block.CONFIG, virtio.ID_NET: net.CONFIG}
 # Of these types a context has several, told apart by the leading integer of the value.
 KEYED = {
     context.VQ_CFG: 2,
@@ -49,7 +54,19 @@ KEYED = {
 }
 # Members that people read in hexadecimal.
 HEXADECIMAL = frozenset(
-    {"msix_vector", "config_msix_vector", "device_status", "isr", "desc", "driver", "device", "offset"}
+    {
+        "msix_vector",
+        "config_msix_vector",
+        "device_status",
+        "isr",
+        "desc",
+        "driver",
+        "device",
+        "offset",
+        "notif_config_data",
+        "last_avail",
+        "last_used",
+    }
 )
 SHOWN_BYTES = 32
 
@@ -89,6 +106,9 @@ class Field:
         if self.type in (context.BLK_EXTENT, context.BLK_CHANGE) and len(self.value) >= 8:
             data = self.value[8:]
             return {"offset": self.key[1], "length": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        found = net_context.members(self.type, bytes(self.value))
+        if found is not None:
+            return found
         layout = LAYOUTS.get(self.type)
         if self.type == context.DEVICE_CFG and self.device_type is not None:
             layout = CONFIG_LAYOUTS.get(self.device_type)
@@ -174,7 +194,7 @@ def _members(record: np.void, size: int) -> dict[str, Any]:
         if isinstance(value, np.void):
             found |= {f"{name}.{inner}": item for inner, item in _members(value, size - offset).items()}
             continue
-        plain = value.tolist()
+        plain = value.tobytes().hex(":") if name == "mac" else value.tolist()
         if name.startswith(("reserved", "unused")) and not np.any(value):
             continue
         found[name] = plain

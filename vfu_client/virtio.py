@@ -10,13 +10,15 @@ from typing import Self
 
 from pymodel.spec import pci, virtio, virtio_pci
 from vfu_client import protocol
-from vfu_client.common_config import CommonConfig, ConfigStructure
 from vfu_client.connection import DEFAULT_TIMEOUT, Connection
+from vfu_client.driver_queue import DriverQueue
 from vfu_client.interrupt import Interrupt
 from vfu_client.memory import GuestMemory
 from vfu_client.msix import Msix
-from vfu_client.pci import CapabilityMissingError, PciFunction
+from vfu_client.packed import PackedQueue
+from vfu_client.pci import PciFunction
 from vfu_client.split import SplitQueue
+from vfu_client.structures import VirtioStructures
 
 # Feature bits of no device type that this driver can do.
 KNOWN_FEATURES = frozenset(
@@ -25,6 +27,8 @@ KNOWN_FEATURES = frozenset(
         virtio.F_EVENT_IDX,
         virtio.F_VERSION_1,
         virtio.F_ACCESS_PLATFORM,
+        virtio.F_RING_PACKED,
+        virtio.F_IN_ORDER,
         virtio.F_ORDER_PLATFORM,
         virtio.F_NOTIFICATION_DATA,
         virtio.F_NOTIF_CONFIG_DATA,
@@ -56,28 +60,23 @@ class IntxLine(Interrupt):
         return count
 
 
-class VirtioPci:
+class VirtioPci(VirtioStructures):
     """One virtio function, found by its capabilities. Raises `CapabilityMissingError` where one is missing.
 
     `open` makes connection and memory too; then `close` ends both, otherwise they are the caller's.
     """
 
     def __init__(self, connection: Connection, memory: GuestMemory) -> None:
+        super().__init__(PciFunction(connection))
         self.connection = connection
         self.memory = memory
-        self.function = PciFunction(connection)
-        self.structures = _structures(self.function)
-        for kind in (virtio_pci.CAP_COMMON_CFG, virtio_pci.CAP_NOTIFY_CFG, virtio_pci.CAP_ISR_CFG):
-            if kind not in self.structures:
-                raise CapabilityMissingError(f"no virtio structure of type {kind}")
-        self.common = CommonConfig(self.function, self.structures[virtio_pci.CAP_COMMON_CFG])
         notify = self.structures[virtio_pci.CAP_NOTIFY_CFG]
         self.notify_multiplier = self.function.config_read(
             notify.capability + virtio_pci.CAP_NOTIFY_MULTIPLIER, 4
         )
         self.device_type = self.function.header("device_id") - virtio_pci.DEVICE_ID_BASE
         self.features = 0
-        self.queues: dict[int, SplitQueue] = {}
+        self.queues: dict[int, DriverQueue] = {}
         self.msix: Msix | None = None
         self.intx: IntxLine | None = None
         self._notify_offsets: dict[int, int] = {}
@@ -211,8 +210,9 @@ class VirtioPci:
 
     def setup_queue(
         self, index: int, *, size: int | None = None, vector: int | None = None, enable: bool = True
-    ) -> SplitQueue:
-        """Make a split queue and enable it; of the device's own size unless a smaller one is asked for.
+    ) -> DriverQueue:
+        """Make a queue in the format that was negotiated, and enable it; of the device's own size unless a
+        smaller one is asked for.
 
         The vector is index + 1 as far as there are so many, otherwise the last one. Raises `LookupError`
         for a queue that does not exist, `NegotiationError` where the device refuses the vector.
@@ -230,7 +230,8 @@ class VirtioPci:
             if self.common.read("queue_msix_vector") != chosen:
                 raise NegotiationError(f"queue {index} refused vector {chosen}")
             interrupt = None if chosen == virtio_pci.NO_VECTOR else self.msix.interrupts[chosen]
-        queue = SplitQueue(
+        kind = PackedQueue if self.negotiated(virtio.F_RING_PACKED) else SplitQueue
+        queue = kind(
             self.memory,
             index,
             size,
@@ -238,10 +239,10 @@ class VirtioPci:
             interrupt=interrupt,
             event_idx=self.negotiated(virtio.F_EVENT_IDX),
             indirect=self.negotiated(virtio.F_INDIRECT_DESC),
+            in_order=self.negotiated(virtio.F_IN_ORDER),
         )
-        self.common.write("queue_desc", queue.desc_buffer.address)
-        self.common.write("queue_driver", queue.avail_buffer.address)
-        self.common.write("queue_device", queue.used_buffer.address)
+        for name, part in zip(("queue_desc", "queue_driver", "queue_device"), queue.parts, strict=True):
+            self.common.write(name, part.address)
         self._notify_offsets[index] = self.common.read("queue_notify_off") * self.notify_multiplier
         self._notify_values[index] = index
         if self.negotiated(virtio.F_NOTIF_CONFIG_DATA):
@@ -267,71 +268,17 @@ class VirtioPci:
         if queue is not None:
             queue.free()
 
-    def notify(self, index: int, avail_idx: int = 0) -> None:
-        """Notify the device of a queue, in the form that was negotiated."""
+    def notify(self, index: int, position: int = 0) -> None:
+        """Notify the device of a queue, in the form that was negotiated.
+
+        `position` is where the next descriptor (packed) or chain (split) will be made available.
+        """
         structure = self.structures[virtio_pci.CAP_NOTIFY_CFG]
         value, size = self._notify_values.get(index, index), 2
         if self.negotiated(virtio.F_NOTIFICATION_DATA):
-            value, size = value | avail_idx << 16, 4
+            value, size = value | position << 16, 4
         offset = structure.offset + self._notify_offsets.get(index, 0)
         self.function.bar_write(structure.bar, offset, size, value)
-
-    # Device configuration, ISR status, the window in configuration space.
-
-    def config_read(self, offset: int, size: int) -> int:
-        """A field of the device's own configuration structure."""
-        return int.from_bytes(self.config_bytes(offset, size), "little")
-
-    def config_bytes(self, offset: int = 0, size: int | None = None) -> bytes:
-        """Bytes of the device's own configuration structure; all of it by default. Raises `LookupError`."""
-        structure = self.structures[virtio_pci.CAP_DEVICE_CFG]
-        count = structure.length - offset if size is None else size
-        return self.function.bar_bytes(structure.bar, structure.offset + offset, count)
-
-    def config_write(self, offset: int, size: int, value: int) -> None:
-        """Write a field of the device's own configuration structure. Raises `LookupError`."""
-        structure = self.structures[virtio_pci.CAP_DEVICE_CFG]
-        self.function.bar_write(structure.bar, structure.offset + offset, size, value)
-
-    def isr_read(self) -> int:
-        """The ISR status; reading clears it."""
-        structure = self.structures[virtio_pci.CAP_ISR_CFG]
-        return self.function.bar_read(structure.bar, structure.offset, 1)
-
-    def window_read(self, bar: int, offset: int, length: int) -> int:
-        """Read a BAR through the PCI_CFG capability. Raises `LookupError` where there is none."""
-        data = self._aim(bar, offset, length)
-        return self.function.config_read(data, length)
-
-    def window_write(self, bar: int, offset: int, length: int, value: int) -> None:
-        """Write a BAR through the PCI_CFG capability. Raises `LookupError` where there is none."""
-        data = self._aim(bar, offset, length)
-        self.function.config_write(data, length, value)
-
-    def _aim(self, bar: int, offset: int, length: int) -> int:
-        """Point the window, and return where in configuration space its data is."""
-        capability = self.structures[virtio_pci.CAP_PCI_CFG].capability
-        self.function.config_write(capability + virtio_pci.CAP_BAR, 1, bar)
-        self.function.config_write(capability + virtio_pci.CAP_OFFSET, 4, offset)
-        self.function.config_write(capability + virtio_pci.CAP_LENGTH, 4, length)
-        return capability + virtio_pci.CAP_PCI_CFG_DATA
-
-
-def _structures(function: PciFunction) -> dict[int, ConfigStructure]:
-    """The first structure of each type: the device lists the best one first."""
-    found: dict[int, ConfigStructure] = {}
-    for capability in function.capabilities():
-        if capability.id != pci.CAP_ID_VENDOR:
-            continue
-        at = capability.offset
-        bar = function.config_read(at + virtio_pci.CAP_BAR, 1)
-        kind = function.config_read(at + virtio_pci.CAP_CFG_TYPE, 1)
-        if bar > 5 or kind in found:
-            continue
-        offset = function.config_read(at + virtio_pci.CAP_OFFSET, 4)
-        length = function.config_read(at + virtio_pci.CAP_LENGTH, 4)
-        found[kind] = ConfigStructure(kind, bar, offset, length, at)
-    return found
 
 
 def _mask(bits: Iterable[int]) -> int:

@@ -6,16 +6,19 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 from pymodel import build
 from pymodel.admin.rules import Rules
 from pymodel.pci.function import Delays
+from pymodel.transport.features import OPTIONAL
 from vfu_server._vfu import keep_freed_memory
 from vfu_server.disks import RAM_DISK, disk_option, open_disks
 from vfu_server.function_thread import TRACE
 from vfu_server.monitor import SOCKET_NAME, Monitor
+from vfu_server.networks import NetOptions, Networks, mac_option, mtu_option, net_option, uplink_option
 from vfu_server.server import Folder, FolderTakenError, Server
 from vfu_server.turn_lock import TurnLock
 
@@ -52,9 +55,32 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         type=disk_option,
-        metavar="[F=]ram:SIZE|FILE",
+        metavar="[F=]ram:SIZE|FILE[,size=SIZE][,readonly][,direct]",
         help=f"disk of function F (pf, vf1 ...), or of each; may be given again (default: {RAM_DISK})",
     )
+    result.add_argument(
+        "--net",
+        action="append",
+        default=[],
+        type=net_option,
+        metavar="[F=]switch|none|tap:NAME|stream:PATH[,server]|dgram:LOCAL,REMOTE",
+        help="what function F, or each, is connected to; may be given again (default: switch)",
+    )
+    result.add_argument(
+        "--uplink",
+        type=uplink_option,
+        metavar="tap:NAME|stream:PATH[,server]|dgram:LOCAL,REMOTE",
+        help="what the switch is connected to",
+    )
+    result.add_argument(
+        "--mac",
+        action="append",
+        default=[],
+        type=mac_option,
+        metavar="[F=]XX:XX:XX:XX:XX:XX",
+        help="address of function F, or of the PF, from which those of the VFs count on; may be given again",
+    )
+    result.add_argument("--mtu", type=mtu_option, metavar="N", help="MTU that the drivers are told")
     result.add_argument(
         "--context-opcodes",
         type=_opcodes,
@@ -65,6 +91,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--strict", action="store_true", help="refuse what the draft leaves open")
     result.add_argument(
         "--check-driver", action="store_true", help="log what an owner driver does against the rules, by ID"
+    )
+    result.add_argument(
+        "--without",
+        type=_features,
+        default=frozenset(),
+        metavar="FEATURE[,FEATURE]",
+        help=f"features that are not offered: {', '.join(OPTIONAL)}",
     )
     for name, what in (
         ("flr", "a function level reset of a VF"),
@@ -91,13 +124,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.total_vfs = options.vfs
     if options.vfs > options.total_vfs:
         options_parser.error(f"--vfs {options.vfs} is more than --total-vfs {options.total_vfs}")
-    if options.device == "net":
-        options_parser.error("--device net is not there yet: use blk")
+    for name, device in (("disk", "blk"), ("net", "net"), ("uplink", "net"), ("mac", "net"), ("mtu", "net")):
+        if getattr(options, name) and options.device != device:
+            options_parser.error(f"--{name} is for --device {device}")
     names = ["pf", *(f"vf{number}" for number in range(1, options.total_vfs + 1))]
+    networks: Networks | None = None
+    backends: Mapping[str, Any] = {}
     try:
-        backends = open_disks(options.disk, names)
+        if options.device == "net":
+            networks = Networks(_net_options(options), names)
+        else:
+            backends = open_disks(options.disk, names)
     except (OSError, ValueError) as error:
-        options_parser.error(f"--disk: {error}")
+        options_parser.error(f"{'--net' if options.device == 'net' else '--disk'}: {error}")
     logging.addLevelName(TRACE, "TRACE")
     logging.basicConfig(
         level=options.log_level.upper(),
@@ -115,14 +154,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Folder(options.socket_dir)
     except (OSError, FolderTakenError) as error:
         options_parser.error(f"--socket-dir: {error}")
-    try:
-        return _serve(options, backends, folder)
-    finally:
-        folder.close()
+    with ExitStack() as opened:
+        opened.callback(folder.close)
+        if networks is None:
+            return _serve(options, backends, None, folder)
+        try:
+            networks.open()
+        except OSError as error:
+            options_parser.error(f"--net: {error}")
+        opened.callback(networks.close)
+        return _serve(options, networks.backends, networks, folder)
 
 
-def _serve(options: argparse.Namespace, backends: Mapping[str, Any], folder: Folder) -> int:
-    monitor = Monitor(folder.path / SOCKET_NAME)
+def _net_options(options: argparse.Namespace) -> NetOptions:
+    return NetOptions(
+        nets=options.net,
+        uplink=options.uplink,
+        macs=options.mac,
+        mtu=options.mtu,
+        seed=str(options.socket_dir.absolute()),
+    )
+
+
+def _serve(
+    options: argparse.Namespace, backends: Mapping[str, Any], networks: Networks | None, folder: Folder
+) -> int:
+    monitor = Monitor(folder.path / SOCKET_NAME, networks)
     rules = Rules(monitor) if options.check_driver else None
     device = build.build(
         build.Options(
@@ -133,6 +190,7 @@ def _serve(options: argparse.Namespace, backends: Mapping[str, Any], folder: Fol
             backends=backends,
             context_opcodes=options.context_opcodes,
             strict=options.strict,
+            without=options.without,
             delays=Delays(
                 flr=options.flr_delay_ms / 1000,
                 reset=options.reset_delay_ms / 1000,
@@ -166,6 +224,14 @@ def _count(least: int, most: int) -> Callable[[str], int]:
 
     parse.__name__ = "number"
     return parse
+
+
+def _features(text: str) -> frozenset[str]:
+    """Names of features."""
+    names = frozenset(text.split(","))
+    for name in sorted(names - OPTIONAL.keys()):
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(OPTIONAL)}")
+    return names
 
 
 def _opcodes(text: str) -> int | None:

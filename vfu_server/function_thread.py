@@ -37,7 +37,7 @@ _SYSLOG_DEBUG: Final = 7
 
 
 class Served(Protocol):
-    """What a thread needs of `pymodel.pci.function.Function`. Its lock is held around all calls."""
+    """What a thread needs of `pymodel.pci.function.Function`. Its lock is held around all calls but one."""
 
     @property
     def name(self) -> str: ...
@@ -59,6 +59,7 @@ class Served(Protocol):
     @property
     def waits(self) -> Sequence[tuple[int, int]]: ...
     def service(self) -> None: ...
+    def work_unlocked(self) -> bool: ...
     def memory_lost(self) -> None: ...
 
 
@@ -237,6 +238,12 @@ class FunctionThread:
                 self._lost_pages = self.memory.lost
                 self.function.memory_lost()
             self._waits = self.function.waits
+        if self.function.work_unlocked():
+            with self.function.lock:
+                self.function.service()
+                self._waits = self.function.waits
+            if self.function.work_unlocked():
+                self.wake()  # the client's messages come first
 
     def _detach(self, reason: str) -> None:
         with self.function.lock:

@@ -17,10 +17,11 @@ from pymodel.devices.device import Linked
 from pymodel.migration.member import MODE_NAMES
 from pymodel.pci.function import Function
 from pymodel.pci.physical_function import PhysicalFunction
-from pymodel.queue.split import SplitQueue
+from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import context
 from pymodel.transport import status
 from vfu_server.function_thread import FunctionThread
+from vfu_server.networks import Networks
 from vfu_server.qmp import Command, CommandFailed, QmpServer
 
 SOCKET_NAME: Final = "monitor.sock"
@@ -32,7 +33,9 @@ CALL_SECONDS: Final = 5.0
 class Monitor:
     """Watches the functions (`pymodel.host.Observer`), and serves those who want to know while `serving`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, networks: Networks | None = None) -> None:
+        """`networks` are what network functions are connected to."""
+        self._networks = networks
         self._device: PhysicalFunction | None = None
         self._threads: Callable[[], Mapping[str, FunctionThread]] = dict
         self._rules: Rules | None = None
@@ -43,8 +46,10 @@ class Monitor:
                     self._query_functions, {"function": str}, optional=frozenset({"function"})
                 ),
                 "query-rules": Command(self._query_rules),
+                "query-uplink": Command(self._query_uplink),
                 "config-change": Command(self._config_change, {"function": str}),
                 "set-link": Command(self._set_link, {"function": str, "up": bool}),
+                "announce-self": Command(self._announce_self, {"function": str}),
             },
             _version(),
         )
@@ -99,16 +104,23 @@ class Monitor:
             for name, rule in RULES.items()
         ]
 
+    def _query_uplink(self) -> dict[str, Any]:
+        uplink = self._networks.uplink if self._networks is not None else None
+        if uplink is None:
+            raise CommandFailed("there is no uplink: start vfu-server with --uplink")
+        return {"carrier": uplink.port.link_up, **uplink.counters()}
+
     def _config_change(self, function: str) -> None:
         found, thread = self._find(function)
         _on_thread(thread, found.transport.config_changed)
 
     def _set_link(self, function: str, up: bool) -> None:
-        found, thread = self._find(function)
-        device = found.transport.device
-        if not isinstance(device, Linked):
-            raise CommandFailed(f"{function} is no network device: it has no link")
+        found, thread, device = self._find_linked(function)
         _on_thread(thread, partial(found.transport.config_changed, "link", partial(device.set_link, up)))
+
+    def _announce_self(self, function: str) -> None:
+        _, thread, device = self._find_linked(function)
+        _on_thread(thread, device.announce)
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -125,6 +137,14 @@ class Monitor:
             raise CommandFailed(f"There is no function {name[:80]!r}; there are: {', '.join(functions)}")
         return functions[name], threads[name]
 
+    def _find_linked(self, name: str) -> tuple[Function, FunctionThread, Linked]:
+        """A network function, its thread, its device. Raises `CommandFailed`."""
+        function, thread = self._find(name)
+        device = function.transport.device
+        if not isinstance(device, Linked):
+            raise CommandFailed(f"{name} is no network device: it has no link")
+        return function, thread, device
+
     def _describe(self, function: Function, thread: FunctionThread) -> dict[str, Any]:
         with function.lock:
             transport, member = function.transport, function.member
@@ -132,6 +152,7 @@ class Monitor:
             mode = member.mode if member is not None else context.MODE_ACTIVE
             requests = [queue for queue in transport.queues.values() if queue.index < transport.num_queues]
             commands = [queue for queue in transport.queues.values() if queue.index >= transport.num_queues]
+            port = self._networks.ports.get(function.name) if self._networks is not None else None
             return {
                 "name": function.name,
                 "served": thread.alive,
@@ -146,7 +167,9 @@ class Monitor:
                 "config-change-owed": transport.config_owed,
                 "queue-count": len(transport.queues),
                 "queues": [
-                    _queue(queue) for queue in transport.queues.values() if queue.enabled or queue.requests
+                    _queue(queue, transport.device.counters(queue.index) if queue in requests else {})
+                    for queue in transport.queues.values()
+                    if queue.enabled or queue.requests
                 ],
                 "counters": {
                     "requests": sum(queue.requests for queue in requests),
@@ -156,7 +179,9 @@ class Monitor:
                     "interrupts": function.interrupts.sent,
                     "interrupts-dropped": thread.irqs_dropped,
                     "rules-broken": self._breaches(function.name),
+                    **transport.device.counters(),
                 },
+                **({"port": {"carrier": port.link_up, **port.counters()}} if port is not None else {}),
             }
 
     def _breaches(self, function: str) -> int:
@@ -164,15 +189,17 @@ class Monitor:
         return sum(breach.count for breach in breaches if breach.function == function)
 
 
-def _queue(queue: SplitQueue) -> dict[str, Any]:
+def _queue(queue: Virtqueue, counters: Mapping[str, int]) -> dict[str, Any]:
     return {
         "index": queue.index,
         "size": queue.size,
         "enabled": queue.enabled,
-        "last-avail": queue.last_avail,
-        "used": queue.used,
+        "format": queue.ring.name,
+        "last-avail": queue.ring.last_avail,
+        "used": queue.ring.used,
         "outstanding": queue.outstanding,
         "requests": queue.requests,
+        **counters,
     }
 
 

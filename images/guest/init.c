@@ -5,6 +5,9 @@
  * then "\nguest: exit STATUS COUNT\n" follows, where COUNT numbers the lines from 1 (a command killed by signal S ends
  * with 128 + S). Nothing is echoed, and there is no prompt. With `guest.shell` on the kernel command line there is an
  * interactive shell for a person instead.
+ *
+ * With `root=DEVICE` it waits for that block device, makes the ext4 file system on it the root, and goes on as the /init
+ * that it finds there; if that cannot be, it says so and stays where it is.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -19,11 +22,14 @@
 #include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <unistd.h>
 
-enum { LINE_SIZE = 65536 };
+enum { LINE_SIZE = 65536, WAIT_FOR_ROOT_MS = 10000, EXT4_MAGIC = 0xef53 };
+
+static char kernel_arguments[4096];
 
 static void write_all(const char *text, size_t size)
 {
@@ -173,15 +179,48 @@ static void interactive(void)
     }
 }
 
-static bool asked_for_a_shell(void)
+static void read_kernel_arguments(void)
 {
-    char text[4096] = "";
     int file = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
-    ssize_t size = file < 0 ? 0 : read(file, text, sizeof text - 1);
+    ssize_t size = file < 0 ? 0 : read(file, kernel_arguments, sizeof kernel_arguments - 1);
     if (file >= 0)
         close(file);
-    text[size > 0 ? size : 0] = '\0';
-    return strstr(text, "guest.shell") != NULL;
+    kernel_arguments[size > 0 ? size : 0] = '\0';
+}
+
+static bool root_is_a_disk(void)
+{
+    struct statfs status;
+    return statfs("/", &status) == 0 && status.f_type == EXT4_MAGIC;
+}
+
+/* Comes back only if there is no root= or it does not work out. */
+static void enter_root(void)
+{
+    static const char *const moved[] = {"dev", "proc", "sys", "run", "tmp"};
+    const char *found = strstr(kernel_arguments, " root=");
+    char device[256], place[300];
+    if (found == NULL || sscanf(found, " root=%255s", device) != 1)
+        return;
+    for (int waited = 0; access(device, F_OK) != 0 && waited < WAIT_FOR_ROOT_MS; waited += 10)
+        usleep(10000);
+    mkdir("/disk", 0755);
+    if (mount(device, "/disk", "ext4", 0, NULL) != 0) {
+        say("guest: cannot mount the root %s: %s\n", device, strerror(errno));
+        return;
+    }
+    for (size_t index = 0; index < sizeof moved / sizeof *moved; index++) {
+        char from[300];
+        snprintf(from, sizeof from, "/%s", moved[index]);
+        snprintf(place, sizeof place, "/disk/%s", moved[index]);
+        mkdir(place, 0755);
+        if (mount(from, place, NULL, MS_MOVE, NULL) != 0)
+            say("guest: cannot move %s: %s\n", from, strerror(errno));
+    }
+    if (chdir("/disk") != 0 || mount(".", "/", NULL, MS_MOVE, NULL) != 0 || chroot(".") != 0)
+        say("guest: cannot enter the root: %s\n", strerror(errno));
+    execl("/init", "init", (char *)NULL);
+    say("guest: the root has no init: %s\n", strerror(errno));
 }
 
 int main(void)
@@ -190,15 +229,22 @@ int main(void)
     setenv("HOME", "/root", 1);
     setenv("TERM", "vt100", 1);
     umask(022);
-    mount_or_say("proc", "/proc");
-    mount_or_say("sysfs", "/sys");
-    mount_or_say("devtmpfs", "/dev");
-    mount_or_say("tmpfs", "/run");
-    mount_or_say("tmpfs", "/tmp");
-    mount_or_say("debugfs", "/sys/kernel/debug");
-    bool shell = asked_for_a_shell();
+    bool entered = root_is_a_disk();
+    if (!entered) {
+        mount_or_say("proc", "/proc");
+        mount_or_say("sysfs", "/sys");
+        mount_or_say("devtmpfs", "/dev");
+        mount_or_say("tmpfs", "/run");
+        mount_or_say("tmpfs", "/tmp");
+        mount_or_say("debugfs", "/sys/kernel/debug");
+    }
+    read_kernel_arguments();
+    bool shell = strstr(kernel_arguments, "guest.shell") != NULL;
     open_console(!shell);
-    load_modules();
+    if (!entered) {
+        load_modules();
+        enter_root();
+    }
     if (shell)
         interactive();
     serve();

@@ -1,85 +1,178 @@
-"""The block device. virtio 1.4, "Block Device"."""
+"""The block device. virtio 1.4, "Block Device".
+
+A request is a run of jobs for its disk, one after another. Each is attempted at once on the guest's memory;
+what would wait is started on memory of our own, and goes on in `service` when the disk is done. So no disk
+ever touches guest memory behind the driver's back, and requests end in any order.
+"""
 
 from __future__ import annotations
 
 import logging
 import struct
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
+from pymodel.devices import block_config, block_content
 from pymodel.devices.device import Notifier
-from pymodel.devices.disk import Disk, RamDisk
-from pymodel.errors import BrokenQueue, InvalidField
+from pymodel.devices.disk import Disk, Job, Kind
+from pymodel.devices.ram_disk import RamDisk
+from pymodel.errors import BrokenQueue, InvalidCommand, InvalidField, MemoryFault
 from pymodel.memory import Buffer, Bytes
 from pymodel.migration.state import DeviceField
-from pymodel.spec import block, context, virtio
+from pymodel.spec import block, virtio
 
 # block.REQUEST: type, reserved, sector.
 _REQUEST = struct.Struct("<IIQ")
-_OFFSET = struct.Struct("<Q")
+# block.RANGE: sector, num_sectors, flags.
+_RANGE = struct.Struct("<QII")
 
-QUEUE_SIZE = 256
+# Bytes of our own memory that the jobs of a function may hold at once; one job more is always let through.
+STARTED_BYTES = 32 << 20
+# Where the data of a job begins: what O_DIRECT may ask for at most.
+ALIGNMENT = 4096
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """A request under way. `job` is the one that is next, or was started; None after the last."""
+
+    buffer: Buffer
+    kind: int
+    jobs: Iterator[Job]
+    job: Job | None
+    room: int
+    status: int = block.S_OK
+    written: int = 0
+    dropped: bool = False
+
+    def views(self, job: Job) -> list[Bytes]:
+        """Where the data of `job` is in guest memory."""
+        if job.kind is Kind.READ:
+            return self.buffer.writable.views(self.written, job.length, write=True)
+        if job.kind is Kind.WRITE:
+            return self.buffer.readable.views(_REQUEST.size + self.written, job.length, write=False)
+        return []
+
+    def go_on(self, job: Job) -> None:
+        """`job` is done: the next one."""
+        self.written += job.length if job.kind in (Kind.READ, Kind.WRITE) else 0
+        self.job = next(self.jobs, None)
 
 
 class BlockDevice:
-    """A virtio block device on a disk. Requests complete in the order in which they are taken."""
+    """A virtio block device on a disk. It completes requests in order if its disk is `in_order`."""
 
     virtio_id = virtio.ID_BLOCK
     class_code = 0x018000  # mass storage controller, other
     config_length = block.CONFIG.itemsize
+    in_order = True
     waits = ()
 
     def __init__(self, disk: Disk, *, name: str, queues: int) -> None:
         self._disk = disk
         self._serial = f"pymodel-{name}".encode()[: block.ID_BYTES].ljust(block.ID_BYTES, b"\0")
         self._log = logging.getLogger(f"virtio.{name}")
-        self.queue_sizes = (QUEUE_SIZE,) * queues
-        offered = [block.F_SEG_MAX, block.F_BLK_SIZE, block.F_FLUSH]
-        offered += [block.F_MQ] if queues > 1 else []
-        offered += [block.F_RO] if disk.read_only else []
-        self.features = sum(1 << bit for bit in offered)
-        config = np.zeros((), block.CONFIG)
-        config["capacity"] = disk.size // block.SECTOR
-        # Header and status take a descriptor each.
-        config["seg_max"] = QUEUE_SIZE - 2
-        config["blk_size"] = block.SECTOR
-        config["num_queues"] = queues
-        self._config = config.tobytes()
-        self._requests = {
+        self.queue_sizes = (block_config.QUEUE_SIZE,) * queues
+        self.features = block_config.features(disk, queues)
+        self.in_order = disk.in_order
+        self._config = block_config.configuration(disk, queues)
+        self._plans: dict[int, Callable[[Buffer, int, int], Iterable[Job] | int]] = {
             block.T_IN: self._read,
             block.T_OUT: self._write,
             block.T_FLUSH: self._flush,
             block.T_GET_ID: self._get_id,
+            block.T_DISCARD: self._discard,
+            block.T_WRITE_ZEROES: self._write_zeroes,
         }
+        self._forget()
+
+    def _forget(self) -> None:
+        self._accepted = 0
+        self._writeback = block.WRITEBACK
+        self._started: dict[Job, _Request] = {}
+        self._started_bytes = 0
+        self._landed: deque[Job] = deque()
+        # Requests whose next job has not been started.
+        self._pending: deque[_Request] = deque()
+        # Started jobs of queues that were reset.
+        self._stale: Counter[int] = Counter()
 
     def connect(self, notifier: Notifier) -> None:
-        """Nothing happens by itself."""
+        """The disk wakes the function."""
+        self._disk.connect(notifier.wake)
+
+    def acceptable(self, features: int) -> str | None:
+        """No feature needs another one."""
+        return None
+
+    def delayable(self, queue: int) -> bool:
+        """Each request."""
+        return True
+
+    def counters(self, queue: int | None = None) -> dict[str, int]:
+        """The queues count requests and bytes."""
+        return {}
 
     def negotiated(self, features: int) -> None:
-        """No feature changes what a request does."""
+        """A driver that will not flush has each write made durable ("Device Initialization")."""
+        self._accepted = features
+        self._writeback = block.WRITEBACK if features >> block.F_FLUSH & 1 else block.WRITETHROUGH
+
+    def started(self) -> None:
+        """Nothing happens by itself."""
 
     def reset(self) -> None:
-        """Nothing of the device outlives a request."""
-
-    def service(self) -> None:
-        """Nothing is held."""
+        """Forget all requests. Jobs that the disk has begun end, before it takes any of the next driver."""
+        self._forget()
+        self._disk.abandon()
 
     def drop(self, queue: int) -> None:
-        """Nothing is held."""
+        """Forget the requests of a queue. It takes none before its jobs have ended."""
+        self._pending = deque(request for request in self._pending if request.buffer.queue != queue)
+        for request in self._started.values():
+            if request.buffer.queue == queue and not request.dropped:
+                request.dropped = True
+                self._stale[queue] += 1
+
+    def work_unlocked(self) -> bool:
+        """See `Device`."""
+        return self._disk.work_unlocked()
+
+    def quiesce(self) -> bool:
+        """See `Device`: what was written is on the disk, and another host may have that."""
+        try:
+            return self._disk.release()
+        except OSError as error:
+            raise InvalidCommand(f"the disk can't be flushed: {error}") from None
+
+    # -- configuration -----------------------------------------------------------------------------------
 
     def read_config(self, offset: int, length: int) -> bytes:
         """Read configuration; bytes past its end are 0."""
-        return self._config[offset : offset + length].ljust(length, b"\0")
+        at = block_config.WRITEBACK_AT
+        config = self._config[:at] + bytes((self._writeback,)) + self._config[at + 1 :]
+        return config[offset : offset + length].ljust(length, b"\0")
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """The driver may write none of it (CONFIG_WCE is not offered)."""
+        """The driver may write `writeback`, 0 or 1, with CONFIG_WCE; all else is dropped."""
+        at = block_config.WRITEBACK_AT - offset
+        if self._has(block.F_CONFIG_WCE) and 0 <= at < len(data) and data[at] <= block.WRITEBACK:
+            self._writeback = data[at]
+
+    def _has(self, feature: int) -> bool:
+        return bool(self._accepted >> feature & 1)
+
+    # -- requests ----------------------------------------------------------------------------------------
 
     def accepts(self, queue: int) -> bool:
-        """A request is done when `take` returns, so there is always room for one."""
-        return True
+        """Whether the disk can be had, and nothing of the queue before its reset is under way."""
+        return not self._stale[queue] and self._disk.ready()
 
     def take(self, buffer: Buffer) -> None:
-        """Carry out one request. Raises `BrokenQueue` if it has no header or no room for a status.
+        """Begin one request. Raises `BrokenQueue` if it has no header or no room for a status.
 
         A failed request reports 0 bytes written, as the data before the status byte was not.
         """
@@ -88,48 +181,156 @@ class BlockDevice:
         if len(header) < _REQUEST.size or room < 0:
             raise BrokenQueue(f"a block request with {len(header)} bytes of header and no room for a status")
         kind, _, sector = _REQUEST.unpack(header)
-        request = self._requests.get(kind)
-        written = 0
-        if request is None:
-            status = block.S_UNSUPP
-        else:
+        plan = self._plans.get(kind)
+        found = block.S_UNSUPP if plan is None else plan(buffer, sector * block.SECTOR, room)
+        jobs = iter(()) if isinstance(found, int) else iter(found)
+        request = _Request(buffer, kind, jobs, next(jobs, None), room)
+        if isinstance(found, int):
+            request.status = found
+        if kind == block.T_GET_ID:
+            request.written = min(room, block.ID_BYTES)
+        self._advance(request)
+
+    def service(self) -> None:
+        """Go on with requests whose jobs have ended, and with those that wait for memory of ours.
+
+        Raises `MemoryFault` where the guest's is gone; what it befell can be tried again.
+        """
+        self._landed.extend(self._disk.finished())
+        while self._landed:
+            job = self._landed[0]
+            request = self._started[job]
+            if request.dropped:
+                self._stale[request.buffer.queue] -= 1
+            elif job.error is None and job.kind is Kind.READ and job.data is not None:
+                request.buffer.writable.write(request.written, [job.data])
+            self._landed.popleft()
+            del self._started[job]
+            self._started_bytes -= job.length if job.data is not None else 0
+            if request.dropped:
+                continue
+            if job.error is None:
+                request.go_on(job)
+            else:
+                self._fail(request, job.error)
+            self._resume(request)
+        for _ in range(len(self._pending)):
+            if not self._may_start():
+                break
+            self._resume(self._pending.popleft())
+
+    def _resume(self, request: _Request) -> None:
+        try:
+            self._advance(request)
+        except MemoryFault:
+            self._pending.appendleft(request)
+            raise
+
+    def _advance(self, request: _Request) -> None:
+        """Do jobs of a request until one must be started, or all are done."""
+        while (job := request.job) is not None:
+            views = request.views(job)
             try:
-                status, written = request(buffer, sector * block.SECTOR, room)
+                done = self._disk.attempt(job, views)
             except OSError as error:
-                self._log.error("request type %d at sector %d: %s", kind, sector, error)
-                status = block.S_IOERR
-        buffer.writable.put(room, bytes((status,)))
-        buffer.complete(written + 1 if written == room else 0)
+                self._fail(request, error)
+                break
+            if done:
+                request.go_on(job)
+            elif self._may_start():
+                self._start(request, job, views)
+                return
+            else:
+                self._pending.append(request)
+                return
+        ok = request.status == block.S_OK
+        written = request.written if ok and request.kind in (block.T_IN, block.T_GET_ID) else 0
+        request.buffer.writable.put(request.room, bytes((request.status,)))
+        request.buffer.complete(written + 1 if written == request.room else 0)
+
+    def _may_start(self) -> bool:
+        return self._started_bytes < STARTED_BYTES and self._disk.ready()
+
+    def _start(self, request: _Request, job: Job, views: list[Bytes]) -> None:
+        if job.kind in (Kind.READ, Kind.WRITE):
+            job.data = _private(job.length)
+            self._started_bytes += job.length
+        if job.kind is Kind.WRITE and job.data is not None:
+            at = 0
+            for view in views:
+                job.data[at : at + len(view)] = view
+                at += len(view)
+        self._started[job] = request
+        self._disk.start(job)
+
+    def _fail(self, request: _Request, error: OSError) -> None:
+        self._log.error("request type %d: %s", request.kind, error)
+        request.status = block.S_IOERR
+        request.job = None
+
+    # -- what a request asks for: its jobs, or the status of one that is refused or done --------------------
 
     def _fits(self, offset: int, length: int) -> bool:
-        return length % block.SECTOR == 0 and offset + length <= self._disk.size
+        unit = self._disk.shape.block
+        return not length % unit and not offset % unit and offset + length <= self._disk.size
 
-    def _read(self, buffer: Buffer, offset: int, room: int) -> tuple[int, int]:
+    @property
+    def _durable(self) -> bool:
+        """Whether a write is to be stable when it completes, whatever a context said of `writeback`."""
+        may_be_volatile = self._has(block.F_FLUSH) or self._has(block.F_CONFIG_WCE)
+        return self._writeback == block.WRITETHROUGH or not may_be_volatile
+
+    def _read(self, buffer: Buffer, offset: int, room: int) -> Iterable[Job] | int:
         if not self._fits(offset, room):
-            return block.S_IOERR, 0
-        self._disk.read(offset, buffer.writable.views(0, room, write=True))
-        return block.S_OK, room
+            return block.S_IOERR
+        return _pieces(Kind.READ, offset, room)
 
-    def _write(self, buffer: Buffer, offset: int, room: int) -> tuple[int, int]:
+    def _write(self, buffer: Buffer, offset: int, room: int) -> Iterable[Job] | int:
         length = buffer.readable.length - _REQUEST.size
         if self._disk.read_only or not self._fits(offset, length):
-            return block.S_IOERR, 0
-        self._disk.write(offset, buffer.readable.views(_REQUEST.size, length, write=False))
-        return block.S_OK, 0
+            return block.S_IOERR
+        return _pieces(Kind.WRITE, offset, length, durable=self._durable)
 
-    def _flush(self, buffer: Buffer, offset: int, room: int) -> tuple[int, int]:
-        self._disk.flush()
-        return block.S_OK, 0
+    def _flush(self, buffer: Buffer, offset: int, room: int) -> Iterable[Job] | int:
+        return (Job(Kind.FLUSH),)
 
-    def _get_id(self, buffer: Buffer, offset: int, room: int) -> tuple[int, int]:
-        serial = np.frombuffer(self._serial, np.uint8)[:room]
-        return block.S_OK, buffer.writable.write(0, [serial])
+    def _get_id(self, buffer: Buffer, offset: int, room: int) -> Iterable[Job] | int:
+        buffer.writable.write(0, [np.frombuffer(self._serial, np.uint8)[:room]])
+        return block.S_OK
+
+    def _discard(self, buffer: Buffer, offset: int, room: int) -> Iterable[Job] | int:
+        if not self._has(block.F_DISCARD):
+            return block.S_UNSUPP
+        return self._ranges(buffer, Kind.DISCARD, block_config.DISCARD_SECTORS, flags=0)
+
+    def _write_zeroes(self, buffer: Buffer, offset: int, room: int) -> Iterable[Job] | int:
+        if not self._has(block.F_WRITE_ZEROES):
+            return block.S_UNSUPP
+        return self._ranges(buffer, Kind.ZERO, block_config.ZEROES_SECTORS, flags=block.RANGE_UNMAP)
+
+    def _ranges(self, buffer: Buffer, kind: Kind, most: int, *, flags: int) -> list[Job] | int:
+        """All ranges are checked before anything is done about one."""
+        length = buffer.readable.length - _REQUEST.size
+        if length % _RANGE.size or not 0 < length <= block_config.RANGES_MAX * _RANGE.size:
+            return block.S_IOERR
+        ranges = list(_RANGE.iter_unpack(buffer.readable.read(_REQUEST.size, length)))
+        if any(flag & ~flags for _, _, flag in ranges):
+            return block.S_UNSUPP
+        jobs = []
+        for sector, count, flag in ranges:
+            offset, size = sector * block.SECTOR, count * block.SECTOR
+            if count > most or not self._fits(offset, size):
+                return block.S_IOERR
+            if count:
+                unmap = bool(flag & block.RANGE_UNMAP)
+                jobs.append(Job(kind, offset, size, durable=self._durable, unmap=unmap))
+        return jobs
+
+    # -- the context -------------------------------------------------------------------------------------
 
     def field_lengths(self) -> dict[int, int]:
         """Content travels for a disk in memory; a file is taken to be shared between hosts."""
-        if isinstance(self._disk, RamDisk):
-            return {context.BLK_EXTENT: context.LENGTH_VARIES, context.BLK_CHANGE: context.LENGTH_VARIES}
-        return {}
+        return dict(block_content.FIELD_LENGTHS) if isinstance(self._disk, RamDisk) else {}
 
     @property
     def content_size(self) -> int:
@@ -141,62 +342,35 @@ class BlockDevice:
         return self._disk.mark() if isinstance(self._disk, RamDisk) else 0
 
     def capture_fields(self, since: int | None) -> list[DeviceField]:
-        """A disk in memory: all of it as extents, or what changed since a mark where that is smaller."""
-        if not isinstance(self._disk, RamDisk):
-            return []
-        whole = _fields(context.BLK_EXTENT, self._disk.snapshot() or [(0, np.empty(0, np.uint8))])
-        if since is None:
-            return whole
-        changes = _fields(context.BLK_CHANGE, self._disk.changes(since))
-        return min(changes, whole, key=_stream_length)
+        """The content of a disk in memory."""
+        return block_content.capture(self._disk, since) if isinstance(self._disk, RamDisk) else []
 
     def check(self, config: bytes, fields: list[DeviceField]) -> None:
         """Raise `InvalidField` for another configuration, or for an extent that is not on the disk."""
-        if config != self._config:
-            capacity = int.from_bytes(config[:8], "little")
-            raise InvalidField(
-                f"the configuration differs: capacity {capacity}, here {self._disk.size // block.SECTOR}"
-            )
-        for field in fields:
-            if not isinstance(self._disk, RamDisk):
-                raise InvalidField("disk content, but the disk here is a file")
-            if field.length < _OFFSET.size:
-                raise InvalidField(f"an extent of {field.length} bytes has no offset")
-            self._disk.check(*self._extent(field))
+        block_config.check(config, self._config)
+        if isinstance(self._disk, RamDisk):
+            block_content.check(self._disk, fields)
+        elif fields:
+            raise InvalidField("disk content, but the disk here is a file")
 
     def restore(self, config: bytes, fields: list[DeviceField]) -> None:
-        """Apply extents and changes in order; any extent stands for a whole disk."""
-        if not isinstance(self._disk, RamDisk):
-            return
-        if any(field.type == context.BLK_EXTENT for field in fields):
-            self._disk.clear()
-        for field in fields:
-            offset, _ = self._extent(field)
-            skip = _OFFSET.size
-            for part in field.value:
-                data = part[skip:]
-                skip = max(0, skip - len(part))
-                if len(data):
-                    self._disk.adopt(offset, data)
-                offset += len(data)
-
-    @staticmethod
-    def _extent(field: DeviceField) -> tuple[int, int]:
-        """Offset and length of a BLK_EXTENT or BLK_CHANGE."""
-        head = b""
-        for part in field.value:
-            head += part[: _OFFSET.size - len(head)].tobytes()
-            if len(head) == _OFFSET.size:
-                break
-        return _OFFSET.unpack(head)[0], field.length - _OFFSET.size
+        """Take over the cache mode and the content."""
+        self._writeback = config[block_config.WRITEBACK_AT]
+        if isinstance(self._disk, RamDisk):
+            block_content.restore(self._disk, fields)
 
 
-def _fields(kind: int, ranges: list[tuple[int, Bytes]]) -> list[DeviceField]:
-    return [
-        DeviceField(kind, [np.frombuffer(_OFFSET.pack(offset), np.uint8), data]) for offset, data in ranges
-    ]
+def _pieces(kind: Kind, offset: int, length: int, *, durable: bool = False) -> Iterator[Job]:
+    """Jobs that read or write a range, one piece each."""
+    end = offset + length
+    while offset < end:
+        count = min(end - offset, block_config.SEGMENT_BYTES)
+        yield Job(kind, offset, count, durable)
+        offset += count
 
 
-def _stream_length(fields: list[DeviceField]) -> int:
-    """Bytes of a context that `fields` take."""
-    return sum(context.FIELD.itemsize + field.length for field in fields)
+def _private(length: int) -> Bytes:
+    """Memory of our own, aligned for any file."""
+    raw = np.empty(length + ALIGNMENT, np.uint8)
+    start = -raw.__array_interface__["data"][0] % ALIGNMENT
+    return raw[start : start + length]

@@ -23,6 +23,14 @@ class Notifier(Protocol):
         """
         ...
 
+    def enabled(self, queue: int) -> bool:
+        """Whether the driver has enabled a queue."""
+        ...
+
+    def resume(self, queue: int) -> None:
+        """Look at a queue again, of which a buffer was given back. For `service`."""
+        ...
+
 
 class Device(Consumer, Protocol):
     """A device type: its identity, its configuration, and, as the consumer of its queues, what it does.
@@ -35,13 +43,31 @@ class Device(Consumer, Protocol):
     features: int
     queue_sizes: tuple[int, ...]
     config_length: int
+    in_order: bool
+    """Whether the requests of a queue finish in the order in which they are taken (`IN_ORDER`)."""
 
     def connect(self, notifier: Notifier) -> None:
         """Called once, before anything else."""
         ...
 
+    def acceptable(self, features: int) -> str | None:
+        """Why a driver cannot have these of the offered features together; None if it can."""
+        ...
+
+    def delayable(self, queue: int) -> bool:
+        """Whether `--io-delay-ms` holds the buffers of a queue."""
+        ...
+
+    def counters(self, queue: int | None = None) -> dict[str, int]:
+        """What the device type counts by name, since it was made; with `queue` what it counts of that one."""
+        ...
+
     def negotiated(self, features: int) -> None:
         """The driver's features were agreed, or are those of a context that is about to be restored."""
+        ...
+
+    def started(self) -> None:
+        """The driver set the device going (DRIVER_OK). A restored device goes on without it, by `service`."""
         ...
 
     @property
@@ -58,6 +84,21 @@ class Device(Consumer, Protocol):
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Write device configuration; what the driver may not write is dropped."""
+        ...
+
+    def work_unlocked(self) -> bool:
+        """Do what may wait for a moment, after a `service`. Whether there was any: `service` is to follow.
+
+        Called on the function's own thread without its lock, so nothing of the model may be touched.
+        """
+        ...
+
+    def quiesce(self) -> bool:
+        """Let another host have what this device stands on. Called when no buffer is taken any more.
+
+        False: under way, it wakes; call again. Raises `CommandError` where that is not possible; the device
+        goes on as before. Nothing is to be done to go on after it: the next buffer brings it back.
+        """
         ...
 
     @property
@@ -86,7 +127,10 @@ class Device(Consumer, Protocol):
         ...
 
     def restore(self, config: bytes, fields: list[DeviceField]) -> None:
-        """Take over what `check` accepted. The fields' buffers become the device's own."""
+        """Take over what `check` accepted. The fields' buffers become the device's own.
+
+        What no field mentions stays as it is. All queues were dropped.
+        """
         ...
 
 
@@ -96,4 +140,8 @@ class Linked(Protocol):
 
     def set_link(self, up: bool) -> None:
         """Change the link as the configuration shows it. Telling the driver is the transport's."""
+        ...
+
+    def announce(self) -> None:
+        """Tell the network where this function is, and have its driver do so too. Needs a running driver."""
         ...

@@ -1,154 +1,114 @@
-"""What a block device stores its sectors on, and the disk in memory.
+"""What a block device keeps its sectors on.
 
-Files are the server's business (`vfu_server`); they implement the same Protocol.
+Files are the server's business (`vfu_server`), a disk in memory is in `ram_disk`; both are this Protocol.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
-from pymodel.errors import InvalidField
 from pymodel.memory import Bytes
 
 
-class Disk(Protocol):
-    """A store of `size` bytes, a multiple of 512. Offsets and lengths were checked against it."""
+class Kind(enum.Enum):
+    """What a disk can be asked for."""
 
-    @property
-    def size(self) -> int:
-        """Bytes in all."""
-        ...
-
-    @property
-    def read_only(self) -> bool:
-        """Whether `write` is refused."""
-        ...
-
-    def read(self, offset: int, views: list[Bytes]) -> None:
-        """Fill `views`, in order, from `offset` on. Raises OSError; the views then hold anything."""
-        ...
-
-    def write(self, offset: int, views: list[Bytes]) -> None:
-        """Store `views`, in order, from `offset` on. Raises OSError; the range then holds anything."""
-        ...
-
-    def flush(self) -> None:
-        """Make every completed write durable. Raises OSError."""
-        ...
+    READ = enum.auto()
+    WRITE = enum.auto()
+    ZERO = enum.auto()
+    DISCARD = enum.auto()
+    FLUSH = enum.auto()
 
 
-class RamDisk:
-    """A disk in memory: chunks that come to be when they are first written, 0 before.
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a driver is told about a disk beside its size; all but `frees` in bytes.
 
-    `snapshot` hands out the chunks themselves; a chunk that was handed out is copied before it is
-    written again, so that a snapshot costs nothing until then. Each block remembers in which epoch it was
-    last written, so that `changes` can tell what is new since a `mark`.
+    `block` is the least that can be read or written, `physical` what does so without reading first, `optimal`
+    a good size for much data (0: not known). `frees` tells whether DISCARD, and ZERO with `unmap`, give
+    space back.
     """
 
-    CHUNK = 4 << 20
-    BLOCK = 4096
-    read_only = False
+    block: int = 512
+    physical: int = 4096
+    optimal: int = 0
+    frees: bool = True
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._chunks: list[Bytes | None] = [None] * -(-size // self.CHUNK)
-        self._shared: set[int] = set()
-        self._epoch = 0
-        self._written_in = np.zeros(-(-size // self.BLOCK), np.uint32)
 
-    def _spans(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
-        """Cut a range at chunk borders: (chunk, start in it, bytes)."""
-        while length:
-            number, start = divmod(offset, self.CHUNK)
-            count = min(length, self.CHUNK - start)
-            yield number, start, count
-            offset += count
-            length -= count
+@dataclass(slots=True, eq=False)
+class Job:
+    """A piece of work for a disk. Offset and length in bytes were checked against its size and block.
 
-    def _own(self, number: int) -> Bytes:
-        """The chunk for writing: made if missing, copied if a snapshot holds it."""
-        chunk = self._chunks[number]
-        if chunk is None:
-            chunk = np.zeros(min(self.CHUNK, self.size - number * self.CHUNK), np.uint8)
-        elif number in self._shared:
-            chunk = chunk.copy()
-        self._shared.discard(number)
-        self._chunks[number] = chunk
-        return chunk
+    `durable`: a WRITE or ZERO is not done before it is on stable storage. `unmap`: ZERO may free the space.
+    `data` is memory of the device's own, to fill or to store, and `error` what went wrong: both are for jobs
+    that were started.
+    """
 
-    def read(self, offset: int, views: list[Bytes]) -> None:
-        """Fill `views` from `offset` on."""
-        for view in views:
-            done = 0
-            for number, start, count in self._spans(offset, len(view)):
-                chunk = self._chunks[number]
-                view[done : done + count] = 0 if chunk is None else chunk[start : start + count]
-                done += count
-            offset += done
+    kind: Kind
+    offset: int = 0
+    length: int = 0
+    durable: bool = False
+    unmap: bool = False
+    data: Bytes | None = None
+    error: OSError | None = None
 
-    def write(self, offset: int, views: list[Bytes]) -> None:
-        """Store `views` from `offset` on."""
-        for view in views:
-            done = 0
-            for number, start, count in self._spans(offset, len(view)):
-                self._own(number)[start : start + count] = view[done : done + count]
-                done += count
-            self._touch(offset, done)
-            offset += done
 
-    def _touch(self, offset: int, length: int) -> None:
-        self._written_in[offset // self.BLOCK : -(-(offset + length) // self.BLOCK)] = self._epoch
+class Disk(Protocol):
+    """A store of `size` bytes, a multiple of `shape.block`.
 
-    def flush(self) -> None:
-        """Nothing is more durable than memory here."""
+    Called with the lock of its function held, so nothing here waits. A job that may have to is started, goes
+    on elsewhere, and comes back by `finished` after the function was woken.
+    """
 
-    def snapshot(self) -> list[tuple[int, Bytes]]:
-        """What holds data, as (offset, bytes) in rising order; it does not change afterwards."""
-        held = [(number, chunk) for number, chunk in enumerate(self._chunks) if chunk is not None]
-        self._shared.update(number for number, _ in held)
-        return [(number * self.CHUNK, chunk) for number, chunk in held]
+    size: int
+    shape: Shape
+    read_only: bool
+    in_order: bool
+    """Whether every attempt succeeds, so that jobs are done in the order in which they come."""
 
-    def mark(self) -> int:
-        """Begin an epoch; what is written from now on is what `changes` gives for it."""
-        self._epoch += 1
-        return self._epoch
+    def connect(self, wake: Callable[[], None]) -> None:
+        """Called by each device that comes to stand on this disk. `wake` has it serviced; it never blocks."""
+        ...
 
-    def changes(self, since: int) -> list[tuple[int, Bytes]]:
-        """What was written since `mark` returned `since`, as `snapshot` gives it, in runs of whole blocks."""
-        blocks = np.flatnonzero(self._written_in >= since)
-        if not len(blocks):
-            return []
-        per_chunk = self.CHUNK // self.BLOCK
-        ends = np.flatnonzero((np.diff(blocks) != 1) | (blocks[1:] % per_chunk == 0)) + 1
-        found = []
-        for run in np.split(blocks, ends):
-            number, start = divmod(int(run[0]) * self.BLOCK, self.CHUNK)
-            chunk = self._chunks[number]
-            assert chunk is not None, "a block that was written has a chunk"
-            self._shared.add(number)
-            found.append((number * self.CHUNK + start, chunk[start : start + len(run) * self.BLOCK]))
-        return found
+    def ready(self) -> bool:
+        """Whether jobs can be given to it now. If not, it sees to that, and wakes the device then."""
+        ...
 
-    def check(self, offset: int, length: int) -> None:
-        """Raise `InvalidField` if [offset, offset + length) does not lie on this disk."""
-        if offset + length > self.size:
-            raise InvalidField(f"{length} bytes at {offset} lie past the end of a disk of {self.size}")
+    def attempt(self, job: Job, views: list[Bytes]) -> bool:
+        """Do a job at once, on `views` of guest memory. False: it may have to wait, `views` hold anything.
 
-    def clear(self) -> None:
-        """Make every byte 0. What was marked before is void."""
-        self._chunks = [None] * len(self._chunks)
-        self._shared.clear()
-        self._written_in[:] = 0
+        Raises OSError; the range then holds anything.
+        """
+        ...
 
-    def adopt(self, offset: int, data: Bytes) -> None:
-        """Store `data`, which the caller gives away: whole chunks are taken over, not copied."""
-        number, start = divmod(offset, self.CHUNK)
-        if not start and len(data) == min(self.CHUNK, self.size - offset):
-            self._chunks[number] = data
-            self._shared.discard(number)
-            self._touch(offset, len(data))
-        else:
-            self.write(offset, [data])
+    def start(self, job: Job) -> None:
+        """Begin a job after `ready`. It touches nothing but `job`."""
+        ...
+
+    def work_unlocked(self) -> bool:
+        """Do jobs that were started and should be over in a moment. Whether there were any.
+
+        Called on the function's own thread without its lock, soon after `start`. It wakes nobody.
+        """
+        ...
+
+    def finished(self) -> list[Job]:
+        """Jobs that have ended since the last call, in the order in which they did."""
+        ...
+
+    def abandon(self) -> None:
+        """The driver is gone: what was started is forgotten, then the disk is let go.
+
+        Not `ready` before nothing of it is under way any more.
+        """
+        ...
+
+    def release(self) -> bool:
+        """Make all durable and let another host have the disk. False: under way, it wakes; call again.
+
+        Raises OSError where that failed; the disk is then as before the first call.
+        """
+        ...

@@ -7,13 +7,23 @@ is virtio 1.4's "struct virtio_net_hdr" with `num_buffers`, 12 bytes, and an Eth
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from pymodel.memory import Bytes
+
+FRAME_MAX: Final = 12 + 14 + 8 + 65535
+"""Bytes of the longest frame: headers, two VLAN tags, the longest IPv4 packet. Longer ones are dropped."""
 
 
 class Filter(Protocol):
     """Which frames a function wants. Immutable, so that any thread may ask it."""
+
+    @property
+    def addresses(self) -> AbstractSet[bytes]:
+        """The unicast addresses that are the function's own, 6 bytes each. A switch need not learn these."""
+        ...
 
     def accepts(self, frame: Bytes) -> bool:
         """Whether an Ethernet frame (without the virtio header) is for this function."""
@@ -21,7 +31,11 @@ class Filter(Protocol):
 
 
 class Port(Protocol):
-    """A network function's connection. Called with the function's lock held; nothing here blocks."""
+    """A network function's connection. Called with the function's lock held; nothing here blocks.
+
+    A port tells of frames once, by `wake` or by POLLIN in `waits`, and then stays quiet until `receive` was
+    asked and had none: a function without room for a frame keeps it, and asks again when it has room.
+    """
 
     @property
     def offloads(self) -> int:
@@ -35,15 +49,25 @@ class Port(Protocol):
 
     @property
     def waits(self) -> Sequence[tuple[int, int]]:
-        """File descriptors with events of poll(2): frames to receive, or room to send again."""
+        """File descriptors with events of poll(2): frames to receive, or room to send again.
+
+        Each event calls for a `receive`, and for a `send` of what was refused.
+        """
         ...
 
     def connect(self, wake: Callable[[], None]) -> None:
-        """Called once. `wake` has the function look for frames; any thread may call it."""
+        """`wake` has the function look for frames and at `link_up`; the port calls it from any thread.
+
+        Called again when a VF is made anew; the last `wake` counts. A port begins as after a reset.
+        """
         ...
 
     def configure(self, features: int, receive: Filter | None) -> None:
-        """What the driver agreed to (0 after a reset) and what it wants to receive (None: nothing)."""
+        """What the driver agreed to (0 after a reset) and what it wants to receive (None: nothing).
+
+        Of the guest's offloads, `features` has those that are switched on. Called while the device runs, so
+        nothing comes in before, and with 0 and None when it is reset.
+        """
         ...
 
     def send(self, frame: Sequence[Bytes]) -> bool:
@@ -55,7 +79,7 @@ class Port(Protocol):
         ...
 
     def receive(self) -> Bytes | None:
-        """The next frame that the filter accepts, the caller's to keep; None if none waits now."""
+        """The next frame that the filter accepts, to be kept but not written to; None if none waits now."""
         ...
 
     def counters(self) -> dict[str, int]:
@@ -65,3 +89,12 @@ class Port(Protocol):
     def close(self) -> None:
         """Give everything back. Called by whoever made it."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class NetBackend:
+    """What a network function stands on. Without `mac` its name gives it one; `mtu` may be unsaid."""
+
+    port: Port
+    mac: bytes | None = None
+    mtu: int | None = None

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from pymodel.devices.block import BlockDevice
 from pymodel.devices.device import Device
+from pymodel.devices.net import NetDevice
 
 DEVICES: dict[str, Callable[..., Device]] = {
     "blk": BlockDevice,
+    "net": NetDevice,
 }

@@ -70,7 +70,8 @@ class Row:
 
     A member carries the attribute of the same name, unless `rename` says otherwise. `compared` members
     must equal what the function has; `ignored` ones are sent and never applied. `limits` bounds members
-    of few values. With `per_queue` the field occurs for every queue that it is true for.
+    of few values. With `per_queue` the field occurs for every queue that it is true for. With `packed` it
+    is about rings, and belongs only into the context of a driver whose rings are packed, or are not.
     """
 
     type: int
@@ -80,6 +81,7 @@ class Row:
     ignored: frozenset[str] = frozenset()
     limits: Mapping[str, int] = field(default_factory=dict)
     per_queue: Callable[[QueueState], bool] | None = None
+    packed: bool | None = None
 
     # Made of the above once, as a context is moved while its function stands still.
     members: tuple[str, ...] = field(init=False)
@@ -172,6 +174,15 @@ TABLE: tuple[Row, ...] = (
         rename={"flags": "interrupt_owed"},
         limits={"flags": spec.VQ_STATE_F_INTERRUPT_OWED},
         per_queue=_enabled,
+        packed=False,
+    ),
+    Row(
+        spec.VQ_PACKED_STATE,
+        spec.VQ_PACKED_STATE_VALUE,
+        rename={"flags": "interrupt_owed"},
+        limits={"flags": spec.VQ_STATE_F_INTERRUPT_OWED},
+        per_queue=_enabled,
+        packed=True,
     ),
     Row(spec.ISR_STATUS, spec.ISR_STATUS_VALUE),
     Row(spec.PENDING, spec.PENDING_VALUE, limits={"config_changed": 1}),
@@ -247,6 +258,8 @@ def encode(state: FunctionState) -> list[Bytes]:
     parts = [_START, *[row.encode(state) for row in _AHEAD]]
     parts += [header(spec.DEVICE_CFG, len(state.device_config)), state.device_config]
     for row in _BEHIND:
+        if row.packed is not None and row.packed != state.packed:
+            continue
         if row.per_queue is None:
             parts.append(row.encode(state))
         else:
@@ -345,13 +358,17 @@ class Fields:
     def apply(self, state: FunctionState) -> None:
         """Change `state` to what these fields say; `state.device` then holds only what was written.
 
-        Raises `InvalidField` where a compared value differs, `state` then changed in part. Fields that
-        were not written stay as they are.
+        Raises `InvalidField` where a compared value differs, or for the position of a ring of the other
+        format, `state` then changed in part. Fields that were not written stay as they are.
         """
         if self.config is not None:
             state.device_config = self.config
         queues = {queue.index: queue for queue in state.queues}
         for kind, index in sorted(self.common):
             row = ROWS[kind]
+            # By number the driver's features come first.
+            if row.packed is not None and row.packed != state.packed:
+                format_ = "packed" if state.packed else "split"
+                raise InvalidField(f"field {kind:#06x} of queue {index}: the driver's rings are {format_}")
             row.apply(state if row.per_queue is None else queues[index], self.common[kind, index])
         state.device = self.device()

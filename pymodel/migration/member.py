@@ -87,7 +87,14 @@ class Migratable(Protocol):
 
     @property
     def outstanding(self) -> int:
-        """Requests fetched and not completed."""
+        """Requests fetched that can and will be completed."""
+        ...
+
+    def quiesce(self) -> bool:
+        """Nothing is outstanding: let another host have what the device stands on, its disk.
+
+        False: under way, `settled` follows; call again. Raises `CommandError` if that is not possible.
+        """
         ...
 
     def mode_changed(self) -> None:
@@ -248,10 +255,12 @@ class Member:
     # --- commands ------------------------------------------------------------------------------------
 
     def set_mode(self, mode: int) -> bool:
-        """Go to `mode`. False: the gate is closed, requests are outstanding, call again (DEV-14).
+        """Go to `mode`. False: the gate is closed, requests are outstanding or the disk has yet to be let go,
+        call again (DEV-14).
 
         Raises `InvalidField` for what is not a mode (DEV-03), `InvalidCommand` for leaving Freeze with a
-        partial context (DEV-05); the mode stays (DEV-04). The present mode changes nothing (DEV-02).
+        partial context (DEV-05) and for a disk that can't be flushed; the mode stays (DEV-04). The present
+        mode changes nothing (DEV-02).
         """
         if mode not in MODE_NAMES:
             raise InvalidField(f"mode {mode}")
@@ -262,7 +271,7 @@ class Member:
             raise InvalidCommand(f"{MODE_NAMES[self.mode]} to {MODE_NAMES[mode]}")
         if self.partial:
             raise InvalidCommand(f"{MODE_NAMES[self.mode]} with a context that was written in part")
-        if self.mode == spec.MODE_ACTIVE and self._function.outstanding:
+        if self.mode == spec.MODE_ACTIVE and not self._at_rest():
             if not self._stopping:
                 self._stopping = True
                 self._function.mode_changed()
@@ -275,6 +284,14 @@ class Member:
             self._observer.event(self.name, MODE_CHANGED, {"mode": MODE_NAMES[step]})
             self._function.mode_changed()
         return True
+
+    def _at_rest(self) -> bool:
+        """Whether nothing of the function is under way, and its disk is free for others."""
+        try:
+            return not self._function.outstanding and self._function.quiesce()
+        except GuestError:
+            self.abandon_stop()
+            raise
 
     def context_size(self, freeze_mode: int) -> int:
         """What is left to read in this mode (0), or the whole context (1). Raises `InvalidField`."""

@@ -10,11 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pymodel.memory import Bytes
+from pymodel.spec import virtio
 
 
 @dataclass(slots=True)
 class QueueState:
-    """One virtqueue: its common configuration, and the ring position of an enabled split queue."""
+    """One virtqueue: its common configuration, and the ring position of an enabled one.
+
+    A split ring is at `last_avail_idx` and `used_idx`, a packed one at `last_avail` and `last_used`; each
+    has the other format's at its start.
+    """
 
     index: int
     size: int = 0
@@ -28,6 +33,8 @@ class QueueState:
     device: int = 0
     last_avail_idx: int = 0
     used_idx: int = 0
+    last_avail: int = 0x8000
+    last_used: int = 0x8000
     interrupt_owed: bool = False
 
 
@@ -63,3 +70,8 @@ class FunctionState:
     isr: int = 0
     config_changed: bool = False
     device: list[DeviceField] = field(default_factory=list)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the driver's rings are packed ones."""
+        return bool(self.driver_features >> virtio.F_RING_PACKED & 1)

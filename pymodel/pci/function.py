@@ -7,7 +7,7 @@ every call; nothing here blocks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +70,7 @@ class Function:
         admin: Consumer | None = None,
         admin_queue_size: int = 0,
         features: int = 0,
+        without: Iterable[str] = (),
         extended: tuple[Capability, ...] = (),
         is_member: bool = True,
         observer: Observer = NOBODY,
@@ -97,6 +98,7 @@ class Function:
             admin=admin,
             admin_queue_size=admin_queue_size,
             features=features,
+            without=without,
             io_delay=delays.io,
             reset_delay=delays.reset,
             log=self.log,
@@ -264,6 +266,10 @@ class Function:
         if self.member is not None:
             self.member.settled()
 
+    def work_unlocked(self) -> bool:
+        """What may wait for a moment, called after `service` without the lock. Whether to service again."""
+        return self.transport.device.work_unlocked()
+
     # -- configuration space -----------------------------------------------------------------------------
 
     def config_read(self, offset: int, length: int) -> bytes:
@@ -345,7 +351,7 @@ class Function:
             structure, at = divmod(offset, _WINDOW)
             structure *= _WINDOW
             if structure == NOTIFY_AT:
-                self.transport.kick(at // NOTIFY_MULTIPLIER)
+                self._notify(at, data)
             elif self.transport.resetting:
                 return
             elif structure == COMMON_AT:
@@ -353,6 +359,12 @@ class Function:
             elif structure == DEVICE_AT:
                 self.transport.device.write_config(at, data)
             self.interrupts.assert_intx()
+
+    def _notify(self, at: int, data: bytes) -> None:
+        """A write to the notify structure: what lies at a queue's own address is a notification."""
+        index, rest = divmod(at, NOTIFY_MULTIPLIER)
+        if not rest:
+            self.transport.kick(index, data)
 
     # -- resets and power --------------------------------------------------------------------------------
 
@@ -438,8 +450,12 @@ class Function:
 
     @property
     def outstanding(self) -> int:
+        """See `Migratable`. Behind a gate that the driver closed nothing can be completed, so none counts."""
+        return self.transport.outstanding if self.may_access else 0
+
+    def quiesce(self) -> bool:
         """See `Migratable`."""
-        return self.transport.outstanding
+        return self.transport.device.quiesce()
 
     def mode_changed(self) -> None:
         """See `Migratable`. What the gate lets through happens on the function's own thread."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -39,6 +39,7 @@ class PhysicalFunction(Function):
         vf_bars: Mapping[int, int],
         context_opcodes: int | None,
         strict: bool,
+        without: Iterable[str] = (),
         observer: Observer = NOBODY,
         rules: Rules | None = None,
     ) -> None:
@@ -65,6 +66,7 @@ class PhysicalFunction(Function):
             admin=self.admin,
             admin_queue_size=ADMIN_QUEUE_SIZE,
             features=1 << virtio.F_SR_IOV if self._sriov else 0,
+            without=without,
             extended=(AriCapability(), self._sriov) if self._sriov else (),
             is_member=False,
             observer=observer,

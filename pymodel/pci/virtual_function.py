@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -27,11 +27,14 @@ class VirtualFunction(Function):
         *,
         delays: Delays,
         vf_memory: Callable[[], bool],
+        without: Iterable[str] = (),
         observer: Observer = NOBODY,
         rules: Rules | None = None,
     ) -> None:
         self._vf_memory = vf_memory
-        super().__init__(f"vf{number}", device, lock, delays=delays, observer=observer, rules=rules)
+        super().__init__(
+            f"vf{number}", device, lock, delays=delays, without=without, observer=observer, rules=rules
+        )
         assert self.member is not None
         self.as_member: Member = self.member
 

@@ -1,242 +1,149 @@
-"""A split virtqueue: its configuration, its ring position, and the walk from kick to used ring.
-
-virtio 1.4, "Split Virtqueues".
-"""
+"""The split ring, from the device's side. virtio 1.4, "Split Virtqueues"."""
 
 from __future__ import annotations
 
-import contextlib
 import struct
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 
-from pymodel.errors import BrokenQueue, InvalidField, MemoryFault
-from pymodel.memory import Buffer, Consumer, GuestMemory, Segments
+from pymodel.errors import BrokenQueue, InvalidField
+from pymodel.memory import GuestMemory
 from pymodel.migration.state import QueueState
-from pymodel.queue import chain
-from pymodel.spec import ring, virtio, virtio_pci
+from pymodel.queue.chain import Chain, walk
+from pymodel.queue.ring import Ring, RingBuffer
+from pymodel.spec import ring
 
-# Buffers taken, and bytes moved by them, before a queue lets its thread look at anything else. Whoever waits
-# for the function's lock waits for a batch at most.
-BATCH = 256
-BATCH_BYTES = 32 << 20
 # ring.USED_ELEM
 _USED = struct.Struct("<II")
 
 
-class SplitQueue:
-    """One queue of a function. Its fields are those of the common configuration, for the transport to set.
+class SplitRing(Ring):
+    """Positions are the free-running indices of the available and the used ring."""
 
-    `owed` is an interrupt that the driver asked for and has not been sent. `outstanding` counts buffers
-    taken and not completed. `waiting` says that the last `run` ended because the consumer took no more.
-    `untouched` is for a queue from which nothing was ever taken. `requests` and `bytes` count what was taken
-    ever, and how much was read and written by it.
-    """
+    name = "split"
 
-    def __init__(self, index: int, max_size: int) -> None:
-        self.index = index
-        self.max_size = max_size
-        self.outstanding = 0
-        # Since the function was made; nothing resets them.
-        self.requests = 0
-        self.bytes = 0
-        self.reset()
+    def __init__(self, index: int, *, event_idx: bool, indirect: bool, in_order: bool) -> None:
+        super().__init__(index, event_idx=event_idx, indirect=indirect, in_order=in_order)
+        self._last_avail = 0
+        self._used = 0
+        # The driver's index when it was last read: what lies before it needs no other look.
+        self._seen = 0
 
-    def reset(self) -> None:
-        """Back to the state after a device reset. Buffers still outstanding are forgotten."""
-        self.size = self.max_size
-        self.vector = virtio_pci.NO_VECTOR
-        self.enabled = False
-        self.desc = 0
-        self.driver = 0
-        self.device = 0
-        self.last_avail = 0
-        self.used = 0
-        self.owed = False
-        self.waiting = False
-        self.untouched = True
-        self._answered = 0
-        self._event_idx = False
-        self._indirect = False
-        self.abandon()
+    @staticmethod
+    def accepts_size(size: int) -> bool:
+        """A power of 2."""
+        return 0 < size <= ring.MAX_SIZE and not size & (size - 1)
 
-    def abandon(self) -> None:
-        """Forget the buffers that are outstanding: they complete into nothing."""
-        self.outstanding = 0
-        self._completed: deque[tuple[int, int]] = deque()
-        self._life = object()
+    @staticmethod
+    def aligned(desc: int, driver: int, device: int) -> bool:
+        """See `Ring`."""
+        return not (desc % ring.DESC_ALIGN or driver % ring.AVAIL_ALIGN or device % ring.USED_ALIGN)
 
-    def negotiated(self, features: int) -> None:
-        """Take the negotiated features that change the ring's rules."""
-        self._event_idx = bool(features >> virtio.F_EVENT_IDX & 1)
-        self._indirect = bool(features >> virtio.F_INDIRECT_DESC & 1)
+    @property
+    def last_avail(self) -> int:
+        """See `Ring`."""
+        return self._last_avail
 
-    def capture(self) -> QueueState:
-        """The queue as plain values."""
-        return QueueState(
-            index=self.index,
-            size=self.size,
-            msix_vector=self.vector,
-            enable=int(self.enabled),
-            notify_off=self.index,
-            desc=self.desc,
-            driver=self.driver,
-            device=self.device,
-            last_avail_idx=self.last_avail,
-            used_idx=self.used,
-            interrupt_owed=self.owed,
-        )
+    @property
+    def used(self) -> int:
+        """See `Ring`."""
+        return self._used
+
+    def capture(self, state: QueueState) -> None:
+        """See `Ring`."""
+        state.last_avail_idx = self._last_avail
+        state.used_idx = self._used
 
     def check(self, state: QueueState) -> None:
-        """Raise `InvalidField`, with the reason, for a state that this queue cannot be in."""
-        name = f"queue {self.index}"
-        if state.notify_off != self.index:
-            raise InvalidField(f"{name}: notify_off {state.notify_off}, here it is {self.index}")
-        if not 0 < state.size <= self.max_size or state.size & (state.size - 1):
-            raise InvalidField(f"{name}: size {state.size} is no power of 2 up to {self.max_size}")
-        if state.enable > 1 or state.reset or state.notif_config_data:
-            raise InvalidField(f"{name}: enable {state.enable}, reset {state.reset}")
-        if state.enable and not aligned(state.desc, state.driver, state.device):
-            raise InvalidField(f"{name}: a ring address is not aligned")
+        """See `Ring`."""
         if (state.last_avail_idx - state.used_idx) & 0xFFFF > state.size:
-            raise InvalidField(f"{name}: more buffers outstanding than its size")
+            raise InvalidField(f"queue {self.index}: more buffers outstanding than its size")
 
     def restore(self, state: QueueState) -> None:
-        """Take over a state that `check` accepted."""
-        self.reset()
-        self.size = state.size
-        self.vector = state.msix_vector
-        self.enabled = bool(state.enable)
-        self.desc = state.desc
-        self.driver = state.driver
-        self.device = state.device
-        self.last_avail = state.last_avail_idx
-        self.used = self._answered = state.used_idx
-        self.owed = state.interrupt_owed
-        self.untouched = False
+        """See `Ring`."""
+        self._last_avail = self._seen = state.last_avail_idx
+        self._used = state.used_idx
 
-    def run(self, memory: GuestMemory, consumer: Consumer) -> bool:
-        """Take what the driver made available, up to a batch, and settle whether an interrupt is owed.
+    def pending(self, memory: GuestMemory) -> bool:
+        """See `Ring`. The driver's index is read when what it said last is used up."""
+        if self._seen != self._last_avail:
+            return True
+        self._look(memory.load_u16(self.driver + ring.RING_IDX))
+        return self._seen != self._last_avail
 
-        Returns whether the queue may hold more. Raises `BrokenQueue`; what was completed stays so.
-        """
-        rounds, enough = 0, self.bytes + BATCH_BYTES
-        self.waiting = False
-        self._suppress_kicks(memory, True)
-        while True:
-            rounds += 1
-            available = memory.load_u16(self.driver + ring.RING_IDX)
-            pending = (available - self.last_avail) & 0xFFFF
-            if pending > self.size:
-                raise BrokenQueue(f"queue {self.index}: {pending} buffers available in a ring of {self.size}")
-            if pending == 0:
-                self._suppress_kicks(memory, False)
-                more = memory.load_u16(self.driver + ring.RING_IDX) != self.last_avail
-                # A guest that moves its index to and fro is not followed for ever.
-                if more and rounds <= BATCH:
-                    continue
-                break
-            if not consumer.accepts(self.index):
-                more, self.waiting = False, True
-                break
-            if rounds > BATCH or self.bytes >= enough:
-                more = True
-                break
-            self._take(memory, consumer)
-        self.settle(memory)
-        return more
+    def _look(self, available: int) -> None:
+        """Take note of the driver's index. Raises `BrokenQueue` for one that cannot be."""
+        # What is taken and not used takes its place in the ring too.
+        count = (available - self._used) & 0xFFFF
+        if count > self.size or (available - self._last_avail) & 0xFFFF > count:
+            raise BrokenQueue(f"queue {self.index}: {count} buffers available in a ring of {self.size}")
+        self._seen = available
 
-    def _take(self, memory: GuestMemory, consumer: Consumer) -> None:
-        slot = self.last_avail & (self.size - 1)
+    def take(self, memory: GuestMemory) -> Chain:
+        """See `Ring`."""
+        slot = self._last_avail & (self.size - 1)
         head = memory.load_u16(self.driver + ring.RING_ENTRIES + 2 * slot)
         if head >= self.size:
             raise BrokenQueue(f"queue {self.index}: descriptor {head} in a ring of {self.size}")
-        self.untouched = False
-        found = chain.walk(memory, self.desc, self.size, head, indirect=self._indirect)
-        readable = Segments(memory, found.readable)
-        # Ahead of `take`, which may complete the buffer; taken back where it faults, for another try.
-        self.last_avail = (self.last_avail + 1) & 0xFFFF
-        self.outstanding += 1
-        try:
-            consumer.take(
-                Buffer(
-                    self.index,
-                    readable,
-                    Segments(memory, found.writable),
-                    self._completion(memory, head),
-                )
-            )
-        except MemoryFault:
-            self.last_avail = (self.last_avail - 1) & 0xFFFF
-            self.outstanding -= 1
-            raise
-        self.requests += 1
-        self.bytes += readable.length
+        chain = walk(memory, self.desc, self.size, head, indirect=self.indirect)
+        self._last_avail = (self._last_avail + 1) & 0xFFFF
+        return chain
 
-    def _completion(self, memory: GuestMemory, head: int) -> Callable[[int], None]:
-        life = self._life
+    def untake(self, count: int) -> None:
+        """See `Ring`."""
+        self._last_avail = (self._last_avail - count) & 0xFFFF
 
-        def complete(written: int) -> None:
-            if self._life is life:
-                self.bytes += written
-                self._completed.append((head, min(written, 0xFFFFFFFF)))
-                # What cannot be published now stays for `settle`, whose caller knows what to do.
-                with contextlib.suppress(MemoryFault):
-                    self._publish(memory)
-
-        return complete
-
-    def _publish(self, memory: GuestMemory) -> None:
-        """Put what was completed into the used ring. Raises `MemoryFault`; the rest stays to be published."""
-        while self._completed:
-            head, written = self._completed[0]
-            slot = self.used & (self.size - 1)
-            memory.write(self.device + ring.RING_ENTRIES + 8 * slot, _USED.pack(head, written))
-            memory.store_u16(self.device + ring.RING_IDX, (self.used + 1) & 0xFFFF)
-            self.used = (self.used + 1) & 0xFFFF
-            self._completed.popleft()
-            self.outstanding -= 1
-
-    def settle(self, memory: GuestMemory) -> None:
-        """Publish what is left, and decide whether what was completed since the last call owes an interrupt.
-
-        Raises `MemoryFault`, and may be called again.
+    def publish(self, memory: GuestMemory, buffers: Sequence[RingBuffer]) -> None:
+        """See `Ring`. The used index moves once. With IN_ORDER an element may close a batch: it stands at
+        the place of the batch's first buffer, and says the id of the last one.
         """
-        if self._completed:
-            self._publish(memory)
-        old, new = self._answered, self.used
-        if old == new:
-            return
-        # The used index must be visible before the driver's wish is read: the driver sets its wish
-        # and then looks at the index.
-        memory.fence()
-        if self._event_idx:
+        if self.in_order and len(buffers) > 1:
+            first = self._used
+            for number, buffer in enumerate(buffers, 1):
+                if number == len(buffers) or not buffer.can_be_skipped:
+                    self._write(memory, first, _USED.pack(buffer.id, min(buffer.written, 0xFFFFFFFF)))
+                    first = self._used + number
+        else:
+            elements = [_USED.pack(buffer.id, min(buffer.written, 0xFFFFFFFF)) for buffer in buffers]
+            room = self.size - (self._used & self.size - 1)
+            self._write(memory, self._used, b"".join(elements[:room]))
+            if len(elements) > room:
+                self._write(memory, 0, b"".join(elements[room:]))
+        used = (self._used + len(buffers)) & 0xFFFF
+        memory.store_u16(self.device + ring.RING_IDX, used)
+        self._used = used
+        self.unanswered += len(buffers)
+
+    def _write(self, memory: GuestMemory, index: int, elements: bytes) -> None:
+        memory.write(self.device + ring.RING_ENTRIES + _USED.size * (index & self.size - 1), elements)
+
+    def wants_interrupt(self, memory: GuestMemory) -> bool:
+        """See `Ring`."""
+        if self.event_idx:
             event = memory.load_u16(self.driver + ring.RING_ENTRIES + 2 * self.size)
-            wanted = (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
+            wanted = (self._used - event - 1) & 0xFFFF < self.unanswered
         else:
             wanted = not memory.load_u16(self.driver + ring.RING_FLAGS) & ring.AVAIL_F_NO_INTERRUPT
-        self.owed = self.owed or wanted
-        self._answered = new
+        self.unanswered = 0
+        return wanted
 
-    def told(self) -> None:
-        """The interrupt is no longer owed."""
-        self.owed = False
-
-    def _suppress_kicks(self, memory: GuestMemory, suppress: bool) -> None:
-        """Ask for no kicks while the ring is worked on anyway; asking again ends with a fence.
-
-        With EVENT_IDX the event word of the last round stays where it is, so no kick comes until it is
-        moved; without, the flag says it.
+    def suppress_kicks(self, memory: GuestMemory) -> None:
+        """See `Ring`. With EVENT_IDX the event word of the last round stays where it is: no kick comes until
+        it is moved.
         """
-        if self._event_idx:
-            if not suppress:
-                memory.store_u16(self.device + ring.RING_ENTRIES + 8 * self.size, self.last_avail)
+        if not self.event_idx:
+            memory.store_u16(self.device + ring.RING_FLAGS, ring.USED_F_NO_NOTIFY)
+
+    def ask_for_kicks(self, memory: GuestMemory) -> bool:
+        """See `Ring`."""
+        if self.event_idx:
+            memory.store_u16(self.device + ring.RING_ENTRIES + 8 * self.size, self._seen)
         else:
-            memory.store_u16(self.device + ring.RING_FLAGS, ring.USED_F_NO_NOTIFY if suppress else 0)
-        if not suppress:
-            memory.fence()
-
-
-def aligned(desc: int, driver: int, device: int) -> bool:
-    """Whether the three ring addresses obey "Split Virtqueues", alignment requirements."""
-    return not (desc % ring.DESC_ALIGN or driver % ring.AVAIL_ALIGN or device % ring.USED_ALIGN)
+            memory.store_u16(self.device + ring.RING_FLAGS, 0)
+        memory.fence()
+        available = memory.load_u16(self.driver + ring.RING_IDX)
+        if available == self._seen:
+            return False
+        if self._seen != self._last_avail:
+            # Buffers were given back, and `pending` knows of those without another look.
+            self._look(available)
+        return True

@@ -9,7 +9,11 @@ F_SEG_MAX = 2
 F_RO = 5
 F_BLK_SIZE = 6
 F_FLUSH = 9
+F_TOPOLOGY = 10
+F_CONFIG_WCE = 11
 F_MQ = 12
+F_DISCARD = 13
+F_WRITE_ZEROES = 14
 
 SECTOR = 512
 
@@ -47,7 +51,16 @@ T_IN = 0
 T_OUT = 1
 T_FLUSH = 4
 T_GET_ID = 8
+T_DISCARD = 11
+T_WRITE_ZEROES = 13
 ID_BYTES = 20
+
+# A segment of T_DISCARD and T_WRITE_ZEROES: "struct virtio_blk_discard_write_zeroes".
+RANGE = np.dtype([("sector", "<u8"), ("num_sectors", "<u4"), ("flags", "<u4")])
+RANGE_UNMAP = 1
+
+WRITETHROUGH = 0
+WRITEBACK = 1
 
 S_OK = 0
 S_IOERR = 1

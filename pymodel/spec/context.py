@@ -51,6 +51,13 @@ VQ_SPLIT_STATE = 0x0015
 VQ_PACKED_STATE = 0x0016
 ISR_STATUS = 0x0017
 PENDING = 0x0018
+NET_RX_MODE = 0x0100
+NET_MAC_TABLE = 0x0101
+NET_VLAN_TABLE = 0x0102
+NET_QUEUE_PAIRS = 0x0103
+NET_HASH = 0x0104
+NET_RSS = 0x0105
+NET_OFFLOADS = 0x0106
 BLK_EXTENT = 0x0200
 BLK_CHANGE = 0x0201
 
@@ -85,7 +92,37 @@ VQ_CFG_VALUE = np.dtype(
 VQ_SPLIT_STATE_VALUE = np.dtype(
     [("index", "<u2"), ("last_avail_idx", "<u2"), ("used_idx", "<u2"), ("flags", "<u2")]
 )
+# Positions with the wrap counter in bit 15.
+VQ_PACKED_STATE_VALUE = np.dtype(
+    [("index", "<u2"), ("last_avail", "<u2"), ("last_used", "<u2"), ("flags", "<u2")]
+)
 VQ_STATE_F_INTERRUPT_OWED = 1
 ISR_STATUS_VALUE = np.dtype([("isr", "u1"), ("reserved", "u1", (7,))])
 PENDING_VALUE = np.dtype([("config_changed", "u1"), ("reserved", "u1", (7,))])
 BLK_EXTENT_HEADER = np.dtype([("offset", "<u8")])
+
+NET_RX_MODE_VALUE = np.dtype(
+    [
+        ("promisc", "u1"),
+        ("allmulti", "u1"),
+        ("alluni", "u1"),
+        ("nomulti", "u1"),
+        ("nouni", "u1"),
+        ("nobcast", "u1"),
+        ("reserved", "u1", (2,)),
+    ]
+)
+# Then the addresses, of 6 bytes each.
+NET_MAC_TABLE_HEADER = np.dtype(
+    [("unicast", "<u2"), ("multicast", "<u2"), ("flags", "u1"), ("reserved", "u1", (3,))]
+)
+NET_MAC_TABLE_F_ALL_UNICAST = 1
+NET_MAC_TABLE_F_ALL_MULTICAST = 2
+NET_VLAN_TABLE_VALUE = np.dtype([("bitmap", "u1", (512,))])
+NET_QUEUE_PAIRS_VALUE = np.dtype([("pairs", "<u2"), ("reserved", "u1", (6,))])
+NET_HASH_VALUE = np.dtype(
+    [("types", "<u4"), ("key_length", "u1"), ("reserved", "u1", (3,)), ("key", "u1", (40,))]
+)
+# Then the table's entries, of 2 bytes each.
+NET_RSS_HEADER = np.dtype([("count", "<u2"), ("unclassified", "<u2"), ("reserved", "u1", (4,))])
+NET_OFFLOADS_VALUE = np.dtype([("off", "<u8")])

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pymodel.queue.split import SplitQueue
+from pymodel.queue.virtqueue import Virtqueue
 from pymodel.registers import RegisterFile, registers_of
-from pymodel.spec import ring, virtio
+from pymodel.spec import virtio
 from pymodel.spec.virtio_pci import COMMON_CFG, NO_VECTOR
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ class CommonConfig:
         self.driver_feature_select = 0
         self.queue_select = 0
 
-    def _queue(self) -> SplitQueue | None:
+    def _queue(self) -> Virtqueue | None:
         return self._transport.queues.get(self.queue_select)
 
-    def _idle_queue(self) -> SplitQueue | None:
+    def _idle_queue(self) -> Virtqueue | None:
         """The selected queue while it may be set up: features agreed, queue not enabled."""
         queue = self._queue()
         if queue is None or queue.enabled or not self._transport.status & virtio.STATUS_FEATURES_OK:
@@ -112,7 +112,7 @@ class CommonConfig:
 
     def write_queue_size(self, value: int) -> None:
         queue = self._idle_queue()
-        if queue and 0 < value <= min(queue.max_size, ring.MAX_SIZE) and not value & (value - 1):
+        if queue and value <= queue.max_size and queue.ring.accepts_size(value):
             queue.size = value
 
     def read_queue_msix_vector(self) -> int:
@@ -164,6 +164,10 @@ class CommonConfig:
         queue = self._idle_queue()
         if queue:
             queue.device = value
+
+    def read_queue_notif_config_data(self) -> int:
+        queue = self._queue()
+        return queue.notif_config_data if queue else 0
 
     def write_queue_reset(self, value: int) -> None:
         queue = self._queue()

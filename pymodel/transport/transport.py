@@ -6,36 +6,32 @@ virtio 1.4, "Basic Facilities of a Virtio Device" and "Virtio Over PCI Bus".
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pymodel.devices.device import Device
 from pymodel.errors import BrokenQueue, InvalidField, MemoryFault
 from pymodel.host import DRIVER_STATUS
 from pymodel.memory import HOW_TO_SHARE, Buffer, Consumer
 from pymodel.migration.state import FunctionState
-from pymodel.queue.split import SplitQueue, aligned
+from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import virtio, virtio_pci
 from pymodel.transport import status as machine
 from pymodel.transport.bus import Bus
 from pymodel.transport.common_config import CommonConfig
+from pymodel.transport.features import ring_features
 
 # How long to wait before looking again for memory that the client is about to map anew.
 FLUX_SECONDS = 0.005
-
-RING_FEATURES = (
-    1 << virtio.F_INDIRECT_DESC
-    | 1 << virtio.F_EVENT_IDX
-    | 1 << virtio.F_VERSION_1
-    | 1 << virtio.F_ACCESS_PLATFORM
-    | 1 << virtio.F_RING_RESET
-)
 
 # Words beyond those offered that are remembered: a driver that selects ever new ones would fill our memory.
 MAX_UNKNOWN_WORDS = 64
 
 
 class Transport:
-    """Everything that a device reset resets. `admin` is the PF's admin queue, after the device's queues."""
+    """Everything that a device reset resets. `admin` is the PF's admin queue, after the device's queues.
+
+    `without` names features of the rings that are not offered. Raises ValueError for an unknown name.
+    """
 
     def __init__(
         self,
@@ -45,6 +41,7 @@ class Transport:
         admin: Consumer | None = None,
         admin_queue_size: int = 0,
         features: int = 0,
+        without: Iterable[str] = (),
         io_delay: float = 0,
         reset_delay: float = 0,
         log: logging.Logger,
@@ -57,12 +54,12 @@ class Transport:
         self.num_queues = len(device.queue_sizes)
         self.admin_index = self.num_queues
         self.has_admin = admin is not None
-        self.offered = device.features | RING_FEATURES | features
-        self.queues = {index: SplitQueue(index, size) for index, size in enumerate(device.queue_sizes)}
+        self.offered = device.features | ring_features(without, in_order=device.in_order) | features
+        self.queues = {index: Virtqueue(index, size) for index, size in enumerate(device.queue_sizes)}
         self._consumers: dict[int, Consumer] = dict.fromkeys(self.queues, device)
         if admin is not None:
             self.offered |= 1 << virtio.F_ADMIN_VQ
-            self.queues[self.admin_index] = SplitQueue(self.admin_index, admin_queue_size)
+            self.queues[self.admin_index] = Virtqueue(self.admin_index, admin_queue_size)
             self._consumers[self.admin_index] = admin
         self._distinct: list[Consumer] = [device] if admin is None else [device, admin]
         device.connect(self)
@@ -73,7 +70,8 @@ class Transport:
         self._changes: dict[str, Callable[[], None]] = {}
         self._breaking: str | None = None
         self.notifications = 0  # ever; of queues that exist
-        self._clear()
+        self.status = 0
+        self.reset()
 
     # -- life ------------------------------------------------------------------------------------------
 
@@ -92,17 +90,20 @@ class Transport:
         self._kicked: set[int] = set()
         # Queues that the driver itself notified, until something was found there or its absence was told.
         self._notified: set[int] = set()
+        # Queues of which was told that a notification named another one.
+        self._misnamed: set[int] = set()
         self.common.reset()
         for queue in self.queues.values():
+            self._consumers[queue.index].drop(queue.index)
             queue.reset()
-        for consumer in self._distinct:
-            consumer.reset()
 
     def reset(self) -> None:
         """Device reset, finished at once: rings forgotten, nothing owed, status 0."""
         before = self.status
         self._drop_held()
         self._clear()
+        for consumer in self._distinct:
+            consumer.reset()
         self._tell_status(before)
 
     @property
@@ -136,6 +137,7 @@ class Transport:
             self.log.info("driver status %s, features %#x", machine.describe(self.status), self.accepted)
             self._tell_status(before)
         if added & virtio.STATUS_DRIVER_OK:
+            self.device.started()
             self.rescan()
 
     def _begin_reset(self, delay: float) -> None:
@@ -181,42 +183,58 @@ class Transport:
             self._unknown_words.add(word)
 
     def _acceptable(self) -> bool:
-        """Whether FEATURES_OK may be set: a subset of what is offered, with VERSION_1."""
+        """Whether FEATURES_OK may be set: a subset of what is offered, with VERSION_1, that fits together."""
         extra = self.accepted & ~self.offered
         modern = self.accepted >> virtio.F_VERSION_1 & 1
         if extra or not modern or self._unknown_words:
             reason = f"{extra:#x} was not offered" if extra else "VERSION_1 is missing"
             if self._unknown_words:
                 reason = f"word {min(self._unknown_words)} has bits that were not offered"
+        else:
+            reason = self.device.acceptable(self.accepted) or ""
+        if reason:
             self.log.warning("features %#x refused: %s", self.accepted, reason)
-            return False
-        return True
+        return not reason
 
     # -- queues ----------------------------------------------------------------------------------------
 
-    def enable(self, queue: SplitQueue) -> None:
+    def enable(self, queue: Virtqueue) -> None:
         """Enable a queue; one whose rings cannot be used breaks the device."""
-        if not aligned(queue.desc, queue.driver, queue.device):
-            self.broken(f"queue {queue.index}: a ring address is not aligned")
+        trouble = queue.trouble()
+        if trouble is not None:
+            self.broken(trouble)
             return
-        queue.enabled = True
+        queue.enable()
         self._kicked.add(queue.index)
         self.bus.wake()
 
-    def reset_queue(self, queue: SplitQueue) -> None:
+    def reset_queue(self, queue: Virtqueue) -> None:
         """Queue reset ("Virtqueue Reset"): the queue is as after a device reset when this returns."""
         self._parked = [entry for entry in self._parked if entry[1].queue != queue.index]
         self._consumers[queue.index].drop(queue.index)
         queue.reset()
         queue.negotiated(self.accepted)
 
-    def kick(self, index: int) -> None:
-        """A driver notification; one for a queue that is not there or not enabled does nothing."""
-        if index in self.queues:
-            self.notifications += 1
-            self._kicked.add(index)
-            if self.queues[index].untouched:
-                self._notified.add(index)
+    def kick(self, index: int, data: bytes) -> None:
+        """A driver notification, written to the address of queue `index` ("Available Buffer Notifications").
+
+        Whatever the form, its first word names the queue: by its index, or by its notif_config_data. What
+        follows with NOTIFICATION_DATA is not needed. One that names another queue, or is for a queue that is
+        not there or not enabled, does nothing.
+        """
+        queue = self.queues.get(index)
+        if queue is None:
+            return
+        name = queue.notify_data if self.negotiated(virtio.F_NOTIF_CONFIG_DATA) else index
+        if len(data) < 2 or data[0] | data[1] << 8 != name:
+            if index not in self._misnamed:
+                self._misnamed.add(index)
+                self.log.warning("queue %d is notified with %s, not with %#06x", index, data[:4].hex(), name)
+            return
+        self.notifications += 1
+        self._kicked.add(index)
+        if queue.untouched:
+            self._notified.add(index)
 
     def rescan(self) -> None:
         """Look at every enabled queue as if it had been kicked (A-18, A-31)."""
@@ -241,6 +259,14 @@ class Transport:
         """See `Notifier`."""
         self.bus.wake()
 
+    def enabled(self, queue: int) -> bool:
+        """See `Notifier`."""
+        return self.queues[queue].enabled
+
+    def resume(self, queue: int) -> None:
+        """See `Notifier`."""
+        self._kicked.add(queue)
+
     def service(self) -> None:
         """Work on the queues that were kicked, as far as the gate allows."""
         if self.running and self.bus.may_access:
@@ -259,9 +285,10 @@ class Transport:
                 if self._parked:
                     del self._parked[0]
             for queue in self.queues.values():
-                if queue.waiting and self._consumers[queue.index].accepts(queue.index):
+                may_fetch = self.bus.may_fetch
+                if may_fetch and queue.waiting and self._consumers[queue.index].accepts(queue.index):
                     self._kicked.add(queue.index)
-                if queue.index in self._kicked and self.bus.may_fetch:
+                if queue.index in self._kicked and may_fetch:
                     self._kicked.discard(queue.index)
                     if queue.enabled and queue.run(self.bus.memory, self._consumer(queue.index)):
                         self._kicked.add(queue.index)
@@ -280,7 +307,7 @@ class Transport:
         except BrokenQueue as error:
             self.broken(str(error))
 
-    def _look_for_private_memory(self, queue: SplitQueue) -> None:
+    def _look_for_private_memory(self, queue: Virtqueue) -> None:
         """Tell, once, of a queue that was notified while nothing was ever in it.
 
         A client whose memory is a file that it maps privately hands over the file, but what its guest
@@ -297,7 +324,8 @@ class Transport:
 
     def _consumer(self, index: int) -> Consumer:
         consumer = self._consumers[index]
-        return _Delayed(self, consumer) if self._io_delay and index != self.admin_index else consumer
+        delayed = self._io_delay and index != self.admin_index and self.device.delayable(index)
+        return _Delayed(self, consumer) if delayed else consumer
 
     def delay(self, consumer: Consumer, buffer: Buffer) -> None:
         """Hold a buffer between fetch and completion for `io_delay`."""
@@ -323,6 +351,7 @@ class Transport:
         self._parked = []
         for queue in self.queues.values():
             self._consumers[queue.index].drop(queue.index)
+            queue.publish(self.bus.memory)
             queue.abandon()
         if self.status & virtio.STATUS_DRIVER_OK:
             self.config_changed()
@@ -413,6 +442,8 @@ class Transport:
             raise InvalidField(f"no driver can have reached device status {state.device_status:#x}")
         if features_ok and not state.driver_features >> virtio.F_VERSION_1 & 1:
             raise InvalidField("FEATURES_OK without VERSION_1")
+        if features_ok and (reason := self.device.acceptable(state.driver_features)):
+            raise InvalidField(f"driver features {state.driver_features:#x}: {reason}")
         if state.num_queues != self.num_queues:
             raise InvalidField(f"{state.num_queues} queues, here there are {self.num_queues}")
         vectors = [state.config_msix_vector]
@@ -422,7 +453,7 @@ class Transport:
                 raise InvalidField(f"queue {entry.index} does not exist here")
             if entry.enable and not features_ok:
                 raise InvalidField(f"queue {entry.index} is enabled before FEATURES_OK")
-            queue.check(entry)
+            queue.check(entry, state.driver_features)
             vectors.append(entry.msix_vector)
         for vector in vectors:
             if self.bus.msix_vectors <= vector != virtio_pci.NO_VECTOR:
@@ -448,9 +479,7 @@ class Transport:
         self.isr = state.isr
         self.config_owed = state.config_changed
         for entry in state.queues:
-            queue = self.queues[entry.index]
-            queue.restore(entry)
-            queue.negotiated(self.accepted)
+            self.queues[entry.index].restore(entry, self.accepted)
         self.device.negotiated(self.accepted)
         self.device.restore(state.device_config, state.device)
         self._tell_status(before)

@@ -1,8 +1,8 @@
 """`python -m tests.fuzz TARGET --seconds N [--seed S] [--wire]`: attack the device, and tell what was found.
 
-Targets: `admin` (commands of every shape), `context` (written contexts), `chains` (a VF's rings). Without
-`--wire` they run against the model in this process, with it against a server process. A finding is saved
-below build/fuzz; `--replay FILE` plays it again.
+Targets: `admin` (commands of every shape), `context` (written contexts), `chains` (a VF's rings), `net` (a
+network VF's rings, commands and context). Without `--wire` they run against the model in this process, with
+it against a server process. A finding is saved below build/fuzz; `--replay FILE` plays it again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import logging
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ from tests.fuzz.admin import AdminTarget
 from tests.fuzz.chains import ChainsTarget
 from tests.fuzz.context import ContextTarget
 from tests.fuzz.local import LocalWorld
+from tests.fuzz.net import NetTarget
 from tests.fuzz.remote import RemoteWorld
 from tests.fuzz.world import Finding
 
@@ -27,14 +29,20 @@ TARGETS: Final[Mapping[str, campaign.MakeTarget]] = {
     "admin": AdminTarget,
     "context": ContextTarget,
     "chains": ChainsTarget,
+    "net": NetTarget,
 }
-WORLDS: Final[Mapping[str, campaign.MakeWorld]] = {"model": LocalWorld, "wire": RemoteWorld}
+WORLDS: Final = {"model": LocalWorld, "wire": RemoteWorld}
+
+
+def make_world(target: str, world: str) -> campaign.MakeWorld:
+    """What makes the device that a target attacks."""
+    return partial(WORLDS[world], NetTarget.device if target == "net" else "blk")
 
 
 def fuzz(target: str, world: str, seconds: float, seed: int | None = None) -> campaign.Report:
     """One campaign. Raises `Finding`."""
     seed = random.randrange(1 << 32) if seed is None else seed
-    return campaign.run(f"{target}-{world}", TARGETS[target], WORLDS[world], seconds, seed)
+    return campaign.run(f"{target}-{world}", TARGETS[target], make_world(target, world), seconds, seed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     world = "wire" if options.wire else "model"
     if options.replay is not None:
         steps = [(name, values) for name, values in json.loads(options.replay.read_text())["steps"]]
-        error = campaign.replay(TARGETS[options.target], WORLDS[world], steps)
+        error = campaign.replay(TARGETS[options.target], make_world(options.target, world), steps)
         if error is not None:
             raise error
         print("nothing found")

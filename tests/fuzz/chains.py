@@ -57,7 +57,7 @@ LENGTHS = [0, 1, 2, 15, 16, 17, 512, 513, 528, 4096, 1 << 20, 1 << 24, (1 << 31)
 TABLE_LENGTHS = [0, 1, 15, 16, 17, 32, 16 * SIZE, 16 * (SIZE + 1), 1 << 20, (1 << 32) - 16]
 HEADS = [0, 1, SIZE - 1, SIZE, 0x7FFF, 0xFFFF]
 STEPS = [0, 1, 2, SIZE - 1, SIZE, SIZE + 1, 0x7FFF, 0x8000, 0xFFFF]
-TYPES = [0, 0, 0, 1, 1, 4, 8, 11, 0xFFFFFFFF]
+TYPES = [0, 0, 0, 1, 1, 4, 8, 11, 13, 0xFFFFFFFF]
 SECTORS = [0, 1, 5, 2047, 2048, (1 << 55) - 1, 1 << 55, (1 << 64) - 1]
 
 
@@ -91,7 +91,7 @@ class ChainsTarget:
         rings = [DESC, AVAIL, USED]
         if source.random() < 0.4:
             rings[source.randrange(3)] = source.choice(PLACES)
-        return [source.random() < 0.5, source.random() < 0.5, rings]
+        return [[source.random() < 0.5 for _ in range(4)], rings]
 
     def _make_request(self, source: random.Random) -> list[Any]:
         """A request that makes sense, its data anywhere."""
@@ -148,8 +148,11 @@ class ChainsTarget:
         name, arguments = step
         getattr(self, f"_do_{name}")(*arguments)
 
-    def _do_set_up(self, indirect: bool, event_idx: bool, rings: list[int]) -> None:
-        self.vf.bring_up(indirect=indirect, event_idx=event_idx, rings=rings)
+    def _do_set_up(self, features: list[bool], rings: list[int]) -> None:
+        indirect, event_idx, packed, in_order = features
+        self.vf.bring_up(
+            indirect=indirect, event_idx=event_idx, packed=packed, in_order=in_order, rings=rings
+        )
         self._rings_own = rings == [DESC, AVAIL, USED]
 
     def _look(self) -> None:
@@ -162,19 +165,34 @@ class ChainsTarget:
             (address, length) for address, length, flags in segments if not flags
         ]
         writable = [(address, length) for address, length, flags in segments if flags]
+        self._written(segments)
         self.vf.chain(readable, [*writable, (DATA + 8208, 1)], indirect=indirect)
         self._look()
 
+    def _written(self, segments: list[list[int]]) -> None:
+        """The device is told to write to these, (address, length, flags ...)."""
+        for address, length, flags, *_ in segments:
+            if self.vf.packed is not None and flags & 2:
+                self.vf.packed.written(address, length)
+
     def _do_chain(self, entries: list[list[int]], table: list[list[int]], head: int) -> None:
-        for slot, entry in enumerate(entries):
-            self.vf.descriptor(slot, *entry)
         self.vf.poke(TABLES, b"".join(struct.pack("<QIHH", *entry) for entry in table))
-        self.vf.offer(head)
+        if self.vf.packed is not None:
+            self.vf.packed.offer([(entry[0], entry[1], entry[2], entry[3]) for entry in entries])
+            self._written([*entries, *table])
+        else:
+            for slot, entry in enumerate(entries):
+                self.vf.descriptor(slot, *entry)
+            self.vf.offer(head)
         self.vf.kick()
         self._look()
 
     def _do_index(self, step: int) -> None:
-        self.vf.offer(0, step)
+        """A jump of the index; in a packed ring, a wish for interrupts at any place."""
+        if self.vf.packed is not None:
+            self.vf.poke(AVAIL, struct.pack("<HH", step, step & 3))
+        else:
+            self.vf.offer(0, step)
         self.vf.kick()
         self._look()
 
@@ -192,6 +210,10 @@ class ChainsTarget:
         capacity = self.vf.device.config_read(0, 4) * 512
         self.vf.poke(DATA + 8192, struct.pack("<IIQ", 0, 0, 0))
         for number in range(times):
+            if self.vf.packed is not None:
+                data = (DATA + (1 << 20), capacity, NEXT | 2, 0)
+                self.vf.packed.offer([(DATA + 8192, 16, NEXT, 0), data, (DATA + 8208, 1, 2, number)])
+                continue
             slot = 3 * number
             self.vf.descriptor(slot, DATA + 8192, 16, NEXT, slot + 1)
             self.vf.descriptor(slot + 1, DATA + (1 << 20), capacity, NEXT | 2, slot + 2)
@@ -221,4 +243,8 @@ class ChainsTarget:
 
     def _done(self) -> bool:
         # A device that writes data into its own rings, as it was told, may make itself work for ever.
-        return not self._rings_own or self.vf.broken or self.vf.used_idx == self.vf.u16(AVAIL + 2)
+        if not self._rings_own or self.vf.broken:
+            return True
+        if self.vf.packed is not None:
+            return not self.vf.packed.sound or self.vf.packed.all_used()
+        return self.vf.used_idx == self.vf.u16(AVAIL + 2)

@@ -17,8 +17,12 @@ from tests.fuzz.owner import ACTIVE, DISCARD, FREEZE, READABLE, STOP, WRITE, Own
 from tests.fuzz.world import DISKS, Finding, World
 
 TYPES = [0, 1, 2, *range(0x0F, 0x19), 0x100, 0x101, 0x200, 0x201, 0x202, 0xF000, 0xFFFF, 0xFFFFFFFF]
+FEATURES = 0x11
 QUEUE = 0x14
 SPLIT = 0x15
+PACKED = 0x16
+# VERSION_1, and some that change what a ring is.
+DRIVERS = [1 << 32, 1 << 32 | 1 << 34, 1 << 32 | 1 << 34 | 1 << 29, 1 << 32 | 1 << 34 | 1 << 35 | 1 << 28]
 EXTENTS = (0x200, 0x201)
 WORDS16 = [0, 1, 2, 3, 15, 16, 17, 255, 256, 0x7FFF, 0x8000, 0xFFFF]
 ADDRESSES = [0, DESC, AVAIL, USED, DATA, LOOSE, READ_ONLY, (1 << 64) - 16, (1 << 63), DESC + 1, 0xDEAD0000]
@@ -162,7 +166,7 @@ class ContextTarget:
 
     @staticmethod
     def _queue(source: random.Random, parts: list[Part], at: int) -> list[Part]:
-        """A queue somewhere else, or further on."""
+        """A queue somewhere else, or further on; perhaps of the other format."""
         size = source.choice([1, 2, 8, 16, 16, 16, 256, *WORDS16])
         place = [source.choice(ADDRESSES) if source.random() < 0.5 else own for own in (DESC, AVAIL, USED)]
         vector, enable = source.choice([0, 1, 2, 3, 0xFFFF]), source.choice([0, 1, 1, 1, 2])
@@ -170,7 +174,14 @@ class ContextTarget:
         used = source.choice(WORDS16)
         avail = (used + source.choice([0, 0, 1, 16, 17, 0x8000])) & 0xFFFF
         ring = struct.pack("<4H", 0, avail, used, source.choice([0, 1, 2]))
-        return [*parts[:-1], part(QUEUE, config), part(SPLIT, ring), *parts[-1:]]
+        added = [part(QUEUE, config), part(source.choice([SPLIT, SPLIT, PACKED]), ring)]
+        if source.random() < 0.3:
+            place = [source.choice([0, 1, 15, 16]) | source.choice([0, 0x8000]) for _ in range(2)]
+            if source.random() < 0.5:
+                place[1] = place[0]
+            added[1] = part(PACKED, struct.pack("<4H", 0, *place, source.choice([0, 1])))
+            added.append(part(FEATURES, source.choice(DRIVERS).to_bytes(16, "little")))
+        return [*parts[:-1], *added, *parts[-1:]]
 
     def _make_tiny(self, source: random.Random) -> list[Step]:
         """Very many fields of next to nothing."""

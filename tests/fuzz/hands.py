@@ -8,7 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from pymodel.spec import virtio, virtio_pci
+from pymodel.spec import block, virtio, virtio_pci
+from tests.fuzz.packed import BarePacked
 from tests.fuzz.world import Finding, World
 from vfu_client.memory import GuestMemory
 from vfu_client.virtio import VirtioPci
@@ -62,13 +63,27 @@ class Hands:
 
     # --- the device --------------------------------------------------------------------------------------
 
-    def bring_up(self, *, indirect: bool = True, event_idx: bool = False, rings: Sequence[int] = ()) -> None:
-        """Reset the device and make its queue ready, with all memory mapped and cleared rings."""
+    def bring_up(
+        self,
+        *,
+        indirect: bool = True,
+        event_idx: bool = False,
+        packed: bool = False,
+        in_order: bool = False,
+        rings: Sequence[int] = (),
+    ) -> None:
+        """Reset the device and make its queue ready, with all memory mapped and cleared rings.
+
+        Packed queues have the driver's event structure at AVAIL, the device's at USED.
+        """
         self.map_loose(True)
         self.poke(DESC, bytes(DATA - DESC))
         wanted = {virtio.F_VERSION_1, virtio.F_RING_RESET, virtio.F_ADMIN_VQ, virtio.F_SR_IOV}
+        wanted |= {block.F_CONFIG_WCE, block.F_DISCARD, block.F_WRITE_ZEROES}
         wanted |= {virtio.F_INDIRECT_DESC} if indirect else set()
         wanted |= {virtio.F_EVENT_IDX} if event_idx else set()
+        wanted |= {virtio.F_RING_PACKED} if packed else set()
+        wanted |= {virtio.F_IN_ORDER} if in_order else set()
         required = {virtio.F_VERSION_1} | ({virtio.F_ADMIN_VQ} if self._wanted_index < 0 else set())
         self.device.initialize(wanted=wanted, required=required)
         common = self.device.common
@@ -83,6 +98,7 @@ class Hands:
         common.write("queue_enable", 1)
         self.device.driver_ok()
         self.avail_idx = 0
+        self.packed = BarePacked(DESC, self.size, self.poke, self.peek) if packed else None
 
     @property
     def broken(self) -> bool:
@@ -124,6 +140,9 @@ class Hands:
     def chain(self, readable: Sequence[Segment], writable: Sequence[Segment], *, indirect: bool) -> None:
         """Write a chain from slot 0 on, or an indirect table of it; offer it, and notify."""
         entries = [(segment, 0) for segment in readable] + [(segment, WRITE) for segment in writable]
+        if self.packed is not None:
+            self._packed_chain(self.packed, entries, indirect=indirect)
+            return
         table = TABLES if indirect else DESC
         for slot, ((address, length), flags) in enumerate(entries):
             more = slot + 1 < len(entries)
@@ -134,6 +153,23 @@ class Hands:
         if indirect:
             self.descriptor(0, TABLES, 16 * len(entries), INDIRECT, 0)
         self.offer(0)
+        self.kick()
+
+    def _packed_chain(
+        self, ring: BarePacked, entries: Sequence[tuple[Segment, int]], *, indirect: bool
+    ) -> None:
+        if indirect:
+            table = [struct.pack("<QIHH", address, length, 0, flags) for (address, length), flags in entries]
+            self.poke(TABLES, b"".join(table))
+            ring.offer([(TABLES, 16 * len(entries), INDIRECT, 0)])
+        else:
+            last = len(entries) - 1
+            ring.offer(
+                [
+                    (address, length, flags | (0 if number == last else NEXT), number)
+                    for number, ((address, length), flags) in enumerate(entries)
+                ]
+            )
         self.kick()
 
     def offer(self, head: int, step: int = 1) -> None:
@@ -147,11 +183,18 @@ class Hands:
         """What the device used so far."""
         return self.u16(USED + 2)
 
+    @property
+    def all_used(self) -> bool:
+        """Whether the device has used what was offered."""
+        return self.used_idx == self.avail_idx if self.packed is None else self.packed.all_used()
+
     def answered(self) -> int | None:
         """Wait for the chain that was offered last: its used length, or None where the device broke."""
-        if not self.world.wait(lambda: self.used_idx == self.avail_idx or self.broken):
+        if not self.world.wait(lambda: self.all_used or self.broken):
             raise Finding(f"{self.name}: no answer, and no DEVICE_NEEDS_RESET")
-        if self.used_idx != self.avail_idx:
+        if not self.all_used:
             return None
+        if self.packed is not None:
+            return self.packed.length()
         at = USED + 4 + 8 * ((self.avail_idx - 1) % self.size)
         return int.from_bytes(self.peek(at + 4, 4), "little")

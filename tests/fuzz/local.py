@@ -6,18 +6,21 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from pymodel.build import Options, build
-from pymodel.devices.disk import RamDisk
+from pymodel.devices.port import NetBackend
+from pymodel.devices.ram_disk import RamDisk
 from pymodel.errors import MemoryFault
 from pymodel.memory import Bytes, GuestMemory
 from pymodel.pci.function import Function
 from tests.fuzz.world import DISKS, PATIENCE, STALL, Finding
 from vfu_client import protocol
 from vfu_client.connection import Connection
+from vfu_server.switch import Switch, SwitchPort
 
 # Turns of all functions after one access. A guest may keep its own function busy for ever.
 TURNS = 64
@@ -104,10 +107,16 @@ class LocalHost:
 class LocalWorld:
     """The model, built as the server builds it."""
 
-    def __init__(self) -> None:
-        options = Options(
-            device="blk", backends={name: RamDisk(size) for name, size in DISKS.items()}, vfs=3, total_vfs=3
-        )
+    def __init__(
+        self, device: str = "blk", backends: Mapping[str, Any] | None = None, *, queues: int = 1
+    ) -> None:
+        """A PF and three VFs; without `backends` the disks that are fuzzed, or ports of one switch."""
+        if backends is None and device == "net":
+            switch = Switch()
+            backends = {name: NetBackend(SwitchPort(switch)) for name in DISKS}
+        elif backends is None:
+            backends = {name: RamDisk(size) for name, size in DISKS.items()}
+        options = Options(device=device, backends=backends, vfs=3, total_vfs=3, queues=queues)
         self._pf = build(options, lock=threading.RLock)
         self.hosts: dict[str, LocalHost] = {}
 

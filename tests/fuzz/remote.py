@@ -12,6 +12,7 @@ from tests.fuzz.world import DISKS, PATIENCE, STALL, Finding, memory_bound
 from tests.server_process import ServerProcess
 from vfu_client.block import BlockDriver
 from vfu_client.connection import Connection
+from vfu_client.net import NetDriver
 
 # Between two looks of the neighbour; a machine that lets a sleeper oversleep by more than the second says
 # nothing about the server.
@@ -22,15 +23,49 @@ CROWD = 1.5 * (os.cpu_count() or 1)
 CROWDED_STALL = 4 * STALL
 
 
+class BlockNeighbour:
+    """Reads what it has written."""
+
+    def __init__(self, socket: Path) -> None:
+        self._disk = BlockDriver.open(socket, timeout=PATIENCE)
+
+    def works(self, turn: int) -> bool:
+        self._disk.write(turn, bytes([turn]) * 512)
+        return self._disk.read(turn).tobytes() == bytes([turn]) * 512
+
+    def close(self) -> None:
+        self._disk.close()
+
+
+class NetNeighbour:
+    """Sends a frame that is for nobody, and has itself received by an address of its own."""
+
+    def __init__(self, socket: Path) -> None:
+        self._net = NetDriver.open(socket, timeout=PATIENCE)
+        self._net.set_mode(0, False)
+
+    def works(self, turn: int) -> bool:
+        self._net.poll()
+        address = bytes([2, 0, 0, 0, 3, turn])
+        self._net.set_mac(address)
+        self._net.send(bytes([2, 0, 0, 0, 4, turn]) + address + bytes(48))
+        self._net.flush()
+        return self._net.mac == address
+
+    def close(self) -> None:
+        self._net.close()
+
+
 class RemoteWorld:
     """A server process and what is watched about it."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "blk") -> None:
         disks = [option for name, size in DISKS.items() for option in ("--disk", f"{name}=ram:{size}")]
-        self._server = ServerProcess("--vfs", "3", *disks)
+        self._server = ServerProcess("--vfs", "3", *(disks if device == "blk" else ()), device=device)
         self._server.__enter__()
         try:
-            self._neighbour = BlockDriver.open(self._server.socket("vf3"), timeout=PATIENCE)
+            open_neighbour = BlockNeighbour if device == "blk" else NetNeighbour
+            self._neighbour = open_neighbour(self._server.socket("vf3"))
         except BaseException:
             self._server.close()
             raise
@@ -58,11 +93,10 @@ class RemoteWorld:
                 self._stopping.wait(PERIOD)
                 start = time.monotonic()
                 turn = (turn + 1) & 0xFF
-                self._neighbour.write(turn, bytes([turn]) * 512)
-                same = self._neighbour.read(turn).tobytes() == bytes([turn]) * 512
+                same = self._neighbour.works(turn)
                 taken = time.monotonic() - start
                 if not same:
-                    self._trouble = "the neighbour read something else than it had written"
+                    self._trouble = "the neighbour did not get what it had asked for"
                 if start - before < PERIOD + BUSY:
                     self.slowest = max(self.slowest, taken)
                     if taken > (STALL if os.getloadavg()[0] < CROWD else CROWDED_STALL):

@@ -12,6 +12,7 @@ from tests.guest.guest_disk import address_of
 
 VERSION_1, SR_IOV, RING_RESET, ADMIN_VQ = 32, 37, 40, 41
 INDIRECT_DESC, EVENT_IDX = 28, 29
+RING_PACKED, IN_ORDER, NOTIFICATION_DATA, NOTIF_CONFIG_DATA = 34, 35, 38, 39
 
 WARNING = 4
 """The level of KERN_WARNING; what is worse has a lower one."""
@@ -71,6 +72,8 @@ def test_features(plain: Plain, function: str) -> None:
     """
     bits = accepted(plain, function)
     assert {VERSION_1, INDIRECT_DESC, EVENT_IDX, RING_RESET} <= bits
+    assert {RING_PACKED, IN_ORDER, NOTIFICATION_DATA} <= bits
+    assert NOTIF_CONFIG_DATA not in bits  # which it does not know
     assert (ADMIN_VQ in bits) == (function == "pf")
     assert SR_IOV not in bits
 

@@ -126,10 +126,16 @@ class FakeFunction:
     mac: bytes = b"\x02\0\0\0\0\x01"
     in_transition: bool = False
     outstanding: int = 0
+    quiet: bool | Exception = True
     restored: int = 0
     captured: int = 0
     seen: list[tuple[int, bool]] = field(default_factory=list)
     member: Member | None = None
+
+    def quiesce(self) -> bool:
+        if isinstance(self.quiet, Exception):
+            raise self.quiet
+        return self.quiet
 
     def mark(self) -> int:
         return 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pymodel.devices.disk import RamDisk
+from pymodel.devices.block_content import capture
+from pymodel.devices.ram_disk import RamDisk
 from pymodel.errors import InvalidField
 from pymodel.memory import Bytes
 
@@ -81,3 +82,57 @@ def test_whole_chunks_are_taken_over() -> None:
 def test_what_is_not_on_the_disk(offset: int, length: int) -> None:
     with pytest.raises(InvalidField):
         RamDisk(9 * MIB).check(offset, length)
+
+
+def test_zeroing_gives_chunks_back() -> None:
+    """Whole chunks are freed, the rest is written; what a snapshot holds stays."""
+    disk = RamDisk(9 * MIB)
+    disk.write(0, [pattern(9 * MIB, 1)])
+    taken = disk.snapshot()
+    disk.zero(512, 9 * MIB - 512)
+    assert content(disk, 0, 9 * MIB).tolist() == [1] * 512 + [0] * (9 * MIB - 512)
+    assert [(offset, len(data)) for offset, data in disk.snapshot()] == [(0, 4 * MIB)]
+    assert all((data == 1).all() for _, data in taken)
+
+
+def test_zeroing_is_a_change() -> None:
+    """Where there was something to zero; the end of the disk is the end of the last run."""
+    disk = RamDisk(8 * MIB + 512)
+    disk.write(4 * MIB, [pattern(4 * MIB + 512, 1)])
+    mark = disk.mark()
+    disk.zero(0, 8 * MIB + 512)
+    changes = disk.changes(mark)
+    assert [(offset, len(data)) for offset, data in changes] == [(4 * MIB, 4 * MIB), (8 * MIB, 512)]
+    assert not any(data.any() for _, data in changes)
+    assert disk.extent_of_changes(mark) == (2, 4 * MIB + 512)
+    assert disk.snapshot() == []
+
+
+def test_only_what_is_sent_is_taken() -> None:
+    """Comparing changes with the whole marks no chunk of the one that is not sent as taken."""
+    disk = RamDisk(64 * MIB)
+    disk.write(0, [pattern(64 * MIB, 1)])
+    mark = disk.mark()
+    disk.write(0, [pattern(512, 2)])
+    fields = capture(disk, mark)
+    assert [(field.type, field.length) for field in fields] == [(0x201, 8 + 4096)]
+    chunk = memory_of(disk, 32 * MIB)
+    disk.write(32 * MIB, [pattern(512, 3)])
+    assert memory_of(disk, 32 * MIB) is chunk
+    shared = memory_of(disk, 0)
+    disk.write(0, [pattern(512, 4)])
+    assert memory_of(disk, 0) is not shared
+
+
+def test_the_whole_is_sent_where_it_is_smaller() -> None:
+    disk = RamDisk(8 * MIB)
+    disk.write(0, [pattern(8 * MIB, 1)])
+    mark = disk.mark()
+    disk.zero(0, 8 * MIB)
+    fields = capture(disk, mark)
+    assert [(field.type, field.length) for field in fields] == [(0x200, 8)]
+
+
+def memory_of(disk: RamDisk, offset: int) -> object:
+    """The chunk itself: the array that a snapshot shows, looked at without taking one."""
+    return disk._chunks[offset // RamDisk.CHUNK]

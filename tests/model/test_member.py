@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pymodel.errors import InvalidField, MemoryFault
+from pymodel.errors import InvalidCommand, InvalidField, MemoryFault
 from pymodel.memory import Segments
 from pymodel.migration.member import Member
 from tests.model.fakes import FakeFunction, FakeMemory, make_member, split
@@ -86,6 +86,26 @@ def test_stop_waits_for_outstanding_requests_behind_a_closed_gate(mode: int) -> 
     function.outstanding = 0
     assert member.set_mode(mode)
     assert (member.mode, member.active) == (mode, False)
+
+
+def test_stop_waits_until_the_disk_is_let_go() -> None:
+    function = FakeFunction(quiet=False)
+    member = make_member(function)
+    assert not member.set_mode(1)
+    assert (member.mode, member.active) == (0, False)
+    function.quiet = True
+    assert member.set_mode(1)
+    assert (member.mode, member.active) == (1, False)
+
+
+def test_a_disk_that_can_not_be_let_go_keeps_the_mode() -> None:
+    function = FakeFunction(quiet=False)
+    member = make_member(function)
+    assert not member.set_mode(2)
+    function.quiet = InvalidCommand("broken")
+    with pytest.raises(InvalidCommand):
+        member.set_mode(2)
+    assert (member.mode, member.active, function.seen) == (0, True, [(0, False), (0, True)])
 
 
 def test_a_stop_that_is_given_up_opens_the_gate() -> None:
@@ -217,6 +237,7 @@ def test_field_types() -> None:
         0x13: 24,
         0x14: 40,
         0x15: 8,
+        0x16: 8,
         0x17: 8,
         0x18: 8,
         0x100: 0xFFFFFFFF,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pymodel.errors import BrokenQueue, MemoryFault
 from pymodel.memory import Buffer
 from pymodel.migration.state import QueueState
-from pymodel.queue.split import BATCH, BATCH_BYTES, SplitQueue
+from pymodel.queue.virtqueue import BATCH, BATCH_BYTES, Virtqueue
 from tests.model.fakes import FakeMemory
 
 SIZE = 8
@@ -62,14 +62,14 @@ def strict(memory: FakeMemory) -> FakeMemory:
     return made
 
 
-def queue_with(desc: int, driver: int, device: int, last: int, used: int, features: int) -> SplitQueue:
-    queue = SplitQueue(0, SIZE)
+def queue_with(desc: int, driver: int, device: int, last: int, used: int, features: int) -> Virtqueue:
+    queue = Virtqueue(0, SIZE)
     queue.restore(
         QueueState(
             0, SIZE, enable=1, desc=desc, driver=driver, device=device, last_avail_idx=last, used_idx=used
-        )
+        ),
+        features,
     )
-    queue.negotiated(features)
     return queue
 
 

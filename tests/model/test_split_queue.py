@@ -10,7 +10,9 @@ import pytest
 
 from pymodel.errors import BrokenQueue, MemoryFault
 from pymodel.memory import Buffer
-from pymodel.queue.split import SplitQueue, aligned
+from pymodel.migration.state import QueueState
+from pymodel.queue.split import SplitRing
+from pymodel.queue.virtqueue import Virtqueue
 from tests.model.fakes import FakeMemory
 
 DESC, AVAIL, USED, DATA = 0x0000, 0x4000, 0x6000, 0x8000
@@ -53,12 +55,12 @@ class Rig:
 
     def __init__(self, size: int, features: int = 0, start: int = 0) -> None:
         self.memory = FakeMemory(1 << 16)
-        self.queue = SplitQueue(3, 256)
+        self.queue = Virtqueue(3, 256)
+        self.queue.negotiated(features)
         self.queue.size = size
         self.queue.desc, self.queue.driver, self.queue.device = DESC, AVAIL, USED
-        self.queue.enabled = True
-        self.queue.negotiated(features)
-        self.queue.last_avail = self.queue.used = self.queue._answered = start
+        self.queue.enable()
+        self.queue.ring.restore(QueueState(3, last_avail_idx=start, used_idx=start))
         self.consumer = Consumer()
         self.size = size
         self.idx = start
@@ -187,8 +189,9 @@ def test_buffers_of_an_earlier_life_complete_into_nothing() -> None:
     before = rig.memory.data.copy()
     for buffer in rig.consumer.kept:
         buffer.complete(1)
+    rig.queue.settle(rig.memory)
     assert np.array_equal(rig.memory.data, before)
-    assert (rig.queue.outstanding, rig.queue.used, rig.queue.owed) == (0, 0, False)
+    assert (rig.queue.outstanding, rig.queue.ring.used, rig.queue.owed) == (0, 0, False)
 
 
 def test_lengths_are_cut_to_32_bits() -> None:
@@ -209,6 +212,18 @@ def test_more_available_than_the_ring_holds(start: int, jump: int) -> None:
     assert rig.consumer.taken == 0
 
 
+def test_more_than_fits_beside_what_is_outstanding() -> None:
+    """A driver that adds to a full ring breaks its queue: what the device holds stays bounded."""
+    rig = Rig(4)
+    rig.consumer.keep = True
+    rig.offer(4)
+    rig.run()
+    rig.offer(1)
+    with pytest.raises(BrokenQueue, match="5 buffers available in a ring of 4"):
+        rig.run()
+    assert rig.consumer.taken == 4
+
+
 def test_heads_out_of_range() -> None:
     rig = Rig(4)
     rig.offer(2)
@@ -223,7 +238,7 @@ def test_heads_out_of_range() -> None:
     [(16, 2, 4, True), (0, 0, 0, True), (8, 2, 4, False), (16, 1, 4, False), (16, 2, 2, False)],
 )
 def test_alignment(desc: int, driver: int, device: int, good: bool) -> None:
-    assert aligned(desc, driver, device) is good
+    assert SplitRing.aligned(desc, driver, device) is good
 
 
 def test_captured_and_restored() -> None:
@@ -233,9 +248,8 @@ def test_captured_and_restored() -> None:
     rig.run()
     state = rig.queue.capture()
     other = Rig(8, EVENT_IDX)
-    other.queue.check(state)
-    other.queue.restore(state)
-    other.queue.negotiated(EVENT_IDX)
+    other.queue.check(state, EVENT_IDX)
+    other.queue.restore(state, EVENT_IDX)
     assert other.queue.capture() == state
     other.memory.data[:] = rig.memory.data
     other.idx = rig.idx

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pymodel.build import Options, build
-from pymodel.devices.disk import RamDisk
+from pymodel.devices.ram_disk import RamDisk
 from pymodel.errors import InvalidField
 from pymodel.memory import Segments
 from pymodel.migration.member import Member
@@ -26,18 +26,36 @@ u64 = st.one_of(
 )
 aligned = u64.map(lambda value: value & ~0xF)
 queue_config = st.builds(
-    lambda size, vector, enable, desc, driver, device: part(
-        0x14, struct.pack("<8H3Q", 0, size, vector, enable, 0, 0, 0, 0, desc, driver, device)
+    lambda size, vector, enable, data, desc, driver, device: part(
+        0x14, struct.pack("<8H3Q", 0, size, vector, enable, 0, data, 0, 0, desc, driver, device)
     ),
     st.sampled_from([0, 1, 2, 3, 16, 256, 512]) | u16,
     u16,
     st.integers(0, 2),
+    st.sampled_from([0, 0, 0x100, 0x101]),
     aligned | u64,
     aligned | u64,
     aligned | u64,
 )
 ring_state = st.builds(lambda *words: part(0x15, struct.pack("<4H", 0, *words)), u16, u16, st.integers(0, 2))
-features = st.sampled_from([0, 1 << 32, 1 << 32 | 1 << 29, 1 << 32 | 1 << 28, (1 << 64) - 1, 1 << 127])
+position = st.sampled_from([0x8000, 0x8001, 0x80FF, 0x8100, 0, 1, 255, 256]) | u16
+packed_state = st.builds(
+    lambda *words: part(0x16, struct.pack("<4H", 0, *words)), position, position, st.integers(0, 2)
+)
+features = st.sampled_from(
+    [
+        0,
+        1 << 32,
+        1 << 32 | 1 << 29,
+        1 << 32 | 1 << 28,
+        1 << 32 | 1 << 34,
+        1 << 32 | 1 << 34,
+        1 << 32 | 0b11 << 34 | 1 << 29,
+        1 << 32 | 1 << 39,
+        (1 << 64) - 1,
+        1 << 127,
+    ]
+)
 driver_features = features.map(lambda bits: part(0x11, bits.to_bytes(16, "little")))
 common = st.builds(
     lambda selects, vector, queues, select, status, generation: part(
@@ -59,6 +77,7 @@ isr_and_pending = st.sampled_from([part(0x17, b"\3" + bytes(7)), part(0x18, b"\1
 fields = st.lists(
     queue_config
     | ring_state
+    | packed_state
     | driver_features
     | common
     | content

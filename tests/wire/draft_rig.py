@@ -13,17 +13,18 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tests.server_process import ServerProcess
 from tests.wire.running import running
 from vfu_client.admin import PendingCommand
-from vfu_client.block import BlockDriver, BlockRequest
+from vfu_client.block import FEATURES, BlockDriver, BlockRequest
+from vfu_client.driver_queue import DriverQueue
 from vfu_client.memory import Buffer, Bytes, GuestMemory
 from vfu_client.owner import OwnerDriver
-from vfu_client.split import SplitQueue
-from vfu_client.virtio import VirtioPci
+from vfu_client.virtio import KNOWN_FEATURES, VirtioPci
 
 MODE_GET, MODE_SET, SIZE_GET, CTX_READ, CTX_WRITE, FIELDS_QUERY, CTX_DISCARD = range(0x40, 0x47)
 ACTIVE, STOP, FREEZE = 0, 1, 2
@@ -31,7 +32,9 @@ MODES = {"active": ACTIVE, "stop": STOP, "freeze": FREEZE}
 
 START, END, FORGET = 0x0, 0x1, 0x2
 DRIVER_FEATURES, COMMON_CFG, DEVICE_CFG, VQ_CFG = 0x11, 0x12, 0x13, 0x14
-VQ_STATE, ISR_STATUS, PENDING, EXTENT = 0x15, 0x17, 0x18, 0x200
+VQ_SPLIT_STATE, VQ_PACKED_STATE = 0x15, 0x16
+ISR_STATUS, PENDING, EXTENT = 0x17, 0x18, 0x200
+RING_PACKED = 34
 
 OK = (0, 0)
 WRONG_STATE = (22, 1)  # EINVAL, Q_INVALID_COMMAND
@@ -116,22 +119,32 @@ class Answer:
 class Rig:
     """A server's PF and one of its VFs in the hands of a test.
 
-    Leaving it makes the VF Active and resets it, so that the next test finds it new, but for the disk.
+    The VF's rings are split ones unless they shall be `packed`; `vq_state` is the field that says where they
+    are. Leaving it makes the VF Active and resets it, so that the next test finds it new, but for the disk.
     """
 
-    def __init__(self, server: ServerProcess, vf: int = 1) -> None:
+    def __init__(self, server: ServerProcess, vf: int = 1, *, packed: bool = False) -> None:
         self.server = server
         self.vf = vf
+        self.vq_state = VQ_PACKED_STATE if packed else VQ_SPLIT_STATE
+        self.packed = packed
         # Little, as it is compared byte by byte.
         self._memory = GuestMemory()
         self._memory.add_region(MEMORY_SIZE)
         self.owner = OwnerDriver.open(server.socket("pf"), obey=False, timeout=TIMEOUT)
         try:
-            self.disk = BlockDriver.open(server.socket(f"vf{vf}"), memory=self._memory, timeout=TIMEOUT)
+            self._drive(server.socket(f"vf{vf}"))
         except BaseException:
             self.owner.close()
             raise
         assert self.mode == ACTIVE
+
+    def _drive(self, socket: Path) -> None:
+        """Have a driver of the device's type."""
+        features = KNOWN_FEATURES | FEATURES
+        if not self.packed:
+            features -= {RING_PACKED}
+        self.disk = BlockDriver.open(socket, memory=self._memory, features=features, timeout=TIMEOUT)
 
     def __enter__(self) -> Self:
         return self
@@ -143,7 +156,7 @@ class Rig:
             if not self.device.connection.closed:
                 # Whatever a test left: rings, a reset under way, a partial context.
                 self.device.connection.device_reset()
-                self.disk.close()
+                self.device.close()
             self.adm(CTX_DISCARD)
             self.adm(MODE_SET, bytes([ACTIVE, 0, 0, 0, 0, 0, 0, 0]))
         finally:
@@ -158,7 +171,7 @@ class Rig:
         return self.disk.device
 
     @property
-    def queue(self) -> SplitQueue:
+    def queue(self) -> DriverQueue:
         """Its first queue."""
         return self.disk.queues[0]
 
@@ -215,13 +228,13 @@ class Rig:
         changed = (before != after).nonzero()[0]
         assert changed.size == 0, f"{changed.size} bytes changed, the first at {changed[0]:#x}"
 
-    def break_device(self) -> None:
+    def break_device(self, queue: int = 1) -> None:
         """Make the device need a reset by registers alone: a queue whose ring is not aligned.
 
-        A configuration change is owed from then on. Works in Active and Stop; needs queue 1 unused.
+        A configuration change is owed from then on. Works in Active and Stop; needs `queue` unused.
         """
         common = self.device.common
-        common.write("queue_select", 1)
+        common.write("queue_select", queue)
         common.write("queue_desc", 0x1001)
         common.write("queue_enable", 1)
         assert self.device.status & NEEDS_RESET
@@ -352,3 +365,9 @@ def small_server(*options: str) -> Iterator[ServerProcess]:
     """A server with two VFs of two queues and contexts of a few kilobytes."""
     with running() as start:
         yield start(*SMALL, *options)
+
+
+def outstanding(server: ServerProcess, function: str) -> int:
+    """Buffers that a function has fetched and not completed."""
+    (found,) = monitor(server, "query-functions", function=function)
+    return sum(queue["outstanding"] for queue in found["queues"])

@@ -26,12 +26,10 @@ NEXT, WRITE, INDIRECT = 1, 2, 4
 
 
 @dataclass
-class Driven:
-    """A block function in the hands of a test: initialized with chosen features, one queue enabled."""
+class Grip:
+    """A block function in the hands of a test, whatever its rings are."""
 
     device: VirtioPci
-    queue: SplitQueue
-    used: int = field(default=0)
 
     def header(self, kind: int = 0, sector: int = 0) -> Buffer:
         """A block request header in guest memory."""
@@ -49,12 +47,38 @@ class Driven:
         buffer.view[:] = 0xEE
         return buffer
 
-    def descriptor(self, slot: int, address: int, length: int, flags: int = 0, following: int = 0) -> None:
-        self.queue.desc[slot] = (address, length, flags, following)
-
     def table(self, *entries: tuple[int, int, int, int]) -> Buffer:
         """An indirect table."""
         return self.bytes(b"".join(struct.pack("<QIHH", *entry) for entry in entries))
+
+    def settle(self) -> None:
+        """Let the server finish what it is about: it looks at its queues after 64 messages at the latest."""
+        for _ in range(64):
+            self.device.function.config_read(0, 2)
+
+    def signals(self) -> list[int]:
+        """How often each vector was signalled since the last look."""
+        self.settle()
+        assert self.device.msix is not None
+        return [interrupt.drain() for interrupt in self.device.msix.interrupts]
+
+    def wait_broken(self, timeout: float = 10) -> None:
+        """Wait for the configuration interrupt of a device that needs a reset."""
+        assert self.device.msix is not None
+        self.device.msix.interrupts[0].wait(timeout)
+        assert self.device.status & NEEDS_RESET
+        assert self.device.isr_read() & 2
+
+
+@dataclass
+class Driven(Grip):
+    """A function that was initialized with chosen features, with one split queue enabled."""
+
+    queue: SplitQueue
+    used: int = field(default=0)
+
+    def descriptor(self, slot: int, address: int, length: int, flags: int = 0, following: int = 0) -> None:
+        self.queue.desc[slot] = (address, length, flags, following)
 
     def offer(self, head: int = 0) -> None:
         """Make a chain that was written by hand available, and kick."""
@@ -86,17 +110,6 @@ class Driven:
         until(lambda: self.queue.device_used_idx != before, "the request is done")
         self.settle()
 
-    def settle(self) -> None:
-        """Let the server finish what it is about: it looks at its queues after 64 messages at the latest."""
-        for _ in range(64):
-            self.device.function.config_read(0, 2)
-
-    def signals(self) -> list[int]:
-        """How often each vector was signalled since the last look."""
-        self.settle()
-        assert self.device.msix is not None
-        return [interrupt.drain() for interrupt in self.device.msix.interrupts]
-
     def wait_used(self, timeout: float = 10) -> tuple[int, int]:
         """Wait for the next used element by its interrupt: (id, length)."""
         deadline = time.monotonic() + timeout
@@ -106,13 +119,6 @@ class Driven:
         at = 4 + 8 * (self.used % self.queue.size)
         self.used = (self.used + 1) & 0xFFFF
         return struct.unpack("<II", self.queue.used_buffer.view[at : at + 8].tobytes())
-
-    def wait_broken(self, timeout: float = 10) -> None:
-        """Wait for the configuration interrupt of a device that needs a reset."""
-        assert self.device.msix is not None
-        self.device.msix.interrupts[0].wait(timeout)
-        assert self.device.status & NEEDS_RESET
-        assert self.device.isr_read() & 2
 
 
 @contextlib.contextmanager
@@ -140,10 +146,19 @@ def bring_up(
     """From reset to DRIVER_OK with one queue."""
     device.initialize(wanted=features, use_msix=use_msix)
     assert device.features == sum(1 << bit for bit in features)
-    queue = device.setup_queue(0, size=size)
+    queue = split_queue(device, 0, size=size)
     if ok:
         device.driver_ok()
     return Driven(device, queue)
+
+
+def split_queue(
+    device: VirtioPci, index: int, *, size: int | None = None, vector: int | None = None
+) -> SplitQueue:
+    """Set a split queue up, where RING_PACKED was not taken."""
+    queue = device.setup_queue(index, size=size, vector=vector)
+    assert isinstance(queue, SplitQueue)
+    return queue
 
 
 def served(path: Path) -> bool:

@@ -38,7 +38,9 @@ class RawClient:
         message = HEADER.pack(self._id, command, HEADER.size + len(body), flags, 0) + body
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sent = self.socket.sendmsg([message], rights)
-        self.socket.sendall(message[sent:])
+        # Not even an empty rest: where the server has hung up already, its answer is still to be read.
+        if sent < len(message):
+            self.socket.sendall(message[sent:])
 
     def receive(self) -> bytes:
         _, _, size, flags, error = HEADER.unpack(self._exactly(HEADER.size))

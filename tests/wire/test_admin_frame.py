@@ -12,10 +12,13 @@ import pytest
 from tests.server_process import ServerProcess
 from tests.wire.driving import INDIRECT_DESC, NEXT, VERSION_1, WRITE
 from vfu_client.admin import AdminQueue
+from vfu_client.packed import PackedQueue
+from vfu_client.split import SplitQueue
 from vfu_client.sriov import SrIov
 from vfu_client.virtio import VirtioPci
 
 ADMIN_VQ, SR_IOV = 41, 37
+RING_PACKED, IN_ORDER = 34, 35
 OK = (0, 0)
 COMMAND, OPCODE, FIELD, GROUP, MEMBER = ((22, qualifier) for qualifier in (1, 2, 3, 4, 5))
 SELF, SRIOV = 0, 1
@@ -30,6 +33,8 @@ class Admin:
 
     device: VirtioPci
     queue: AdminQueue
+    more: tuple[int, ...]
+    """Features that are negotiated beside those that it needs."""
 
     def status(self, opcode: int, group: int = SRIOV, member: int = 0, data: bytes = b"") -> tuple[int, int]:
         """(status, qualifier) of one command."""
@@ -68,24 +73,25 @@ class Admin:
 
 def start(admin: Admin) -> None:
     admin.device.initialize(
-        wanted=(VERSION_1, INDIRECT_DESC, ADMIN_VQ, SR_IOV), required=(VERSION_1, ADMIN_VQ)
+        wanted=(VERSION_1, INDIRECT_DESC, ADMIN_VQ, SR_IOV, *admin.more), required=(VERSION_1, ADMIN_VQ)
     )
     admin.queue = AdminQueue(admin.device, timeout=10)
     admin.device.driver_ok()
 
 
 @contextlib.contextmanager
-def administered(server: ServerProcess) -> Iterator[Admin]:
+def administered(server: ServerProcess, *more: int) -> Iterator[Admin]:
     with VirtioPci.open(server.socket("pf"), timeout=10) as device:
         admin = Admin.__new__(Admin)
         admin.device = device
+        admin.more = more
         start(admin)
         yield admin
 
 
-@pytest.fixture
-def admin(shared: ServerProcess) -> Iterator[Admin]:
-    with administered(shared) as found:
+@pytest.fixture(params=[(), (RING_PACKED, IN_ORDER)], ids=["split", "packed"])
+def admin(shared: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Admin]:
+    with administered(shared, *request.param) as found:
         yield found
 
 
@@ -290,8 +296,13 @@ def test_the_queue_is_not_there_for_who_did_not_ask(shared: ServerProcess) -> No
 def test_a_looping_command_breaks_the_pf_only(admin: Admin) -> None:
     """A chain without end on the admin queue, then a reset, and the queue serves again."""
     queue = admin.queue.queue
-    queue.desc[0] = (admin.device.memory.allocate(8).address, 8, NEXT | WRITE, 0)
-    queue.publish(0)
+    address = admin.device.memory.allocate(8).address
+    if isinstance(queue, PackedQueue):
+        queue.desc[:] = (address, 8, 0, NEXT | WRITE | 1 << 7)
+    else:
+        assert isinstance(queue, SplitQueue)
+        queue.desc[0] = (address, 8, NEXT | WRITE, 0)
+        queue.publish(0)
     queue.kick(force=True)
     assert admin.device.msix is not None
     admin.device.msix.interrupts[0].wait(10)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +13,14 @@ import pytest
 
 from tests.server_process import ServerProcess
 from tests.wire.driving import driven
+from tests.wire.running import stop
 from vfu_client.block import BlockDriver, BlockError
+from vfu_client.owner import OwnerDriver
+from vfu_server.disks import disk_option
 
 BOTH = pytest.mark.parametrize("name", ["pf", "vf1"])
 IOERR, UNSUPP = 1, 2
+ACTIVE, STOP = 0, 1
 SECTORS = 2048
 
 
@@ -152,3 +158,121 @@ def test_file_that_shrinks(serve: Callable[..., ServerProcess], tmp_path: Path) 
         assert caught.value.status == IOERR
         assert disk.read(0).tobytes() == b"x" * 512
     server.wait_log("shorter than it was")
+
+
+def test_full_of_errors(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """A file system that is full: an I/O error for the write, and all else goes on."""
+    mounted = tmp_path / "full"
+    mounted.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", mounted], check=False).returncode:
+        pytest.skip("a file system can't be mounted here")
+    try:
+        server = serve("--vfs", "1", "--disk", f"{mounted}/disk.img,size=1M")
+        with BlockDriver.open(server.socket("vf1")) as disk:
+            disk.write(0, b"f" * 4096)
+            with pytest.raises(BlockError) as caught:
+                disk.write(8, b"f" * (128 << 10))
+            assert caught.value.status == IOERR
+            assert disk.read(0, 8).tobytes() == b"f" * 4096
+            disk.discard((0, 2048))
+            disk.write(1024, b"g" * 4096)
+            disk.flush()
+        stop(server)
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+
+
+@pytest.mark.parametrize("backend", ["ram:1M", "disk,,1.img,size=1M", "disk,,1.img,size=1M,direct"])
+def test_zeroes_and_discards(serve: Callable[..., ServerProcess], tmp_path: Path, backend: str) -> None:
+    """On every kind of disk; a comma in a file's name is written twice."""
+    if "direct" in backend and not takes_direct(tmp_path):
+        pytest.skip("this file system has no O_DIRECT")
+    server = serve("--vfs", "1", "--disk", backend if "ram" in backend else f"{tmp_path}/{backend}")
+    assert "ram" in backend or (tmp_path / "disk,1.img").stat().st_size == 1 << 20
+    with BlockDriver.open(server.socket("vf1")) as disk:
+        disk.write(0, b"w" * (64 << 10))
+        disk.write_zeroes((0, 8), (16, 8))
+        disk.write_zeroes((32, 8), unmap=True)
+        disk.discard((48, 8))
+        disk.flush()
+        content = disk.read(0, 64).tobytes()
+        for sector in (0, 16, 32):
+            assert content[sector * 512 : sector * 512 + 8192] == bytes(4096) + b"w" * 4096
+        assert content[56 * 512 :] == b"w" * 4096
+        assert disk.writeback
+        disk.writeback = False
+        disk.write(9, b"t" * 512)
+        assert not disk.writeback
+        assert disk.read(9).tobytes() == b"t" * 512
+
+
+def takes_direct(folder: Path) -> bool:
+    try:
+        os.close(os.open(folder / "probe", os.O_RDWR | os.O_CREAT | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
+
+
+def test_read_only_by_option(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """F_RO is offered, writes fail, nothing that writes is offered."""
+    image = tmp_path / "ro.img"
+    image.write_bytes(b"r" * 4096)
+    server = serve("--vfs", "1", "--disk", f"{image},readonly")
+    with BlockDriver.open(server.socket("vf1")) as disk:
+        offered = disk.device.common.features()
+        assert (offered >> 5 & 1, offered >> 13 & 3) == (1, 0)
+        with pytest.raises(BlockError) as caught:
+            disk.write(0, b"w" * 512)
+        assert caught.value.status == IOERR
+        assert disk.read(0).tobytes() == b"r" * 512
+        disk.flush()
+
+
+def test_a_disk_goes_from_server_to_server(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """The second server's VF waits for the file until the first one's is stopped, which may have it back."""
+    image = tmp_path / "shared.img"
+    options = ("--vfs", "1", "--disk", f"{image},size=1M", "--disk", "pf=ram:1M")
+    first, second = serve(*options), serve(*options)
+    with (
+        OwnerDriver.open(first.socket("pf")) as here,
+        OwnerDriver.open(second.socket("pf")) as there,
+        BlockDriver.open(first.socket("vf1")) as source,
+        BlockDriver.open(second.socket("vf1")) as target,
+    ):
+        source.write(0, b"s" * 512)
+        buffer = target.device.memory.allocate(512)
+        early = target.submit(0, 0, buffer)
+        second.wait_log("in use by another program")
+        assert target.queues[0].device_used_idx == 0
+        # What waits for the file is no reason to keep an owner waiting.
+        there.mode_set(1, STOP)
+        there.mode_set(1, ACTIVE)
+        here.mode_set(1, STOP)
+        target.finish(early)
+        assert buffer.view.tobytes() == b"s" * 512
+        target.write(1, b"t" * 512)
+        there.mode_set(1, STOP)
+        assert image.read_bytes()[512:1024] == b"t" * 512
+        # A move that failed: the source goes on.
+        here.mode_set(1, ACTIVE)
+        assert source.read(1).tobytes() == b"t" * 512
+        source.write(2, b"u" * 512)
+    # A client that left has no disk any more.
+    with BlockDriver.open(second.socket("vf1")) as target, OwnerDriver.open(second.socket("pf")) as there:
+        there.mode_set(1, ACTIVE)
+        assert target.read(2).tobytes() == b"u" * 512
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ("x.img,size=12", "no multiple of 512"),
+        ("x.img,sise=1M", "options of a file are"),
+        ("ram:1M,readonly", "no options"),
+        (",size=1M", "no file is named"),
+    ],
+)
+def test_bad_disks(option: str, complaint: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=complaint):
+        disk_option(option)

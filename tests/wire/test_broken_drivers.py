@@ -23,6 +23,7 @@ from tests.wire.driving import (
     Neighbour,
     bring_up,
     driven,
+    split_queue,
 )
 from tests.wire.running import until
 
@@ -282,7 +283,7 @@ def test_broken_admin_queue(
 ) -> None:
     """The admin queue is a queue like any other: its function breaks, the VFs go on."""
     with driven(shared.socket("pf"), features=(VERSION_1, INDIRECT_DESC, 41)) as block:
-        broken = Driven(block.device, block.device.setup_queue(queue, size=8))
+        broken = Driven(block.device, split_queue(block.device, queue, size=8))
         breakage(broken)
         broken.wait_broken()
         neighbour.answers()
@@ -397,7 +398,7 @@ def test_completed_before_the_breakage_stays_completed(shared: ServerProcess) ->
 def test_one_queue_breaks_all(shared: ServerProcess) -> None:
     """DEVICE_NEEDS_RESET stops the whole function: other queues, and a queue reset, do not help."""
     with driven(shared.socket("vf1"), features=(VERSION_1, RING_RESET)) as block:
-        other = Driven(block.device, block.device.setup_queue(1, size=8))
+        other = Driven(block.device, split_queue(block.device, 1, size=8))
         block.offer(99)
         block.wait_broken()
         other.flush()

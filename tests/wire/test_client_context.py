@@ -30,9 +30,43 @@ BLOCK = context(
     field(0x11, struct.pack("<2Q", 1 << 32 | 1 << 28, 0)),
     field(0x13, struct.pack("<Q", 2048) + bytes(28)),
     field(0x14, QUEUE),
+    field(0x16, struct.pack("<4H", 0, 0x8003, 0x0007, 1)),
     field(0x200, struct.pack("<Q", 0x1000) + b"data"),
     field(0xF123, b"odd"),
 )
+
+
+NET = context(
+    field(0x0F, struct.pack("<4H", 1, 0, 0, 0)),
+    field(0x13, b"\2\0\0\0\0\1" + struct.pack("<HHHIBBHI", 1, 2, 0, 10000, 1, 40, 512, 0x3F)),
+    field(0x100, b"\0\1" + bytes(6)),
+    field(0x101, struct.pack("<HHB3x", 1, 1, 0) + b"\2\0\0\0\0\7\1\0\x5e\0\0\1"),
+    field(0x102, b"\x82" + bytes(511)),
+    field(0x103, b"\2" + bytes(7)),
+    field(0x104, struct.pack("<IB3x40s", 6, 2, b"\x6d\x5a")),
+    field(0x105, struct.pack("<HH4xHH", 2, 1, 0, 1)),
+    field(0x106, struct.pack("<Q", 1 << 7)),
+    field(0x105, bytes(8)),
+    field(0x101, b"cut"),
+)
+
+
+def test_network_fields() -> None:
+    """Tables as people read them; a damaged one as its bytes."""
+    shown = [(found.label, found.text()) for found in decode(NET)]
+    assert shown[2][0] == "DEVICE_CFG"
+    assert shown[2][1].startswith("mac=02:00:00:00:00:01 status=1 max_virtqueue_pairs=2 ")
+    assert shown[3:-1] == [
+        ("NET_RX_MODE", "promisc=0 allmulti=1 alluni=0 nomulti=0 nouni=0 nobcast=0"),
+        ("NET_MAC_TABLE", "unicast=02:00:00:00:00:07 multicast=01:00:5e:00:00:01 flags=0"),
+        ("NET_VLAN_TABLE", "vlans=1,7"),
+        ("NET_QUEUE_PAIRS", "pairs=2"),
+        ("NET_HASH", "types=6 key=6d5a"),
+        ("NET_RSS", "unclassified=1 table=0,1"),
+        ("NET_OFFLOADS", "off=7"),
+        ("NET_RSS", "steering=automatic"),
+        ("NET_MAC_TABLE", "63 75 74"),
+    ]
 
 
 @pytest.mark.spec("DRV-03", "DRV-09")
@@ -78,6 +112,7 @@ def test_fields_have_names_and_members() -> None:
     assert "num_queues" in fields["DEVICE_CFG"].members()
     assert "max_discard_sectors" not in fields["DEVICE_CFG"].members()
     assert fields["VQ_CFG 0"].members()["driver"] == 0x2000
+    assert fields["VQ_PACKED_STATE 0"].text() == "index=0 last_avail=0x8003 last_used=0x7 flags=1"
     assert fields["BLK_EXTENT 0x1000"].members()["length"] == 4
     assert fields["0xf123"].text() == "6f 64 64"
 

@@ -106,7 +106,9 @@ def test_after_reset(device: VirtioPci, name: str) -> None:
 def test_features_offered(device: VirtioPci, name: str) -> None:
     """What is there is offered, ADMIN_VQ and SR_IOV on the PF only; words above 1 read 0."""
     features = device.common.features()
-    expected = {2, 6, 9, 12, 28, 29, 32, 33, 40} | ({37, 41} if name == "pf" else set())
+    expected = {1, 2, 6, *range(9, 15), 28, 29, 32, 33, 34, 35, 38, 39, 40} | (
+        {37, 41} if name == "pf" else set()
+    )
     assert {bit for bit in range(128) if features >> bit & 1} == expected
     for word in (2, 3, 4, 31, 32, 0x8000_0000, 0xFFFF_FFFF):
         write(device.common, "device_feature_select", word)
@@ -142,7 +144,7 @@ def test_driver_features_read_back(device: VirtioPci) -> None:
         1 << 28,  # no VERSION_1
         MODERN | 1 << 0,  # not offered
         MODERN | 1 << 5,
-        MODERN | 1 << 34,  # packed rings
+        MODERN | 1 << 36,  # ORDER_PLATFORM
         MODERN | 1 << 63,
         MODERN | 1 << 64,
         MODERN | 1 << 127,
@@ -362,12 +364,12 @@ def test_device_configuration(device: VirtioPci) -> None:
     raw = device.config_bytes()
     assert len(raw) == 60
     capacity, size_max, seg_max = struct.unpack_from("<QII", raw)
-    assert (capacity, size_max) == (2048, 0)
+    assert (capacity, size_max) == (2048, 4 << 20)
     assert 0 < seg_max <= 254
     assert struct.unpack_from("<I", raw, 20) == (512,)
     assert struct.unpack_from("<H", raw, 34) == (2,)
     device.config_write(0, 4, 0)
-    device.config_write(32, 1, 1)
+    device.config_write(32, 1, 0)  # before CONFIG_WCE was agreed
     assert device.config_bytes() == raw
     for offset in range(60):
         assert device.config_bytes(offset, 1) == raw[offset : offset + 1]

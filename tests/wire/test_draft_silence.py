@@ -25,7 +25,6 @@ from tests.wire.draft_rig import (
     STOP,
     T_OUT,
     TIMEOUT,
-    VQ_STATE,
     Rig,
     build,
     context,
@@ -50,9 +49,9 @@ def server() -> Iterator[ServerProcess]:
         yield started
 
 
-@pytest.fixture
-def rig(server: ServerProcess) -> Iterator[Rig]:
-    with Rig(server) as made:
+@pytest.fixture(params=[False, True], ids=["split", "packed"])
+def rig(server: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with Rig(server, packed=request.param) as made:
         made.disk.write(0, PATTERN)
         made.disk.write(1, PATTERN[::-1])
         made.device.common.write("queue_select", 0)
@@ -114,7 +113,7 @@ def test_rings_are_not_read(rig: Rig, mode: int) -> None:
     """
     request = rig.read_request(kick=False)
     rig.go(mode)
-    rings = (rig.queue.desc_buffer, rig.queue.avail_buffer, rig.queue.used_buffer)
+    rings = rig.queue.parts
     saved = [ring.view.copy() for ring in rings]
     for ring in rings:
         ring.view[:] = 0xEE
@@ -330,7 +329,7 @@ def test_a_change_written_in_freeze_is_told_in_active(rig: Rig) -> None:
 def used_and_masked(rig: Rig) -> BlockRequest:
     """A request that completes and whose interrupt is wanted; the caller masked it."""
     used = rig.queue.device_used_idx
-    rig.queue.avail[-1] = used  # the used event: tell me of the next one
+    rig.queue.ask_for_interrupt()
     request = rig.read_request()
     until(lambda: rig.queue.device_used_idx != used, "the request to complete")
     return request
@@ -344,13 +343,13 @@ def test_a_queue_interrupt_is_held_too(rig: Rig, mode: int) -> None:
     rig.device.msix.mask(1)
     request = used_and_masked(rig)
     rig.go(mode)
-    assert value(rig.context(), VQ_STATE)[6] == 1
+    assert value(rig.context(), rig.vq_state)[6] == 1
     with rig.silence():
         rig.device.msix.mask(1, masked=False)
     rig.go(ACTIVE)
     assert rig.signalled(10) == [1]
     assert rig.finish(request) == PATTERN
-    assert value(rig.context(), VQ_STATE)[6] == 0
+    assert value(rig.context(), rig.vq_state)[6] == 0
 
 
 @SILENT
@@ -404,7 +403,7 @@ def test_what_was_owed_does_not_change_in_freeze(rig: Rig) -> None:
     rig.break_device()
     rig.go(FREEZE)
     before = rig.context()
-    assert (value(before, PENDING)[0], value(before, VQ_STATE)[6]) == (1, 1)
+    assert (value(before, PENDING)[0], value(before, rig.vq_state)[6]) == (1, 1)
     with rig.silence():
         rig.device.msix.control = 0x8000
         rig.device.msix.control = 0
@@ -578,7 +577,7 @@ def test_pci_cfg_reads_are_true(
     found = rig.device.structures[structure]
     rig.device.window_read(0, found.offset + offset, length)
     if expected is None:
-        expected = rig.queue.desc_buffer.address & 0xFFFFFFFF
+        expected = rig.queue.parts[0].address & 0xFFFFFFFF
     rig.go(mode)
     data = rig.device.function.config_read(rig.device.structures[5].capability + 16, length)
     assert data == expected == rig.device.function.bar_read(0, found.offset + offset, length)

@@ -28,6 +28,7 @@ from tests.wire.draft_rig import (
     TIMEOUT,
     Rig,
     context,
+    outstanding,
     small_server,
     until_done,
     value,
@@ -70,9 +71,9 @@ def slow_io() -> Iterator[ServerProcess]:
         yield started
 
 
-@pytest.fixture
-def rig(slow: ServerProcess) -> Iterator[Rig]:
-    with Rig(slow) as made:
+@pytest.fixture(params=[False, True], ids=["split", "packed"])
+def rig(slow: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with Rig(slow, packed=request.param) as made:
         yield made
 
 
@@ -247,6 +248,7 @@ def test_requests_finish_before_the_answer(slow_io: ServerProcess, data: bytes) 
     with Rig(slow_io) as rig:
         requests = [rig.read_request(kick=False) for _ in range(8)]
         rig.queue.kick(force=True)
+        until(lambda: outstanding(slow_io, "vf1") == 8, "fetched")
         mark = slow_io.mark()
         pending = rig.send(MODE_SET, data)
         slow_io.wait_log("DEV_MODE_SET vf1: waits", since=mark)
@@ -279,6 +281,7 @@ def test_the_owner_may_give_a_stop_up(slow_io: ServerProcess) -> None:
     """The owner's device is reset while MODE_SET waits: no answer, the mode stays, requests go on."""
     with Rig(slow_io) as rig:
         request = rig.read_request()
+        until(lambda: outstanding(slow_io, "vf1") == 1, "fetched")
         rig.send(MODE_SET, SET_STOP)
         rig.owner.device.connection.device_reset()
         late = rig.read_request()
@@ -293,6 +296,7 @@ def test_a_stop_that_waits_for_requests_survives_a_function_reset(slow_io: Serve
     """The VF is reset while its requests are drained: nothing is outstanding any more, Stop is answered."""
     with Rig(slow_io) as rig:
         rig.read_request()
+        until(lambda: outstanding(slow_io, "vf1") == 1, "fetched")
         pending = rig.send(MODE_SET, SET_STOP)
         rig.device.function.flr()
         assert rig.answer(pending).code == OK

@@ -22,7 +22,6 @@ from tests.wire.draft_rig import (
     START,
     STOP,
     VQ_CFG,
-    VQ_STATE,
     WRONG_CONTENT,
     WRONG_STATE,
     Rig,
@@ -47,10 +46,10 @@ def server() -> Iterator[ServerProcess]:
         yield started
 
 
-@pytest.fixture
-def rig(server: ServerProcess) -> Iterator[Rig]:
+@pytest.fixture(params=[False, True], ids=["split", "packed"])
+def rig(server: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Rig]:
     """A VF whose queue_select is 0 and whose disk holds one sector of 0x11."""
-    with Rig(server) as made:
+    with Rig(server, packed=request.param) as made:
         made.disk.write(0, b"\x11" * 512)
         made.device.common.write("queue_select", 0)
         yield made
@@ -87,7 +86,7 @@ def test_the_last_context_is_the_one_that_runs(rig: Rig) -> None:
     rig.go(FREEZE)
     own = rig.context()
     reset = patched(patched(own, COMMON_CFG, 14, b"\0"), VQ_CFG, 6, b"\0")
-    reset = build([(kind, content) for kind, content in parse(reset) if kind != VQ_STATE])
+    reset = build([(kind, content) for kind, content in parse(reset) if kind != rig.vq_state])
     with rig.silence():
         assert rig.write(reset) == OK
         assert rig.device.status == 0
@@ -219,7 +218,7 @@ def test_a_field_of_another_length_is_refused(rig: Rig) -> None:
             assert rig.context() == base
         assert rig.write(build(fields[: place + 1])) == OK
         assert rig.adm(CTX_DISCARD).code == OK
-    assert tried >= {0x0, 0x1, 0xF, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x17, 0x18}
+    assert tried >= {0x0, 0x1, 0xF, 0x10, 0x11, 0x12, 0x13, 0x14, rig.vq_state, 0x17, 0x18}
     assert rig.write(field(START) + field(FORGET, b"x")) == WRONG_CONTENT
     assert rig.write(base) == OK
     rig.go(STOP)
@@ -233,7 +232,7 @@ def test_a_refused_write_leaves_what_was_staged(rig: Rig) -> None:
     stream = selecting(base, 1)
     assert rig.write(stream[:100]) == OK
     for wrong in (7, 9):
-        cut = build([(VQ_STATE, bytes(wrong))])
+        cut = build([(rig.vq_state, bytes(wrong))])
         assert rig.write(stream[100:] + cut) == WRONG_CONTENT
     assert rig.set_mode(STOP) == WRONG_STATE
     assert rig.write(stream[100:]) == OK
@@ -248,7 +247,7 @@ def test_unknown_fields_and_too_large_ones(rig: Rig) -> None:
     base = rig.context()
     for bad in (
         field(0x77),
-        field(0x16, bytes(8)),
+        field(0x19, bytes(8)),
         struct.pack("<IIQ", COMMON_CFG, 1, 16) + bytes(16),
         struct.pack("<IIQ", EXTENT, 0, (16 << 20) + 1),
         struct.pack("<IIQ", EXTENT, 0, 1 << 63),

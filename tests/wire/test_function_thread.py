@@ -89,6 +89,10 @@ class FakeFunction:
     def device_reset(self) -> None:
         self.note("reset")
 
+    def work_unlocked(self) -> bool:
+        assert not self.lock.held
+        return False
+
     def service(self) -> None:
         assert self.lock.held
         self.serviced.set()

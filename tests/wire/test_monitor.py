@@ -129,7 +129,15 @@ def test_the_socket_is_its_owners_only(server: ServerProcess) -> None:
 
 def test_commands_are_listed(monitor: Monitor) -> None:
     names = {command["name"] for command in monitor("query-commands")}
-    assert names == {"query-commands", "query-functions", "query-rules", "config-change", "set-link"}
+    assert names == {
+        "announce-self",
+        "config-change",
+        "query-commands",
+        "query-functions",
+        "query-rules",
+        "query-uplink",
+        "set-link",
+    }
 
 
 @pytest.mark.parametrize(
@@ -145,6 +153,7 @@ def test_commands_are_listed(monitor: Monitor) -> None:
         ("set-link", {"function": "vf1", "up": 1}, "GenericError", "'up' is no boolean"),
         ("set-link", {"function": "vf1", "up": False}, "GenericError", "vf1 is no network device"),
         ("query-rules", {}, "GenericError", "--check-driver"),
+        ("query-uplink", {}, "GenericError", "--uplink"),
     ],
 )
 def test_refusals_name_what_is_wrong(

@@ -22,6 +22,7 @@ from tests.wire.driving import (
     Driven,
     bring_up,
     driven,
+    split_queue,
 )
 from tests.wire.running import until
 from vfu_client.block import BlockDriver
@@ -216,7 +217,7 @@ def test_queue_reset(serve: Callable[..., ServerProcess], name: str) -> None:
     server = serve("--vfs", "1", "--queues", "2", "--io-delay-ms", "300" if name == "vf1" else "0")
     with driven(server.socket(name), features=(VERSION_1, RING_RESET)) as block:
         device = block.device
-        other = device.setup_queue(1, size=4)
+        other = split_queue(device, 1, size=4)
         old = block.queue
         if name == "vf1":
             block.flush()
@@ -231,7 +232,7 @@ def test_queue_reset(serve: Callable[..., ServerProcess], name: str) -> None:
         assert device.common.read("queue_size") == 256
         device.common.write("queue_select", 1)
         assert device.common.read("queue_enable") == 1
-        again = Driven(device, device.setup_queue(0, size=32, vector=2))
+        again = Driven(device, split_queue(device, 0, size=32, vector=2))
         again.flush()
         assert again.wait_used() == (0, 1)
         assert old.device_used_idx == 0

@@ -105,19 +105,20 @@ def test_sockets_of_a_killed_server_are_taken_over(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--device", "net"], "not there yet"),
         (["--device", "gpu"], "invalid choice"),
         (["--device", "blk", "--vfs", "3", "--total-vfs", "2"], "more than --total-vfs 2"),
         (["--device", "blk", "--vfs", "-1"], "not in 0 to 255"),
         (["--device", "blk", "--queues", "0"], "not in 1 to"),
         (["--device", "blk", "--queues", "many"], "invalid number value"),
-        (["--device", "blk", "--disk", "none.img"], "none.img does not exist: `truncate"),
+        (["--device", "blk", "--disk", "none.img"], "none.img does not exist: `,size="),
         (["--device", "blk", "--disk", "ram:12"], "no multiple of 512"),
         (["--device", "blk", "--disk", "ram:big"], "such as ram:64M"),
         (["--device", "blk", "--disk", "vf1=ram:1M"], "no function vf1"),
         (["--device", "blk", "--context-opcodes", "on"], "neither a number nor"),
         (["--device", "blk", "--context-opcodes", "0x10000"], "no opcode"),
         (["--device", "blk", "--flr-delay-ms", "-5"], "not in 0 to"),
+        (["--device", "blk", "--without", "paked"], "'paked' is none of packed, in-order, notification-data"),
+        (["--device", "blk", "--without", "packed,"], "'' is none of packed"),
     ],
 )
 def test_bad_options(

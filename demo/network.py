@@ -1,0 +1,238 @@
+"""The network between the demo's two hosts, and one on it who talks to the guest: the other end of netverify.
+
+Where this user may make a network namespace (root, or unprivileged user namespaces), there is one with a
+bridge. Each server runs inside and has a tap on the bridge as its uplink, and netverify runs inside too, on
+the bridge's own address: the TCP of the host's kernel. "Two hosts" are two ports of a bridge, as they are two
+ports of a switch in a rack: a guest that moves turns up at another port, and the bridge has to learn it. A
+namespace for each host would add two cables and show no more.
+
+Anywhere else the uplinks are Unix sockets that `demo.hub` joins, and learns from in the same way. A TCP of
+its own is not to be had there without privilege, other than in a guest: so a second small guest, on a QEMU of
+its own and no VF, is the other end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from demo.hub import Hub
+from images import initramfs, private
+from images.job import Job
+from images.machine import DIE_WITH_PARENT, Machine
+from images.workspace import IMAGES
+
+GUEST_ADDRESS, PEER_ADDRESS = "10.77.0.2", "10.77.0.1"
+PORT = 5001
+BRIDGE = "lan"
+SETUP_SECONDS = 10.0
+END_SECONDS = 30.0
+
+BRIDGE_COMMANDS = (
+    f"link add {BRIDGE} type bridge forward_delay 0",
+    f"address add {PEER_ADDRESS}/24 dev {BRIDGE}",
+    f"link set {BRIDGE} up",
+    "link set lo up",
+)
+TAP_COMMANDS = (
+    "tuntap add dev {tap} mode tap",
+    f"link set {{tap}} master {BRIDGE}",
+    "link set {tap} up",
+)
+
+Figures = dict[str, str]
+"""The key=value pairs of netverify."""
+
+
+class NetworkError(Exception):
+    """The network, or the peer on it, does not do what it should; the message has what was said."""
+
+
+class Network(Protocol):
+    """What both kinds have. A context manager."""
+
+    inside: list[str]
+    """What a server's command begins with."""
+
+    def uplink(self, host: str) -> str:
+        """What `--uplink` of that host's server is."""
+
+    def listen(self, rate_kib: int) -> None:
+        """Start `netverify receive` at PEER_ADDRESS, which sends so much a second itself."""
+
+    def figures(self) -> Figures:
+        """What it said last; empty before it began."""
+
+    def finish(self) -> Figures:
+        """Stop both ends, and what it found. Raises NetworkError, TimeoutError."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None: ...
+
+
+def open_network(folder: Path, hosts: tuple[str, ...]) -> Network:
+    """The better one of those that this user can have; its files are in `folder`."""
+    bridged = Bridged(folder, hosts)
+    return bridged if bridged.possible() else Hubbed(folder, hosts)
+
+
+class Bridged:
+    """A network namespace with a bridge and a tap for each host; it ends with this process."""
+
+    def __init__(self, folder: Path, hosts: tuple[str, ...]) -> None:
+        self.inside: list[str] = []
+        self._log = folder / "netverify.log"
+        self._script = folder / "bridge.ip"
+        taps = [command.format(tap=self._tap(host)) for host in hosts for command in TAP_COMMANDS]
+        self._script.write_text("\n".join([*BRIDGE_COMMANDS, *taps]) + "\n")
+        self._holder: subprocess.Popen[bytes] | None = None
+        self._verifier: subprocess.Popen[bytes] | None = None
+
+    def possible(self) -> bool:
+        """Whether this user can have one, which is tried."""
+        try:
+            with self:
+                tap = [*self.inside, "sh", "-c", "exec 3<>/dev/net/tun"]
+                return subprocess.run(tap, stderr=subprocess.DEVNULL, check=False).returncode == 0
+        except (NetworkError, OSError):
+            return False
+
+    def __enter__(self) -> Self:
+        address = private.command(initramfs.ROOT, "usr/bin/ip", "-batch", str(self._script))
+        # Its standard input ends when this process does, and then it does too, and with it the namespace.
+        holding = ["sh", "-c", '"$@" && echo ready && exec cat', "hold", *address]
+        self._holder = subprocess.Popen(
+            ["unshare", "--user", "--map-root-user", "--net", *holding],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert self._holder.stdout is not None
+        assert self._holder.stderr is not None
+        if self._holder.stdout.readline() != b"ready\n":
+            said = self._holder.stderr.read().decode(errors="replace").strip()
+            self._close()
+            raise NetworkError(f"no network namespace with a bridge: {said}")
+        self.inside = [
+            "nsenter", "--target", str(self._holder.pid), "--user", "--net", "--preserve-credentials", "--",
+        ]  # fmt: skip
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        for process in (self._verifier, self._holder):
+            if process is None:
+                continue
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+        self._verifier = self._holder = None
+
+    @staticmethod
+    def _tap(host: str) -> str:
+        return f"host-{host}"
+
+    def uplink(self, host: str) -> str:
+        return f"tap:{self._tap(host)}"
+
+    def listen(self, rate_kib: int) -> None:
+        command = [str(IMAGES / "netverify"), "receive", "--port", str(PORT), "--rate", str(rate_kib)]
+        with self._log.open("wb") as log:
+            self._verifier = subprocess.Popen(
+                [*self.inside, *DIE_WITH_PARENT, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + SETUP_SECONDS
+        while not self.figures():
+            if time.monotonic() > deadline or self._verifier.poll() is not None:
+                raise NetworkError(f"netverify does not run: {self._log.read_text(errors='replace')}")
+            time.sleep(0.02)
+
+    def figures(self) -> Figures:
+        return _last_figures(self._log.read_text(errors="replace"))
+
+    def finish(self) -> Figures:
+        assert self._verifier is not None
+        self._verifier.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._verifier.wait(END_SECONDS)
+        return _done(self.figures())
+
+
+class Hubbed:
+    """Unix sockets that a hub joins, and a small guest as the other end."""
+
+    def __init__(self, folder: Path, hosts: tuple[str, ...]) -> None:
+        self.inside: list[str] = []
+        self._folder = folder
+        self._stack = contextlib.ExitStack()
+        self._hosts = hosts
+        self._peer: Machine | None = None
+        self._job: Job | None = None
+
+    def _socket(self, name: str) -> Path:
+        return self._folder / f"hub-{name}.sock"
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(Hub([self._socket(name) for name in (*self._hosts, "peer")]))
+            self._peer = stack.enter_context(
+                Machine(
+                    devices=[{"driver": "virtio-net-pci", "netdev": "lan"}],
+                    arguments=[
+                        "-netdev",
+                        f"stream,id=lan,server=off,addr.type=unix,addr.path={self._socket('peer')}",
+                    ],
+                    memory_mib=128,
+                    spare_ports=0,
+                )
+            )
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def uplink(self, host: str) -> str:
+        return f"stream:{self._socket(host)}"
+
+    def listen(self, rate_kib: int) -> None:
+        assert self._peer is not None
+        self._peer.wait_ready()
+        self._peer.check(f"/bin/ip address add {PEER_ADDRESS}/24 dev eth0; /bin/ip link set eth0 up")
+        self._job = self._peer.start(f"netverify receive --port {PORT} --rate {rate_kib}")
+
+    def figures(self) -> Figures:
+        return _last_figures(self._job.last_line() + "\n") if self._job is not None else {}
+
+    def finish(self) -> Figures:
+        assert self._job is not None
+        self._job.stop()
+        return _done(_last_figures(self._job.wait(timeout=END_SECONDS).output))
+
+
+def _last_figures(text: str) -> Figures:
+    """The pairs of the last whole line."""
+    whole, _, _ = text.rpartition("\n")
+    line = whole.rpartition("\n")[2]
+    return dict(word.split("=", 1) for word in line.split() if "=" in word)
+
+
+def _done(found: Figures) -> Figures:
+    if found.get("event") != "done":
+        raise NetworkError(f"netverify did not end as it should; it said last: {found}")
+    return found

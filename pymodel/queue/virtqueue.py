@@ -1,0 +1,331 @@
+"""A virtqueue: its configuration, what it counts and owes, and the way of buffers from kick to used ring.
+
+virtio 1.4, "Virtqueues". Where buffers stand in memory is the matter of its ring, split or packed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+
+from pymodel.errors import BrokenQueue, InvalidField, MemoryFault
+from pymodel.memory import Consumer, GuestMemory, Segments
+from pymodel.migration.state import QueueState
+from pymodel.queue.packed import PackedRing
+from pymodel.queue.ring import Ring, RingBuffer
+from pymodel.queue.split import SplitRing
+from pymodel.spec import virtio, virtio_pci
+
+# Buffers taken, and bytes moved by them, before a queue lets its thread look at anything else. Whoever waits
+# for the function's lock waits for a batch at most.
+BATCH = 256
+BATCH_BYTES = 32 << 20
+
+# queue_notif_config_data of queue 0; the next ones follow. Not the index, so that nobody takes one for the
+# other.
+NOTIFY_DATA = 0x100
+
+# What `written` is of a buffer that was not completed, and of one that was given back.
+_NOT_YET = -1
+_GIVEN_BACK = -2
+
+
+class TakenBuffer(RingBuffer):
+    """A buffer of a queue. `life` is that of the queue when it was taken: in another one it is forgotten."""
+
+    __slots__ = ("_owner", "life", "number")
+
+    def __init__(self, owner: Virtqueue, memory: GuestMemory) -> None:  # its ring has said that there is one
+        chain = owner.ring.take(memory)
+        self.queue = owner.index
+        self.readable = Segments(memory, chain.readable, chain.readable_size)
+        self.writable = Segments(memory, chain.writable, chain.writable_size)
+        self.id = chain.id
+        self.count = chain.count
+        self.written = _NOT_YET
+        self.life = owner.life
+        self.number = 0
+        self._owner = owner
+
+    def complete(self, written: int) -> None:
+        """See `Buffer`. The driver sees it when the queue settles."""
+        if self.written == _NOT_YET and self.life == self._owner.life:
+            self.written = written
+            self._owner.completed(self)
+
+    def next(self) -> TakenBuffer | None:
+        """See `Buffer`."""
+        return self._owner.take_next() if self.life == self._owner.life else None
+
+    def give_back(self) -> None:
+        """See `Buffer`."""
+        if self.written == _NOT_YET and self.life == self._owner.life:
+            self._owner.take_back(self)
+            self.written = _GIVEN_BACK
+
+
+class Virtqueue:
+    """One queue of a function. Its fields are those of the common configuration, for the transport to set.
+
+    `ring` is of the format that was negotiated: a new one each time the queue is reset, negotiated or
+    restored, and a split one until then.
+    `owed` is an interrupt that the driver asked for and has not been sent. `outstanding` counts buffers
+    taken and not used. `waiting` says that the last `run` ended because the consumer took no more.
+    `untouched` is for a queue from which nothing was ever taken. `requests` and `bytes` count what was taken
+    ever, and how much was read and written by it.
+    """
+
+    def __init__(self, index: int, max_size: int) -> None:
+        self.index = index
+        self.max_size = max_size
+        self.notify_data = (NOTIFY_DATA + index) & 0xFFFF
+        self.outstanding = 0
+        # Since the function was made; nothing resets them.
+        self.requests = 0
+        self.bytes = 0
+        self.life = 0
+        self._memory: GuestMemory | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the state after a device reset. Buffers still outstanding are forgotten."""
+        self.size = self.max_size
+        self.vector = virtio_pci.NO_VECTOR
+        self.enabled = False
+        self.desc = 0
+        self.driver = 0
+        self.device = 0
+        self.owed = False
+        self.waiting = False
+        self.untouched = True
+        self.negotiated(0)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Forget the buffers that are outstanding: they complete into nothing."""
+        self.outstanding = 0
+        self.life += 1
+        self._completed: list[RingBuffer] = []
+        # With IN_ORDER: all that are outstanding and not yet in `_completed`, in the order of taking.
+        self._line: deque[TakenBuffer] = deque()
+        # Taken by the consumer itself, with `next`, in this round.
+        self._further: list[TakenBuffer] = []
+        self._given_back = False
+        self._taken = 0
+
+    def negotiated(self, features: int) -> None:
+        """Take the negotiated features that make the ring's rules. The queue is not enabled."""
+        self.ring = _ring(self.index, features)
+        self._in_order = self.ring.in_order
+        self._shown_notify_data = self.notify_data if features >> virtio.F_NOTIF_CONFIG_DATA & 1 else 0
+
+    @property
+    def notif_config_data(self) -> int:
+        """queue_notif_config_data: 0 unless that was negotiated."""
+        return self._shown_notify_data
+
+    def trouble(self) -> str | None:
+        """Why the queue cannot be enabled as it is set up, else None."""
+        if not self.ring.accepts_size(self.size):
+            return f"queue {self.index}: a {self.ring.name} ring of {self.size} descriptors"
+        if not self.ring.aligned(self.desc, self.driver, self.device):
+            return f"queue {self.index}: a ring address is not aligned"
+        return None
+
+    def enable(self) -> None:
+        """Begin, on rings without `trouble`."""
+        self.enabled = True
+        self.ring.place(self.size, self.desc, self.driver, self.device)
+
+    def capture(self) -> QueueState:
+        """The queue as plain values."""
+        state = QueueState(
+            index=self.index,
+            size=self.size,
+            msix_vector=self.vector,
+            enable=int(self.enabled),
+            notify_off=self.index,
+            notif_config_data=self.notif_config_data,
+            desc=self.desc,
+            driver=self.driver,
+            device=self.device,
+            interrupt_owed=self.owed,
+        )
+        self.ring.capture(state)
+        return state
+
+    def check(self, state: QueueState, features: int) -> None:
+        """Raise `InvalidField`, with the reason, for a state that this queue cannot be in with `features`."""
+        name = f"queue {self.index}"
+        ring = _ring(self.index, features)
+        if state.notify_off != self.index:
+            raise InvalidField(f"{name}: notify_off {state.notify_off}, here it is {self.index}")
+        if not 0 < state.size <= self.max_size:
+            raise InvalidField(f"{name}: size {state.size} is not in 1 to {self.max_size}")
+        if state.enable > 1 or state.reset:
+            raise InvalidField(f"{name}: enable {state.enable}, reset {state.reset}")
+        named = features >> virtio.F_NOTIF_CONFIG_DATA & 1
+        if state.notif_config_data != self.notify_data and (
+            state.notif_config_data or (named and state.enable)
+        ):
+            raise InvalidField(
+                f"{name}: notif_config_data {state.notif_config_data:#x}, here it is {self.notify_data:#x}"
+            )
+        if state.enable:
+            if not ring.accepts_size(state.size):
+                raise InvalidField(f"{name}: a {ring.name} ring of {state.size} descriptors")
+            if not ring.aligned(state.desc, state.driver, state.device):
+                raise InvalidField(f"{name}: a ring address is not aligned")
+        ring.check(state)
+
+    def restore(self, state: QueueState, features: int) -> None:
+        """Take over a state that `check` accepted with the same `features`."""
+        self.reset()
+        self.negotiated(features)
+        self.size = state.size
+        self.vector = state.msix_vector
+        self.desc = state.desc
+        self.driver = state.driver
+        self.device = state.device
+        if state.enable:
+            self.enable()
+            self.ring.restore(state)
+        self.owed = state.interrupt_owed
+        self.untouched = False
+
+    def run(self, memory: GuestMemory, consumer: Consumer) -> bool:
+        """Take what the driver made available, up to a batch, and settle whether an interrupt is owed.
+
+        Returns whether the queue may hold more. Raises `BrokenQueue`; what was completed stays so.
+        """
+        self.waiting = False
+        self._memory = memory
+        self._given_back = False
+        self.ring.suppress_kicks(memory)
+        try:
+            more = self._rounds(memory, consumer)
+        except BrokenQueue:
+            self.publish(memory)
+            raise
+        self.settle(memory)
+        return more
+
+    def _rounds(self, memory: GuestMemory, consumer: Consumer) -> bool:
+        ring, life = self.ring, self.life
+        rounds, enough = 0, self.bytes + BATCH_BYTES
+        while True:
+            rounds += 1
+            if not ring.pending(memory):
+                if not ring.ask_for_kicks(memory):
+                    return False
+                # A guest that moves its index to and fro is not followed for ever.
+                if rounds > BATCH:
+                    return True
+                continue
+            if not consumer.accepts(self.index):
+                self.waiting = True
+                return False
+            if rounds > BATCH or self.bytes >= enough:
+                return True
+            buffer = self._take(memory)
+            try:
+                consumer.take(buffer)
+            except MemoryFault:
+                # For another try, with all that was taken for it.
+                for taken in (*reversed(self._further), buffer):
+                    taken.give_back()
+                raise
+            finally:
+                if self._further:
+                    self._further.clear()
+            if self.life != life:
+                return False  # the consumer had the device reset
+            if self._given_back:
+                self._given_back = False
+                if not ring.ask_for_kicks(memory):
+                    return False
+
+    def _take(self, memory: GuestMemory) -> TakenBuffer:
+        """Take the buffer that `pending` said is there."""
+        self.untouched = False
+        buffer = TakenBuffer(self, memory)
+        self.outstanding += 1
+        self.requests += 1
+        self.bytes += buffer.readable.length
+        self._taken += 1
+        buffer.number = self._taken
+        if self._in_order:
+            self._line.append(buffer)
+        return buffer
+
+    def take_next(self) -> TakenBuffer | None:
+        """See `Buffer.next`."""
+        memory = self._memory
+        if memory is None or not self.ring.pending(memory):
+            return None
+        buffer = self._take(memory)
+        self._further.append(buffer)
+        return buffer
+
+    def take_back(self, buffer: TakenBuffer) -> None:
+        """See `Buffer.give_back`."""
+        if buffer.number != self._taken:
+            raise RuntimeError(f"queue {self.index}: buffer {buffer.number} of {self._taken} was given back")
+        if self._in_order:
+            self._line.pop()
+        self._taken -= 1
+        self.outstanding -= 1
+        self.requests -= 1
+        self.bytes -= buffer.readable.length
+        self.ring.untake(buffer.count)
+        self._given_back = True
+
+    def completed(self, buffer: TakenBuffer) -> None:
+        """See `Buffer.complete`. With IN_ORDER it waits for those that were taken before it."""
+        self.bytes += buffer.written
+        if not self._in_order:
+            self._completed.append(buffer)
+            return
+        line = self._line
+        while line and line[0].written != _NOT_YET:
+            self._completed.append(line.popleft())
+
+    def publish(self, memory: GuestMemory) -> None:
+        """Show the driver what was completed. What cannot be shown now stays for `settle`."""
+        if self._completed:
+            with contextlib.suppress(MemoryFault):
+                self._publish(memory)
+
+    def _publish(self, memory: GuestMemory) -> None:
+        self.ring.publish(memory, self._completed)
+        self.outstanding -= len(self._completed)
+        self._completed.clear()
+
+    def settle(self, memory: GuestMemory) -> None:
+        """Publish what was completed, and decide whether it owes an interrupt.
+
+        Raises `MemoryFault`, and may be called again.
+        """
+        if self._completed:
+            self._publish(memory)
+        if self.ring.unanswered:
+            # What is used must be visible before the driver's wish is read: the driver sets its wish and
+            # then looks at what is used.
+            memory.fence()
+            if self.ring.wants_interrupt(memory):
+                self.owed = True
+
+    def told(self) -> None:
+        """The interrupt is no longer owed."""
+        self.owed = False
+
+
+def _ring(index: int, features: int) -> Ring:
+    """A fresh ring by the rules that `features` make."""
+    kind = PackedRing if features >> virtio.F_RING_PACKED & 1 else SplitRing
+    return kind(
+        index,
+        event_idx=bool(features >> virtio.F_EVENT_IDX & 1),
+        indirect=bool(features >> virtio.F_INDIRECT_DESC & 1),
+        in_order=bool(features >> virtio.F_IN_ORDER & 1),
+    )

@@ -1,0 +1,46 @@
+"""Two VFs of virtio-net in one guest, each in a namespace of its own: its TCP goes from one to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from images.machine import Machine
+from tests.server_process import ServerProcess
+
+MEBIBYTES = 16
+
+
+@pytest.fixture
+def guest(server: Callable[..., ServerProcess], machine: Callable[..., Machine]) -> Machine:
+    """VF 1 is 10.9.0.1, VF 2 is 10.9.0.2 in the namespace of the process whose number is in /tmp/there."""
+    served = server("--vfs", "2", device="net")
+    found = machine(devices=[served.qemu_device("vf1"), served.qemu_device("vf2")])
+    found.check("unshare -n sleep 100000 </dev/null >/dev/null 2>&1 & echo $! >/tmp/there")
+    found.check(
+        "until [ $(readlink /proc/$(cat /tmp/there)/ns/net) != $(readlink /proc/self/ns/net) ]; do :; done"
+    )
+    found.check("ip link set eth1 netns $(cat /tmp/there)")
+    for inside, name, address in (
+        ("", "eth0", "10.9.0.1"),
+        ("nsenter -t $(cat /tmp/there) -n", "eth1", "10.9.0.2"),
+    ):
+        found.check(f"{inside} ip link set {name} up; {inside} ip address add {address}/24 dev {name}")
+    return found
+
+
+def test_tcp_between_vfs(guest: Machine) -> None:
+    guest.check("ping -c 3 10.9.0.2")
+    guest.check(f"dd if=/dev/urandom of=/tmp/data bs=1M count={MEBIBYTES}")
+    digest = guest.check("md5sum </tmp/data")
+    there = "nsenter -t $(cat /tmp/there) -n"
+    # Its input must not end: the other nc would take that for the end of the conversation.
+    guest.check(f"tail -f /dev/null | {there} nc -l -p 5000 >/tmp/came 2>/dev/null &")
+    guest.check(f"until {there} netstat -ltn | grep -q :5000; do :; done")
+    guest.check("nc 10.9.0.2 5000 </tmp/data", timeout=200)
+    guest.check(f"until [ $(stat -c %s /tmp/came) = {MEBIBYTES << 20} ]; do :; done")
+    assert guest.check("md5sum </tmp/came") == digest
+    # With segmentation left to the device there are many fewer frames than segments.
+    packets = int(guest.check("cat /sys/class/net/eth0/statistics/tx_packets"))
+    assert packets < MEBIBYTES * 2**20 // 1460 // 2

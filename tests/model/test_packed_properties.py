@@ -1,0 +1,140 @@
+"""A packed queue on rings of any content: a run ends, is bounded, and fails only as a broken queue."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pymodel.errors import BrokenQueue
+from pymodel.memory import Bytes
+from pymodel.migration.state import QueueState
+from pymodel.queue.virtqueue import BATCH, BATCH_BYTES, Virtqueue
+from tests.model.fakes import FakeMemory
+from tests.model.packed_rig import (
+    EVENT_IDX,
+    IN_ORDER,
+    INDIRECT_DESC,
+    PACKED,
+)
+from tests.model.test_ring_properties import Taker, strict
+
+MEMORY = 1 << 13
+place = st.sampled_from(
+    [0x100, 0x400, 0x800, 0, MEMORY - 64, MEMORY - 16, MEMORY - 4, MEMORY, (1 << 64) - 16]
+)
+position = st.sampled_from([0x8000, 0x8001, 0x8004, 0, 1, 4])
+descriptors = st.lists(
+    st.tuples(
+        st.sampled_from([0, 0x200, 0x600, MEMORY - 1, MEMORY, (1 << 64) - 1]),
+        st.sampled_from([0, 1, 16, 32, 80, 96, 0xFFFFFFFF]),
+        st.integers(0, 0xFFFF),
+        st.tuples(
+            st.sampled_from([0x0080, 0x0080, 0x8000, 0x8080, 0]),
+            st.sampled_from([0, 0, 1, 1, 2, 3, 4, 5, 6, 0x7F]),
+        ).map(sum),
+    ),
+    min_size=5,
+    max_size=5,
+)
+
+
+@given(
+    entries=descriptors,
+    noise=st.binary(max_size=256),
+    desc=place,
+    driver=place,
+    device=place,
+    start=position,
+    features=st.sampled_from(
+        [PACKED, PACKED | EVENT_IDX, PACKED | INDIRECT_DESC, PACKED | IN_ORDER | EVENT_IDX]
+    ),
+)
+def test_a_run_ends_whatever_the_ring_holds(
+    entries: Sequence[tuple[int, int, int, int]],
+    noise: bytes,
+    desc: int,
+    driver: int,
+    device: int,
+    start: int,
+    features: int,
+) -> None:
+    memory = strict(FakeMemory(MEMORY))
+    if noise:
+        memory.data[:] = np.resize(np.frombuffer(noise, np.uint8), MEMORY)
+    raw = b"".join(struct.pack("<QIHH", *entry) for entry in entries)
+    if desc + len(raw) <= MEMORY:
+        memory.data[desc : desc + len(raw)] = np.frombuffer(raw, np.uint8)
+    queue = Virtqueue(0, 8)
+    queue.restore(
+        QueueState(
+            0, 5, enable=1, desc=desc, driver=driver, device=device, last_avail=start, last_used=start
+        ),
+        features | PACKED,
+    )
+    taker = Taker()
+    try:
+        queue.run(memory, taker)
+    except BrokenQueue:
+        pass
+    else:
+        assert queue.outstanding == 0
+    assert len(taker.sizes) <= BATCH
+    assert sum(taker.sizes[:-1]) < BATCH_BYTES
+
+
+def test_a_descriptor_that_comes_and_goes_is_not_followed_for_ever() -> None:
+    """The guest has another processor: each second look finds what the first did not."""
+
+    class Restless(FakeMemory):
+        looks = 0
+
+        def load_u16(self, address: int) -> int:
+            if address == 14:
+                self.looks += 1
+                return 0x80 if self.looks % 2 == 0 else 0
+            return super().load_u16(address)
+
+    queue = Virtqueue(0, 8)
+    queue.restore(QueueState(0, 5, enable=1, desc=0, driver=0x400, device=0x404), PACKED)
+    memory = Restless(MEMORY)
+    assert queue.run(memory, Taker())
+    assert memory.looks <= 2 * (BATCH + 2)
+
+
+class CountingMemory(FakeMemory):
+    """Counts accesses."""
+
+    accesses = 0
+
+    def view(self, address: int, length: int, *, write: bool) -> list[Bytes]:
+        self.accesses += 1
+        return super().view(address, length, write=write)
+
+
+@given(
+    kinds=st.lists(st.sampled_from([0, 1, 1, 2, 3]), min_size=5, max_size=5),
+    held=st.integers(0, 4),
+)
+def test_a_chain_is_within_what_is_free(kinds: list[int], held: int) -> None:
+    """Whatever the flags say: a chain has at most as many descriptors as are not outstanding."""
+    memory = CountingMemory(MEMORY)
+    for slot in range(5):
+        wrap = 0x80 if slot >= held else 0x8000
+        memory.data[16 * slot : 16 * slot + 16] = list(struct.pack("<QIHH", 64, 1, slot, kinds[slot] | wrap))
+    queue = Virtqueue(0, 8)
+    start = QueueState(0, 5, enable=1, driver=0x400, device=0x404, last_avail=0x8000 | held, last_used=0x8000)
+    queue.restore(start, PACKED)
+    ring = queue.ring
+    assert ring.pending(memory)
+    try:
+        chain = ring.take(memory)
+    except BrokenQueue:
+        assert memory.accesses <= 5
+        return
+    assert chain.count <= 5 - held
+    assert len(chain.readable) + len(chain.writable) == chain.count
+    assert memory.accesses <= 5

@@ -1,0 +1,531 @@
+"""Disks in files: every byte where it belongs, nothing waits on the caller's thread, and who has the file."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pymodel.devices.disk import Job, Kind
+from pymodel.memory import Bytes
+from tests.wire.running import until
+from vfu_server import disk_file, disk_image
+from vfu_server.disk_file import FileDisk
+from vfu_server.disk_image import IOV_MAX, Image
+from vfu_server.disk_pool import Pool
+
+SECONDS = 10
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(range(256)) * 64)
+    return path
+
+
+class User:
+    """What a device is to a disk, without a guest."""
+
+    def __init__(self, disk: FileDisk) -> None:
+        self.disk = disk
+        self._woken = threading.Event()
+        disk.connect(self._woken.set)
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Until `condition`, which is looked at after each wake: there must be one."""
+        while True:
+            self._woken.clear()
+            if condition():
+                return
+            assert self._woken.wait(SECONDS), "no wake"
+
+    def open(self) -> User:
+        self.wait(self.disk.ready)
+        return self
+
+    def do(
+        self,
+        kind: Kind,
+        offset: int = 0,
+        data: Bytes | int = 0,
+        *,
+        durable: bool = False,
+        unmap: bool = False,
+    ) -> Job:
+        """Start a job and wait for its end."""
+        length = data if isinstance(data, int) else len(data)
+        job = Job(kind, offset, length, durable, unmap, None if isinstance(data, int) else data)
+        self.disk.start(job)
+        self.wait(lambda: job in self.disk.finished())
+        return job
+
+    def release(self) -> None:
+        self.wait(self.disk.release)
+
+
+@pytest.fixture
+def users() -> Iterator[Callable[..., User]]:
+    """Disks in use; each is let go when the test is over."""
+    made: list[User] = []
+
+    def use(*arguments: Path, **options: object) -> User:
+        made.append(User(FileDisk(*arguments, **options)))  # type: ignore[arg-type] # passed on
+        return made[-1].open()
+
+    yield use
+    for user in made:
+        user.disk.abandon()
+        user.wait(user.disk.release)
+
+
+def cut(data: Bytes, lengths: list[int]) -> list[Bytes]:
+    ends = np.cumsum(lengths)
+    return [data[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+
+
+def filled(length: int, value: int) -> Bytes:
+    return np.full(length, value, np.uint8)
+
+
+# --- reads, writes, zeroes -------------------------------------------------------------------------
+
+
+def test_reads_and_writes(users: Callable[..., User], image: Path) -> None:
+    user = users(image)
+    assert (user.disk.size, user.disk.read_only, user.disk.in_order) == (16384, False, False)
+    data = filled(1024, 0)
+    assert user.do(Kind.READ, 512, data).error is None
+    assert data.tobytes() == image.read_bytes()[512:1536]
+    user.do(Kind.WRITE, 1024, filled(1024, 9))
+    assert user.do(Kind.FLUSH).error is None
+    assert image.read_bytes()[1020:1028] == b"\xfc\xfd\xfe\xff\x09\x09\x09\x09"
+    assert image.read_bytes()[2048:2050] == b"\0\1"
+
+
+def test_the_page_cache_is_read_at_once(image: Path) -> None:
+    """Into the caller's memory, however it is cut; or refused, and nothing is said of the memory then."""
+    opened = Image(image, read_only=True, direct=False)
+    data = filled(1024, 0)
+    if not opened.attempt(Job(Kind.READ, 512, 1024), cut(data, [1, 0, 511, 12, 500])):
+        opened.close()
+        pytest.skip("this file system can't tell whether a read would wait")
+    assert data.tobytes() == image.read_bytes()[512:1536]
+    many = filled(2 * IOV_MAX, 0)
+    assert not opened.attempt(Job(Kind.READ, 0, 2 * IOV_MAX), cut(many, [1] * (2 * IOV_MAX)))
+    opened.close()
+
+
+def test_what_would_wait_is_not_done(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def would_wait(fd: int, views: object, offset: int, flags: int) -> int:
+        assert flags == os.RWF_NOWAIT
+        raise BlockingIOError(errno.EAGAIN, "would wait")
+
+    opened = Image(image, read_only=False, direct=False)
+    monkeypatch.setattr(os, "preadv", would_wait)
+    monkeypatch.setattr(os, "pwritev", would_wait)
+    for kind in Kind:
+        assert not opened.attempt(Job(kind, 0, 512), [filled(512, 0)])
+    opened.close()
+
+
+def test_short_transfers_go_on(
+    users: Callable[..., User], image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, views, offset: real(fd, [views[0][:5]], offset))
+    data = filled(512, 0)
+    users(image).do(Kind.READ, 512, data)
+    assert data.tobytes() == image.read_bytes()[512:1024]
+
+
+def test_an_image_that_shrank_is_an_error(users: Callable[..., User], image: Path) -> None:
+    user = users(image)
+    os.truncate(image, 512)
+    job = user.do(Kind.READ, 512, filled(512, 0))
+    assert job.error is not None
+    assert "shorter" in str(job.error)
+
+
+@pytest.mark.parametrize("unmap", [False, True])
+@pytest.mark.parametrize("refused", [None, errno.EOPNOTSUPP])
+def test_zeroes(
+    users: Callable[..., User],
+    image: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unmap: bool,
+    refused: int | None,
+) -> None:
+    """By the file system, and written where it has no call for it."""
+    user = users(image)
+    if refused is not None:
+
+        def refuse(*_: int) -> None:
+            raise OSError(errno.EOPNOTSUPP, "no")
+
+        monkeypatch.setattr(disk_image, "_fallocate", refuse)
+    before = image.read_bytes()
+    assert user.do(Kind.ZERO, 512, 8192, unmap=unmap, durable=True).error is None
+    assert image.read_bytes() == before[:512] + bytes(8192) + before[8704:]
+
+
+def test_discard_gives_space_back(users: Callable[..., User], tmp_path: Path) -> None:
+    path = tmp_path / "full.img"
+    path.write_bytes(b"x" * (1 << 20))
+    user = users(path)
+    if not user.disk.shape.frees:
+        pytest.skip("this file system can't punch holes")
+    user.do(Kind.FLUSH)
+    before = os.stat(path).st_blocks
+    assert user.do(Kind.DISCARD, 0, 1 << 19).error is None
+    assert os.stat(path).st_blocks <= before - (1 << 19) // 512
+    assert os.stat(path).st_size == 1 << 20
+
+
+# --- durability ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def syncs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts calls of fdatasync."""
+    calls: list[int] = []
+    real = os.fdatasync
+
+    def count(fd: int) -> None:
+        calls.append(fd)
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", count)
+    return calls
+
+
+def test_what_is_durable_when(users: Callable[..., User], image: Path, syncs: list[int]) -> None:
+    user = users(image)
+    user.do(Kind.FLUSH)
+    assert len(syncs) == 0, "nothing was written"
+    user.do(Kind.WRITE, 0, filled(512, 1))
+    assert len(syncs) == 0
+    user.do(Kind.FLUSH)
+    assert len(syncs) == 1
+    user.do(Kind.WRITE, 0, filled(512, 1), durable=True)
+    assert len(syncs) == 2
+    user.do(Kind.WRITE, 0, filled(512, 1))
+    user.release()
+    assert len(syncs) == 3
+
+
+def test_lost_data_stays_lost(
+    users: Callable[..., User], image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells once; a flush goes on failing, the file is not let go, until it is opened anew."""
+    user = users(image)
+    real = os.fdatasync
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    user.do(Kind.WRITE, 0, filled(512, 1))
+    assert user.do(Kind.FLUSH).error is not None
+    monkeypatch.setattr(os, "fdatasync", real)
+    assert user.do(Kind.FLUSH).error is not None
+    assert user.do(Kind.WRITE, 0, filled(512, 1), durable=True).error is not None
+    with pytest.raises(OSError, match="lost"):
+        user.release()
+    assert user.disk.ready()
+    user.disk.abandon()
+    user.open()
+    assert user.do(Kind.FLUSH).error is None
+
+
+# --- who has the file ------------------------------------------------------------------------------
+
+LOCKED = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)
+
+
+def locked(path: Path) -> bool:
+    """Whether another open file could not lock it now."""
+    with path.open("r+b") as file:
+        try:
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, LOCKED)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_locked_while_in_use(users: Callable[..., User], image: Path) -> None:
+    """From the first job to the release, once for all functions of a server."""
+    disk = FileDisk(image)
+    assert not locked(image)
+    user, other = User(disk).open(), users(image)
+    assert locked(image)
+    user.release()
+    assert locked(image)
+    other.release()
+    assert not locked(image)
+    user.open()
+    assert locked(image)
+    user.release()
+
+
+def test_a_reader_locks_nothing(users: Callable[..., User], image: Path) -> None:
+    users(image, read_only=True)
+    assert not locked(image)
+
+
+def test_requests_wait_for_another_program(image: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They go on when it is done; giving up meanwhile is possible."""
+    program = f"import fcntl; f = open({str(image)!r}, 'r+b'); "
+    program += f"fcntl.fcntl(f, fcntl.F_OFD_SETLK, {LOCKED!r}); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as owner:
+        assert owner.stdout is not None
+        owner.stdout.readline()
+        user = User(FileDisk(image))
+        assert not user.disk.ready()
+        until(lambda: "in use by another program" in caplog.text, "the log says so")
+        user.release()
+        assert not user.disk.ready()
+        owner.communicate(b"\n")
+        user.open()
+    assert user.do(Kind.WRITE, 0, filled(512, 1)).error is None
+    user.release()
+
+
+def test_a_file_that_is_gone(users: Callable[..., User], image: Path) -> None:
+    """Each request is an error until it is back and opened anew."""
+    user = User(FileDisk(image))
+    moved = image.rename(image.with_suffix(".moved"))
+    user.open()
+    job = user.do(Kind.READ, 0, filled(512, 0))
+    assert job.error is not None
+    assert job.error.errno == errno.ENOENT
+    moved.rename(image)
+    user.disk.abandon()
+    user.open()
+    assert user.do(Kind.READ, 0, filled(512, 0)).error is None
+    user.release()
+
+
+# --- several at once -------------------------------------------------------------------------------
+
+
+class Held:
+    """Jobs of an `Image` wait until the test lets them, by offset."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun: list[int] = []
+        self._gates: dict[int, threading.Event] = {}
+        real = Image.perform
+
+        def perform(image: Image, job: Job) -> None:
+            self.begun.append(job.offset)
+            gate = self._gates.get(job.offset)
+            assert gate is None or gate.wait(SECONDS)
+            real(image, job)
+
+        monkeypatch.setattr(Image, "perform", perform)
+
+    def hold(self, offset: int) -> None:
+        self._gates[offset] = threading.Event()
+
+    def let_go(self, offset: int) -> None:
+        self._gates[offset].set()
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Held:
+    return Held(monkeypatch)
+
+
+def test_a_slow_job_is_overtaken(users: Callable[..., User], image: Path, held: Held) -> None:
+    user = users(image)
+    held.hold(0)
+    slow = Job(Kind.READ, 0, 512, data=filled(512, 0))
+    user.disk.start(slow)
+    assert user.do(Kind.READ, 512, filled(512, 0)).error is None
+    assert not user.disk.release()
+    held.let_go(0)
+    user.wait(lambda: slow in user.disk.finished())
+
+
+def test_an_old_write_is_over_before_a_new_driver_begins(
+    users: Callable[..., User], image: Path, held: Held
+) -> None:
+    """What had begun ends first, what had not begun never does, and neither comes back."""
+    user = users(image)
+    offsets = [512 * number for number in range(6)]
+    for offset in offsets:
+        held.hold(offset)
+        user.disk.start(Job(Kind.WRITE, offset, 512, data=filled(512, 7)))
+    until(lambda: len(held.begun) == 4, "four workers are at it")
+    user.disk.abandon()
+    assert not user.disk.ready()
+    assert locked(image)
+    for offset in offsets:
+        held.let_go(offset)
+    user.open()
+    assert user.disk.finished() == []
+    assert sorted(held.begun) == offsets[:4]
+    content = image.read_bytes()
+    assert content[:2048] == b"\7" * 2048
+    assert content[2048:3072] == bytes(range(256)) * 4
+
+
+@pytest.fixture
+def ext4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that can't tell whether a write would wait."""
+
+    def refuse(image: Image, job: Job, views: list[Bytes]) -> bool:
+        image._writes_now = False
+        return False
+
+    monkeypatch.setattr(Image, "attempt", refuse)
+
+
+def small(user: User, offset: int = 0) -> Job:
+    """Start a small write."""
+    job = Job(Kind.WRITE, offset, 512, data=filled(512, 7))
+    assert not user.disk.attempt(job, [])
+    user.disk.start(job)
+    return job
+
+
+@pytest.mark.usefixtures("ext4")
+def test_small_writes_stay_on_the_callers_thread(users: Callable[..., User], image: Path, held: Held) -> None:
+    user = users(image)
+    jobs = [small(user), small(user, 512)]
+    assert held.begun == []
+    assert user.disk.work_unlocked()
+    assert user.disk.finished() == jobs
+    assert image.read_bytes()[:1024] == b"\7" * 1024
+    assert not user.disk.work_unlocked()
+
+
+@pytest.mark.usefixtures("ext4")
+def test_a_slow_disk_gets_threads(
+    users: Callable[..., User], image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one small write that took too long, those behind it and the next ones go to the pool."""
+    monkeypatch.setattr(disk_file, "SLOW_SECONDS", -1.0)
+    user = users(image)
+    jobs = [small(user), small(user, 512)]
+    assert user.disk.work_unlocked()
+    jobs.append(small(user, 1024))
+    assert not user.disk.work_unlocked()
+    found: list[Job] = []
+
+    def all_found() -> bool:
+        found.extend(user.disk.finished())
+        return len(found) == 3
+
+    user.wait(all_found)
+    assert sorted(job.offset for job in found) == [0, 512, 1024]
+
+
+@pytest.mark.usefixtures("ext4")
+def test_small_writes_of_a_driver_that_is_gone(users: Callable[..., User], image: Path) -> None:
+    user = users(image)
+    before = image.read_bytes()
+    small(user)
+    user.disk.abandon()
+    user.open()
+    assert not user.disk.work_unlocked()
+    assert user.disk.finished() == []
+    assert image.read_bytes() == before
+
+
+def test_a_pool_of_few_threads() -> None:
+    """At most four, whatever is submitted; one that fails takes no thread with it."""
+    pool = Pool("test")
+    together: list[int] = []
+    inside = threading.Semaphore(0)
+    go = threading.Event()
+    done = threading.Semaphore(0)
+
+    def call() -> None:
+        inside.release()
+        assert go.wait(SECONDS)
+        together.append(threading.get_ident())
+        done.release()
+
+    for _ in range(32):
+        pool.submit(call)
+    for _ in range(4):
+        assert inside.acquire(timeout=SECONDS)
+    assert not inside.acquire(timeout=0.05)
+    go.set()
+    for _ in range(32):
+        assert done.acquire(timeout=SECONDS)
+    assert len(set(together)) == 4
+
+
+# --- opening ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 511, 513])
+def test_no_whole_sectors(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "odd.img"
+    path.write_bytes(bytes(size))
+    with pytest.raises(ValueError, match=r"truncate -s (512|1024) "):
+        FileDisk(path)
+
+
+def test_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        FileDisk(tmp_path / "none.img")
+
+
+def test_made_sparse(tmp_path: Path) -> None:
+    path = tmp_path / "new.img"
+    assert FileDisk(path, size=1 << 40).size == 1 << 40
+    assert os.stat(path).st_blocks < 1024
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    assert FileDisk(path, size=1 << 40).size == 1 << 40
+    with pytest.raises(ValueError, match="not 512"):
+        FileDisk(path, size=512)
+
+
+def test_direct(users: Callable[..., User], image: Path) -> None:
+    """O_DIRECT: no attempt on the page cache, and blocks of what the file system can do."""
+    try:
+        os.close(os.open(image, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        pytest.skip("this file system has no O_DIRECT")
+    user = users(image, direct=True)
+    unit = user.disk.shape.block
+    assert unit in (512, 1024, 2048, 4096)
+    assert not user.disk.attempt(Job(Kind.READ, 0, unit), [filled(unit, 0)])
+    raw = filled(unit + 4096, 0)
+    start = -raw.__array_interface__["data"][0] % 4096
+    data = raw[start : start + unit]
+    assert user.do(Kind.READ, unit, data).error is None
+    assert data.tobytes() == image.read_bytes()[unit : 2 * unit]
+    data[:] = 3
+    assert user.do(Kind.WRITE, unit, data).error is None
+    assert image.read_bytes()[unit : 2 * unit] == b"\3" * unit
+    assert user.do(Kind.ZERO, 0, unit).error is None
+    assert image.read_bytes()[:unit] == bytes(unit)
+
+
+def test_no_direct(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refuse(path: Path, flags: int, *mode: int) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "no O_DIRECT")
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ValueError, match="leave out `direct`"):
+        FileDisk(image, direct=True)

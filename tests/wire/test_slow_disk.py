@@ -1,0 +1,290 @@
+"""A disk that takes its time holds up its own requests and nothing else.
+
+The server runs in this process, on real sockets and threads, so that a test can hold what a file does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pymodel.build import Options, build
+from pymodel.devices.disk import Job, Kind
+from pymodel.devices.ram_disk import RamDisk
+from tests.wire.driving import Neighbour
+from tests.wire.running import until
+from vfu_client.admin import AdminError
+from vfu_client.block import BlockDriver, BlockRequest
+from vfu_client.owner import OwnerDriver
+from vfu_server.disk_file import FileDisk
+from vfu_server.disk_image import Image
+from vfu_server.server import Folder, Server
+from vfu_server.turn_lock import TurnLock
+
+SECONDS = 10
+ACTIVE, STOP = 0, 1
+SIZE = 1 << 20
+OLD, NEW = b"o" * 512, b"n" * 512
+
+
+class Gates:
+    """Jobs of chosen kinds wait for the test; they are counted when they begin."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun: list[Job] = []
+        self._closed: dict[Kind, threading.Event] = {}
+        real = Image.perform
+        monkeypatch.setattr(Image, "attempt", lambda *_: False)
+
+        def perform(image: Image, job: Job) -> None:
+            self.begun.append(job)
+            gate = self._closed.get(job.kind)
+            assert gate is None or gate.wait(SECONDS)
+            real(image, job)
+
+        monkeypatch.setattr(Image, "perform", perform)
+
+    def close(self, kind: Kind) -> None:
+        self._closed[kind] = threading.Event()
+
+    def open(self, kind: Kind) -> None:
+        self._closed.pop(kind).set()
+
+    def wait(self, kind: Kind, count: int = 1) -> None:
+        until(lambda: sum(job.kind is kind for job in self.begun) >= count, f"{count} {kind.name} begun")
+
+    def open_all(self) -> None:
+        for gate in self._closed.values():
+            gate.set()
+
+
+@pytest.fixture
+def gates(monkeypatch: pytest.MonkeyPatch) -> Gates:
+    return Gates(monkeypatch)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(OLD * (SIZE // 512))
+    return path
+
+
+@pytest.fixture
+def folder(gates: Gates, image: Path) -> Iterator[Path]:
+    """A PF and two VFs; VF 1 stands on the image."""
+    path = Path(tempfile.mkdtemp(prefix="vfu-"))
+    held = Folder(path)
+    backends = {"pf": RamDisk(SIZE), "vf1": FileDisk(image), "vf2": RamDisk(SIZE)}
+    device = build(Options("blk", backends, vfs=2, total_vfs=2, queues=2), lock=TurnLock)
+    with Server(device, held):
+        yield path
+        gates.open_all()
+    held.close()
+    shutil.rmtree(path)
+
+
+def driver(folder: Path) -> BlockDriver:
+    return BlockDriver.open(folder / "vf1.sock", queues=2, timeout=SECONDS)
+
+
+def owner(folder: Path) -> OwnerDriver:
+    return OwnerDriver.open(folder / "pf.sock", timeout=SECONDS)
+
+
+def write(disk: BlockDriver, sector: int, data: bytes, queue: int = 0) -> BlockRequest:
+    """Submit a write; its request."""
+    buffer = disk.device.memory.allocate(len(data))
+    buffer.view[:] = list(data)
+    return disk.submit(1, sector, buffer, queue=queue, owns_data=True)
+
+
+def test_nobody_waits_for_a_slow_read(folder: Path, gates: Gates) -> None:
+    """Neither the owner, nor a neighbour, nor other requests and registers of the same function."""
+    gates.close(Kind.READ)
+    neighbour = Neighbour(folder / "vf2.sock")
+    with owner(folder) as pf, driver(folder) as disk:
+        room = disk.device.memory.allocate(512)
+        room.view[:] = 0xEE
+        slow = disk.submit(0, 3, room)
+        gates.wait(Kind.READ)
+        assert pf.mode_get(1) == ACTIVE
+        neighbour.answers()
+        assert disk.device.status == 15
+        disk.write(5, NEW)
+        disk.flush()
+        assert slow.status is None
+        assert set(room.view.tolist()) == {0xEE}
+        gates.open(Kind.READ)
+        disk.finish(slow)
+        assert room.view.tobytes() == OLD
+    neighbour.close()
+
+
+def test_stop_waits_for_what_is_under_way(folder: Path, gates: Gates, image: Path) -> None:
+    """MODE_SET(stop) is answered after the write, and then the file has it; the PF's other work goes on."""
+    gates.close(Kind.WRITE)
+    neighbour = Neighbour(folder / "vf2.sock")
+    with owner(folder) as pf, driver(folder) as disk:
+        request = write(disk, 0, NEW)
+        gates.wait(Kind.WRITE)
+        pending = pf.submit(1, 1, data=bytes([STOP]) + bytes(7))
+        neighbour.answers()
+        assert pf.device.status == 15
+        assert not pf.admin.done(pending)
+        gates.open(Kind.WRITE)
+        assert pf.admin.wait(pending, timeout=SECONDS).status == 0
+        assert disk.queues[0].device_used_idx == 1
+        disk.finish(request)
+        assert image.read_bytes()[:512] == NEW
+        pf.mode_set(1, ACTIVE)
+        assert disk.read(0).tobytes() == NEW
+    neighbour.close()
+
+
+def test_stop_waits_for_the_flush(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file's last fdatasync is no business of the PF's thread."""
+    begun, go = threading.Event(), threading.Event()
+    real = os.fdatasync
+
+    def slow(fd: int) -> None:
+        begun.set()
+        assert go.wait(SECONDS)
+        real(fd)
+
+    with owner(folder) as pf, driver(folder) as disk:
+        disk.write(0, NEW)
+        monkeypatch.setattr(os, "fdatasync", slow)
+        pending = pf.submit(1, 1, data=bytes([STOP]) + bytes(7))
+        assert begun.wait(SECONDS)
+        assert pf.device.status == 15
+        assert not pf.admin.done(pending)
+        request = write(disk, 1, NEW)
+        go.set()
+        assert pf.admin.wait(pending, timeout=SECONDS).status == 0
+        assert request.status is None
+        pf.mode_set(1, ACTIVE)
+        disk.finish(request)
+
+
+def test_a_disk_that_can_not_be_flushed_is_not_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MODE_SET is refused and the VF goes on; its guest is told by its own flushes."""
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    with owner(folder) as pf, driver(folder) as disk:
+        disk.write(0, NEW)
+        monkeypatch.setattr(os, "fdatasync", fail)
+        with pytest.raises(AdminError):
+            pf.mode_set(1, STOP)
+        assert pf.mode_get(1) == ACTIVE
+        assert disk.read(0).tobytes() == NEW
+        flush = disk.submit(4, 0, None)
+        disk.completions()
+        assert flush.status == 1
+
+
+def test_bus_master_cleared_with_a_request_under_way(folder: Path, gates: Gates) -> None:
+    """A driver that forbids the answer can't keep its owner waiting; allowed again, it gets it."""
+    gates.close(Kind.READ)
+    with owner(folder) as pf, driver(folder) as disk:
+        room = disk.device.memory.allocate(512)
+        slow = disk.submit(0, 3, room)
+        gates.wait(Kind.READ)
+        command = disk.device.function.config_read(4, 2)
+        disk.device.function.config_write(4, 2, command & ~4)
+        gates.open(Kind.READ)
+        pf.mode_set(1, STOP)
+        pf.mode_set(1, ACTIVE)
+        assert slow.status is None
+        disk.device.function.config_write(4, 2, command)
+        disk.finish(slow)
+        assert room.view.tobytes() == OLD
+
+
+LEAVE = {
+    "device-reset": lambda disk: disk.device.reset(),
+    "function-reset": lambda disk: disk.device.connection.device_reset(),
+    "hang-up": lambda disk: disk.close(),
+}
+
+
+@pytest.mark.parametrize("leave", LEAVE.values(), ids=LEAVE)
+def test_the_next_driver_comes_after_the_last_ones_write(
+    folder: Path, gates: Gates, image: Path, leave: Callable[[BlockDriver], None]
+) -> None:
+    """A write of the driver before does not overtake one of the next, whatever ended the driver."""
+    gates.close(Kind.WRITE)
+    with driver(folder) as disk:
+        for number in range(8):
+            write(disk, number, b"x" * 512, number % 2)
+        gates.wait(Kind.WRITE, 4)
+        leave(disk)
+    with driver(folder) as disk:
+        requests = [write(disk, number, NEW, number % 2) for number in range(8)]
+        assert disk.device.status == 15
+        assert len(gates.begun) == 4
+        gates.open(Kind.WRITE)
+        for request in requests:
+            disk.finish(request)
+        assert disk.read(0, 9).tobytes() == NEW * 8 + OLD
+        assert len([job for job in gates.begun if job.kind is Kind.WRITE]) == 12
+
+
+def test_a_reset_leaves_no_answer_behind(folder: Path, gates: Gates) -> None:
+    """A read that ends after the reset writes neither data nor status nor a used element."""
+    gates.close(Kind.READ)
+    with driver(folder) as disk:
+        room = disk.device.memory.allocate(512)
+        room.view[:] = 0xEE
+        request = disk.submit(0, 0, room)
+        queue = disk.queues[0]
+        gates.wait(Kind.READ)
+        disk.device.reset()
+        gates.open(Kind.READ)
+        with owner(folder) as pf:
+            # The file is let go behind the read.
+            pf.mode_set(1, STOP)
+            pf.mode_set(1, ACTIVE)
+        assert set(room.view.tolist()) == {0xEE}
+        assert request.frame.view[-1] == 0xFF
+        assert queue.device_used_idx == 0
+
+
+def test_a_queue_reset_waits_alone(folder: Path, gates: Gates) -> None:
+    """The other queue works on; the one that was reset takes its first request behind its old write."""
+    gates.close(Kind.WRITE)
+    with driver(folder) as disk:
+        write(disk, 0, b"x" * 512, 1)
+        gates.wait(Kind.WRITE)
+        disk.device.reset_queue(1)
+        assert disk.read(9).tobytes() == OLD
+        queue = disk.queues[1] = disk.device.setup_queue(1)
+        request = write(disk, 0, NEW, 1)
+        assert disk.read(9).tobytes() == OLD
+        assert (len(gates.begun), queue.device_used_idx) == (3, 0)
+        gates.open(Kind.WRITE)
+        disk.finish(request)
+        assert disk.read(0).tobytes() == NEW
+
+
+def test_many_more_than_there_are_threads(folder: Path, gates: Gates, image: Path) -> None:
+    """A full queue of requests of all sizes ends, each with its own data."""
+    with driver(folder) as disk:
+        requests = [
+            write(disk, 16 * number, bytes([number]) * 512 * (1 + number % 16)) for number in range(80)
+        ]
+        for request in requests:
+            disk.finish(request)
+        assert disk.in_flight == 0
+        for number in range(80):
+            size = 512 * (1 + number % 16)
+            assert disk.read(16 * number, 1 + number % 16).tobytes() == bytes([number]) * size

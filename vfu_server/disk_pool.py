@@ -1,0 +1,52 @@
+"""Threads of a disk that may wait, so that the function's own thread and lock need not."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final
+
+WORKERS: Final = 4
+IDLE_SECONDS: Final = 10.0
+
+
+class Pool:
+    """Calls what it is given, in order of arrival, on up to WORKERS threads that come and go with the work.
+
+    They are daemons: a disk that hangs for good can't keep the process from ending.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._log = logging.getLogger("virtio.disk")
+        self._calls: collections.deque[Callable[[], None]] = collections.deque()
+        self._there = threading.Condition(threading.Lock())
+        self._idle = 0
+        self._workers = 0
+
+    def submit(self, call: Callable[[], None]) -> None:
+        """Have `call` called soon. It must not raise."""
+        with self._there:
+            self._calls.append(call)
+            if len(self._calls) > self._idle and self._workers < WORKERS:
+                self._workers += 1
+                threading.Thread(target=self._work, name=f"disk {self._name}", daemon=True).start()
+            else:
+                self._there.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._there:
+                self._idle += 1
+                found = self._there.wait_for(lambda: self._calls, IDLE_SECONDS)
+                self._idle -= 1
+                if not found:
+                    self._workers -= 1
+                    return
+                call = self._calls.popleft()
+            try:
+                call()
+            except Exception:  # noqa: BLE001 - the one place: the other calls are to go on
+                self._log.exception("internal error: please report it")
