@@ -184,7 +184,10 @@ class Consumer(Protocol):
         ...
 
     def take(self, buffer: Buffer) -> None:
-        """Take a buffer and complete it, now or later. Raises `BrokenQueue`, the buffer untaken."""
+        """Take a buffer and complete it, now or later and in any order, or give it back.
+
+        Raises `BrokenQueue`, the buffer untaken, and with it those that were taken as its `next`.
+        """
         ...
 
     def service(self) -> None:

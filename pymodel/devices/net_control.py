@@ -145,8 +145,7 @@ def _rss_config(command: Command) -> Settings:
         raise Refused(f"{len(data)} bytes of data for {size} entries")
     table = struct.unpack_from(f"<{size}H", data, _RSS_HEAD.size)
     pairs, length = _RSS_TAIL.unpack_from(data, at)
-    key = data[at + _RSS_TAIL.size :]
-    _check_hash(types, length, key)
+    key = _hash_key(types, length, data[at + _RSS_TAIL.size :])
     if not 1 <= pairs <= command.pairs:
         raise Refused(f"{pairs} transmit queues")
     # An entry is a queue's index less its lowest bit: of a receive queue, the number of its pair.
@@ -161,16 +160,17 @@ def _hash_config(command: Command) -> Settings:
     if len(command.data) < _HASH_CONFIG.size:
         raise Refused(f"{len(command.data)} bytes of data")
     types, length = _HASH_CONFIG.unpack_from(command.data)
-    key = command.data[_HASH_CONFIG.size :]
-    _check_hash(types, length, key)
+    key = _hash_key(types, length, command.data[_HASH_CONFIG.size :])
     return replace(command.settings, hash_types=types, hash_key=key)
 
 
-def _check_hash(types: int, length: int, key: bytes) -> None:
+def _hash_key(types: int, length: int, rest: bytes) -> bytes:
+    """The key at the start of `rest`. Linux 7.3 sends its structure with a byte of padding behind the key."""
     if types & ~HASH_TYPES:
         raise Refused(f"hash types {types:#x}")
-    if length > RSS_KEY_MAX or length != len(key):
-        raise Refused(f"a key of {length} bytes in {len(key)}")
+    if length > RSS_KEY_MAX or length > len(rest):
+        raise Refused(f"a key of {length} bytes in {len(rest)}")
+    return rest[:length]
 
 
 def _offloads(command: Command) -> Settings:

@@ -295,7 +295,9 @@ class Transport:
                         self.bus.wake()
                     if queue.index in self._notified and queue.enabled:
                         self._look_for_private_memory(queue)
-                elif queue.enabled:
+            # Work on one queue may have completed buffers of another.
+            for queue in self.queues.values():
+                if queue.enabled:
                     queue.settle(self.bus.memory)
         except MemoryFault as fault:
             if self.bus.memory_in_flux:

@@ -12,6 +12,8 @@ from tests.server_process import ServerProcess
 from tests.wire.draft_rig import context, field, parse, patched, value
 from vfu_client.admin import AdminError
 from vfu_client.block import FEATURES, BlockDriver
+from vfu_client.context import decode
+from vfu_client.context_parts import as_reset
 from vfu_client.memory import GuestMemory
 from vfu_client.owner import OwnerDriver
 from vfu_client.packed import PackedQueue
@@ -199,6 +201,25 @@ def test_the_other_format_s_position_is_refused(
         with pytest.raises(AdminError, match="INVALID_FIELD"):
             owner.context_write(1, context(field(other, struct.pack("<4H", 0, 0x8000, 0x8000, 0))))
         assert read(owner) == before
+
+
+def test_the_state_after_a_reset_can_be_made_of_it(servers: tuple[ServerProcess, ServerProcess]) -> None:
+    """As a move does with the VF that it left: no queue, no features, whatever the size of the ring was."""
+    with (
+        owned(servers[0]) as owner,
+        BlockDriver.open(servers[0].socket("vf1"), queue_size=SIZE, timeout=10) as driver,
+    ):
+        driver.read(0)
+        owner.mode_set(1, FREEZE)
+        owner.context_write(1, as_reset(decode(read(owner))))
+        after = read(owner)
+        assert not any(value(after, DRIVER_FEATURES))
+        assert PACKED_STATE not in dict(parse(after))
+        owner.context_write(1, after)
+        owner.mode_set(1, ACTIVE)
+        assert driver.device.status == 0
+        again = BlockDriver(driver.device)
+        assert again.read(0).size == 512
 
 
 def test_both_are_listed(servers: tuple[ServerProcess, ServerProcess]) -> None:
