@@ -83,6 +83,7 @@ class Move:
         what to do.
         """
         self._start, self._wall = time.monotonic(), time.time()
+        self.report.began = self._start
         self._task = asyncio.ensure_future(self._go())
         try:
             await self._task

@@ -85,7 +85,7 @@ def _show(options: argparse.Namespace, report: Report, result: dict[str, object]
             ", ".join(map(str, servers.values())) for servers in (options.from_server, options.to_server)
         )
         title = f"{here} → {there}"
-        options.timeline.write_text(timeline.svg([(title, report)]))
+        options.timeline.write_text(timeline.svg([(title, report, {})]))
 
 
 if __name__ == "__main__":
