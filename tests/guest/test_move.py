@@ -23,8 +23,9 @@ from tests.guest.conftest import DISK_SIZE
 from tests.guest.guest_disk import disk_of, finish, progress, start_io, wait_written
 from tests.server_process import ServerProcess
 from vfu_client.admin import AdminError
-from vfu_client.migrate import Move, MovedVf
+from vfu_client.migrate import Move
 from vfu_client.move_report import STEPS, MoveError, Report
+from vfu_client.moved_vf import MovedVf, Vf
 from vfu_client.owner import OwnerDriver
 from vfu_client.qemu import Qemu
 from vfu_client.side import Side
@@ -43,14 +44,14 @@ class Traveller:
 
     def side(self, role: str, machine: Machine, server: ServerProcess) -> Side:
         """One side of a move."""
-        return Side(role, Qemu(role, machine.qmp_path, machine.qtest_path), server.folder)
+        return Side(role, Qemu(role, machine.qmp_path, machine.qtest_path), {"": server.folder})
 
     def move(
         self,
         target: Machine,
         *,
         server: ServerProcess | None = None,
-        vfs: Sequence[MovedVf] = (MovedVf(1, 1),),
+        vfs: Sequence[MovedVf] = (MovedVf(Vf(1), Vf(1)),),
         before_step: Callable[[Move, str], None] | None = None,
     ) -> Report:
         """Move to another server (`there` by default)."""
@@ -288,8 +289,8 @@ def test_several_vfs(
     )
     traveller = Traveller(guest, jobs[0], first, second)
     with pytest.raises(MoveError, match=r"other vfio-user devices too \(vf2\)"):
-        traveller.move(target, vfs=[MovedVf(1, 2)])
-    report = traveller.move(target, vfs=[MovedVf(1, 2), MovedVf(2, 1)])
+        traveller.move(target, vfs=[MovedVf(Vf(1), Vf(2))])
+    report = traveller.move(target, vfs=[MovedVf(Vf(1), Vf(2)), MovedVf(Vf(2), Vf(1))])
     assert report.warnings == []
     assert 0 < report.context_bytes < 8 << 20
     guest.close()
