@@ -107,8 +107,12 @@ class NetDevice:
 
     def _steer(self) -> None:
         mtu = self._mtu if self._features >> net.F_MTU & 1 else None
+        settings = self._settings
+        if not self._features & (1 << net.F_MQ | 1 << net.F_RSS):
+            # Without them there is one pair, whatever a context says.
+            settings = replace(settings, pairs=1, rss=None)
         self._receiver.configure(self._offered_now, mtu)
-        self._receiver.steer(self._settings)
+        self._receiver.steer(settings)
 
     def _tell_port(self) -> None:
         """What the port has to know, once the device runs."""
@@ -123,6 +127,7 @@ class NetDevice:
             return
         if _steering_of(settings) != _steering_of(before):
             self._steer()
+            self._wake()  # for what waits by another queue now
         self._tell_port()
 
     def _enabled(self, queue: int) -> bool:
@@ -175,7 +180,10 @@ class NetDevice:
     # -- announcing ------------------------------------------------------------------------------------
 
     def announce(self) -> None:
-        """Tell the network where this function is, and ask the driver to do so too, if one runs it."""
+        """Tell the network where this function is, and ask the driver to do so too, if one runs it.
+
+        Without a link that waits until there is one.
+        """
         if self._running:
             self._to_send, self._unsent = announcements(self._settings), None
             if self._features >> net.F_GUEST_ANNOUNCE & 1:
@@ -183,6 +191,8 @@ class NetDevice:
                 self._notifier.config_changed("announce", partial(self._show, net.S_ANNOUNCE, True))
 
     def _send_announcements(self) -> None:
+        if not self._link_is_up:
+            return  # they wait for it
         for _ in range(ANNOUNCE_BATCH):
             frame = self._unsent or next(self._to_send, None)
             if frame is None:
@@ -207,11 +217,15 @@ class NetDevice:
             self._moved = False
             self.announce()
         self._follow_link()
+        self._receive()
+        # After that, for asking the port for frames ends its wait for room.
         self._send_announcements()
         blocked, self._blocked = self._blocked, set()
         for queue in blocked:
             assert self._notifier is not None
             self._notifier.resume(queue)
+
+    def _receive(self) -> None:
         for _ in range(RECEIVE_BATCH):
             frame = self._port.receive()
             if frame is None:

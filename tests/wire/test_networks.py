@@ -128,6 +128,7 @@ def test_the_switch_has_an_uplink(serve: Serve, tmp_path: Path, outside: socket.
             "dropped-sending": 0,
             "dropped-receiving": 0,
             "dropped-queueing": 0,
+            "dropped-malformed": 0,
         }
 
 
