@@ -51,7 +51,7 @@ class Uplink:
         self._thread.start()
 
     def counters(self) -> dict[str, int]:
-        """Those of the port, what it was too slow for, and what it brought that is no frame for the switch."""
+        """Those of the port, what it was too slow for, and what it brought that is no good frame."""
         return {
             **self.port.counters(),
             "dropped-queueing": self._member.inbox.lost,

@@ -120,7 +120,7 @@ def test_comes_back_as_it_was() -> None:
 
 
 def test_pairs_that_the_driver_does_not_know_are_not_used() -> None:
-    """Without MQ and RSS frames come by receiveq1, whatever the context says; queue 2 is the control queue."""
+    """Without MQ and RSS frames come by receiveq1, whatever the context says. Queue 2 is for control."""
     stream = context(part(PAIRS, struct.pack("<H6x", 4)), part(RSS, struct.pack("<HH4xH", 1, 1, 1)))
     with NetRig(queues=4, features=FEATURES - {22}) as rig:
         mode(rig, FREEZE)
