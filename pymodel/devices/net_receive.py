@@ -30,7 +30,7 @@ BYTES_MAX: Final = 16 << 20
 _SMALL: Final = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen ones take their time to make
 class _Held:
     """A frame on its way to the driver: `header` is the port's, checked."""
 

@@ -29,6 +29,8 @@ class Steering:
             else None
         )
         self._flows: dict[bytes, int] = {}
+        self.looks = self._pairs > 1 or self._toeplitz is not None or self._rss is not None
+        """Whether `choose` needs a frame's first bytes."""
 
     @property
     def learns(self) -> bool:
@@ -39,11 +41,6 @@ class Steering:
     def fixed(self) -> bool:
         """Whether the driver chose the queues, so that no other one may be taken."""
         return self._rss is not None
-
-    @property
-    def looks(self) -> bool:
-        """Whether `choose` needs a frame's first bytes."""
-        return self._pairs > 1 or self._toeplitz is not None or self._rss is not None
 
     def sent(self, pair: int, head: bytes) -> None:
         """The driver sent a frame that begins with `head` by queue `pair`: what comes back belongs there."""
