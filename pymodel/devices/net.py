@@ -32,6 +32,9 @@ CONTROL_QUEUE_SIZE: Final = 64
 RECEIVE_BATCH: Final = 128
 ANNOUNCE_BATCH: Final = 64
 
+# Refused commands that are logged between two resets. A driver could fill a disk with them.
+REFUSALS_MAX: Final = 10
+
 _EMPTY: Final[Bytes] = np.frombuffer(net_header.EMPTY, np.uint8)
 
 
@@ -71,6 +74,7 @@ class NetDevice:
         self._status = net.S_LINK_UP if self._link_is_up else 0
         self._running = False
         self._moved = False
+        self._refusals = 0
         self._to_send: Iterator[list[Bytes]] = iter(())
         self._unsent: list[Bytes] | None = None
         self._blocked: set[int] = set()
@@ -320,13 +324,19 @@ class NetDevice:
             )
         except Refused as refused:
             self._counters.count("commands-refused")
-            self._log.warning("control command %d/%d refused: %s", head[0], head[1], refused)
+            if self._refusals < REFUSALS_MAX:
+                self._log.warning("control command %d/%d refused: %s", head[0], head[1], refused)
+            self._refusals += 1
             answer = net.ERR
         else:
             answer = net.OK
+            before = self._config()
             self._apply(settings)
             if head[0] == net.CTRL_ANNOUNCE:
                 self._show(net.S_ANNOUNCE, False)
+            if self._config() != before:
+                assert self._notifier is not None
+                self._notifier.config_set()
         buffer.writable.put(0, bytes((answer,)))
         buffer.complete(1)
 
