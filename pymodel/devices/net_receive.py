@@ -97,10 +97,12 @@ class Receiver:
             pair, found = self.steering.choose(frame[start : start + Steering.HEAD].tobytes())
         if not self._enabled(2 * pair):
             # "SHOULD re-select another random queue" holds for automatic steering only.
-            if self.steering.fixed or not self._enabled(0):
+            others = range(0 if self.steering.fixed else self.steering.pairs)
+            other = next((other for other in others if self._enabled(2 * other)), None)
+            if other is None:
                 self._counters.drop("rx-dropped-no-queue")
                 return
-            pair = 0
+            pair = other
         held = self._held[pair]
         if len(held) >= FRAMES_MAX or (held and self._bytes[pair] + len(frame) > self._share):
             self._counters.drop("rx-dropped-no-buffers", 2 * pair)

@@ -390,17 +390,23 @@ def test_hash_report_without_rss() -> None:
 
 
 def test_queue_that_is_not_enabled() -> None:
-    """RSS drops; automatic steering takes the first queue, and drops where that is not there either."""
-    with NetRig(queues=2, features=FEATURES | {RSS}) as rig:
+    """RSS drops; automatic steering takes another queue that is in use, and drops where there is none."""
+    with NetRig(queues=2, pairs=2, features=FEATURES | {RSS}) as rig:
         rig.driver.set_rss([1], types=0x3F, key=KEY, unclassified=1, pairs=2)
-        rig.put(udp(1))
-        assert rig.counters["rx-dropped-no-queue"] == 1
+        rig.pci.reset_queue(0)
         rig.driver.set_pairs(2)
         rig.put(*[udp(number) for number in range(20)])
-        assert len(rig.got()) == 20
-        rig.pci.reset_queue(0)
+        assert len(rig.got(1)) == 20
+        rig.driver.set_rss([0], types=0x3F, key=KEY, unclassified=0, pairs=2)
+        rig.put(udp(1))
+        assert rig.counters["rx-dropped-no-queue"] == 1
+        rig.driver.set_pairs(1)
         rig.put(udp(1))
         assert rig.counters["rx-dropped-no-queue"] == 2
+        rig.driver.set_pairs(2)
+        rig.pci.reset_queue(2)
+        rig.put(udp(1))
+        assert rig.counters["rx-dropped-no-queue"] == 3
 
 
 def test_control_queue_without_mq() -> None:
