@@ -376,14 +376,18 @@ class Transport:
             return
         if change is not None:
             change()
-        if self._config_read:
-            self.generation = (self.generation + 1) & 0xFF
-            self._config_read = False
+        self.config_set()
         if self.status & virtio.STATUS_DRIVER_OK:
             self.config_owed = True
             # Sent by `service`, on the function's own thread: an owner that thaws and stops it at once must
             # not be answered before (DEV-23).
             self.bus.wake()
+
+    def config_set(self) -> None:
+        """See `Notifier`: a new generation if the old one was seen ("Device Configuration Space")."""
+        if self._config_read:
+            self.generation = (self.generation + 1) & 0xFF
+            self._config_read = False
 
     def thaw(self) -> None:
         """Freeze was left: what happened meanwhile joins the context."""
