@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pymodel.devices.device import Device
 from pymodel.errors import BrokenQueue, InvalidField, MemoryFault
 from pymodel.host import DRIVER_STATUS
-from pymodel.memory import HOW_TO_SHARE, Buffer, Consumer
+from pymodel.memory import HOW_TO_SHARE, Consumer
 from pymodel.migration.state import FunctionState
 from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import virtio, virtio_pci
 from pymodel.transport import status as machine
 from pymodel.transport.bus import Bus
 from pymodel.transport.common_config import CommonConfig
+from pymodel.transport.delay_line import Delayed, DelayLine
 from pymodel.transport.features import ring_features
 
 # How long to wait before looking again for memory that the client is about to map anew.
@@ -49,13 +50,16 @@ class Transport:
         self.device = device
         self.bus = bus
         self.log = log
-        self._io_delay = io_delay
+        self._delay = DelayLine(io_delay, bus.after)
         self._reset_delay = reset_delay
         self.num_queues = len(device.queue_sizes)
         self.admin_index = self.num_queues
         self.has_admin = admin is not None
         self.offered = device.features | ring_features(without, in_order=device.in_order) | features
-        self.queues = {index: Virtqueue(index, size) for index, size in enumerate(device.queue_sizes)}
+        self.queues = {
+            index: Virtqueue(index, size, in_order=device.in_order)
+            for index, size in enumerate(device.queue_sizes)
+        }
         self._consumers: dict[int, Consumer] = dict.fromkeys(self.queues, device)
         if admin is not None:
             self.offered |= 1 << virtio.F_ADMIN_VQ
@@ -85,8 +89,7 @@ class Transport:
         self.generation = 0
         self._config_read = False
         self.isr = 0
-        # Buffers whose delay is over but whose gate is closed.
-        self._parked: list[tuple[Consumer, Buffer]] = []
+        self._delay.clear()
         self._kicked: set[int] = set()
         # Queues that the driver itself notified, until something was found there or its absence was told.
         self._notified: set[int] = set()
@@ -150,7 +153,7 @@ class Transport:
         # From here on nothing is fetched, and what was fetched completes into nothing.
         for queue in self.queues.values():
             queue.reset()
-        self._parked.clear()
+        self._delay.clear()
 
         def finish() -> None:
             if self._resetting is mark:
@@ -210,7 +213,7 @@ class Transport:
 
     def reset_queue(self, queue: Virtqueue) -> None:
         """Queue reset ("Virtqueue Reset"): the queue is as after a device reset when this returns."""
-        self._parked = [entry for entry in self._parked if entry[1].queue != queue.index]
+        self._delay.drop(queue.index)
         self._consumers[queue.index].drop(queue.index)
         queue.reset()
         queue.negotiated(self.accepted)
@@ -278,12 +281,7 @@ class Transport:
         try:
             for consumer in self._distinct:
                 consumer.service()
-            while self._parked:
-                consumer, buffer = self._parked[0]
-                consumer.take(buffer)
-                # A take may have reset the device, and with it the list.
-                if self._parked:
-                    del self._parked[0]
+            self._delay.go_on()
             for queue in self.queues.values():
                 may_fetch = self.bus.may_fetch
                 if may_fetch and queue.waiting and self._consumers[queue.index].accepts(queue.index):
@@ -326,19 +324,8 @@ class Transport:
 
     def _consumer(self, index: int) -> Consumer:
         consumer = self._consumers[index]
-        delayed = self._io_delay and index != self.admin_index and self.device.delayable(index)
-        return _Delayed(self, consumer) if delayed else consumer
-
-    def delay(self, consumer: Consumer, buffer: Buffer) -> None:
-        """Hold a buffer between fetch and completion for `io_delay`."""
-        parked = self._parked
-
-        def release() -> None:
-            # After a reset the list is another one, and the buffer is forgotten.
-            if parked is self._parked:
-                parked.append((consumer, buffer))
-
-        self.bus.after(self._io_delay, release)
+        delayed = self._delay.seconds and index != self.admin_index and self.device.delayable(index)
+        return Delayed(self._delay, consumer) if delayed else consumer
 
     def broken(self, reason: str) -> None:
         """The driver broke a rule: DEVICE_NEEDS_RESET, and a configuration change if it is running."""
@@ -350,7 +337,7 @@ class Transport:
         self.status |= virtio.STATUS_DEVICE_NEEDS_RESET
         self._tell_status(before)
         # Nothing will be completed any more.
-        self._parked = []
+        self._delay.clear()
         for queue in self.queues.values():
             self._consumers[queue.index].drop(queue.index)
             queue.publish(self.bus.memory)
@@ -494,26 +481,3 @@ class Transport:
 
 def _nothing() -> None:
     """A change that has happened already."""
-
-
-class _Delayed:
-    """A consumer whose buffers are held for a while first."""
-
-    def __init__(self, transport: Transport, consumer: Consumer) -> None:
-        self._transport = transport
-        self._consumer = consumer
-
-    def accepts(self, queue: int) -> bool:
-        return self._consumer.accepts(queue)
-
-    def take(self, buffer: Buffer) -> None:
-        self._transport.delay(self._consumer, buffer)
-
-    def service(self) -> None:
-        self._consumer.service()
-
-    def drop(self, queue: int) -> None:
-        self._consumer.drop(queue)
-
-    def reset(self) -> None:
-        self._consumer.reset()
