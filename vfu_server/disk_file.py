@@ -241,11 +241,12 @@ class FileDisk:
             image = self._image()
             if not self.read_only:
                 key = self._wait_for_lock(image)
+            image.check_size(self.size)
         except (OSError, ValueError) as error:
             self._log.error("%s: %s", self._path, error)
             broken = error if isinstance(error, OSError) else OSError(errno.EIO, str(error))
             self._close(image, key)
-            image = None
+            image = key = None
         with self._guard:
             given_up = self._cancel.is_set()
             if not given_up:
