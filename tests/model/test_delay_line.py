@@ -18,7 +18,12 @@ from vfu_client.virtio import VirtioPci
 VERSION_1, RING_RESET, RING_PACKED, IN_ORDER = 32, 40, 34, 35
 ACTIVE, STOP, FREEZE = 0, 1, 2
 BUS_MASTER = 4
-FORMATS = {"split": (), "packed": (RING_PACKED,), "order": (IN_ORDER,), "packed-order": (RING_PACKED, IN_ORDER)}
+FORMATS = {
+    "split": (),
+    "packed": (RING_PACKED,),
+    "order": (IN_ORDER,),
+    "packed-order": (RING_PACKED, IN_ORDER),
+}
 
 
 class World(LocalWorld):
