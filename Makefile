@@ -2,8 +2,9 @@
 #
 # Each target makes what it needs and is quick when that is there. Nothing is installed outside this folder.
 #
-# The extension is built by Meson and put next to its source, and .venv/bin gets the three commands as wrappers that
-# run the package in this folder: an edit of a .py file counts at once. It is not an editable install, because that
+# The extension and the compiled modules are built by Meson and put next to their sources, and .venv/bin gets the three
+# commands as wrappers that run the package in this folder: an edit of a .py file counts at once, but for the few that
+# have a .pxd beside them. Those are compiled (COMPILED=no leaves them as they are). It is not an editable install, because that
 # of meson-python runs a build whenever the package is imported, and server processes that start together would race.
 # `pip install .` works too, for use rather than development.
 
@@ -12,6 +13,7 @@ CC ?= cc
 VENV := .venv
 BIN := $(VENV)/bin
 EXT := build/ext
+COMPILED ?= yes
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
@@ -57,7 +59,8 @@ check: ext
 ## Remove all that was made, the virtual environment and what was downloaded included.
 clean:
 	@echo "clean: removing build, $(VENV) and the library's source"
-	rm -rf build $(VENV) subprojects/libvfio-user vfu_server/_vfu.*.so
+	rm -rf build $(VENV) subprojects/libvfio-user
+	find pymodel vfu_server -name '*.so' -delete
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -82,12 +85,16 @@ $(VENV)/.stamp: pyproject.toml
 ## The extension. Ninja decides what is out of date.
 ext: $(EXT)/build.ninja
 	@$(BIN)/ninja -C $(EXT) --quiet
-	@for built in $(EXT)/vfu_server/_vfu.*.so; do \
-	  target="vfu_server/$${built##*/}"; \
-	  cmp -s "$$built" "$$target" || { \
+	@for old in $$(find pymodel vfu_server -name '*.so'); do \
+	  case "$(COMPILED) $$old" in no*/_vfu.*) ;; no*) rm "$$old" ;; *) test -e "$(EXT)/$$old" || rm "$$old" ;; esac; \
+	done
+	@for target in $$(cd $(EXT) && find pymodel vfu_server -name '*.so'); do \
+	  case "$(COMPILED) $$target" in no*/_vfu.*) ;; no*) continue ;; esac; \
+	  cmp -s "$(EXT)/$$target" "$$target" || { \
 	    echo "ext: $$target"; \
-	    cp "$$built" "$$target.new" && mv "$$target.new" "$$target"; \
+	    cp "$(EXT)/$$target" "$$target.new" && mv "$$target.new" "$$target"; \
 	  } || exit 1; \
+	  touch "$$target"; \
 	done
 
 $(EXT)/build.ninja: $(VENV)/.stamp subprojects/libvfio-user/.stamp

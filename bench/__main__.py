@@ -20,10 +20,19 @@ from bench.move import MoveDowntime
 from bench.network import Network
 from bench.pf_probe import Probe
 from bench.processes import die_with_parent
+from bench.ring import Ring
 from images.machine import MachineError
 from images.workspace import BUILD
 
-GROUPS: tuple[Group, ...] = (Mmio(), Contexts(), Block(), Network(), MoveDowntime(), Probe())
+GROUPS: tuple[Group, ...] = (
+    Mmio(),
+    Ring(),
+    Contexts(),
+    Block(),
+    Network(),
+    MoveDowntime(),
+    Probe(),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

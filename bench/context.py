@@ -36,7 +36,6 @@ PAIRS = {1: 15, 64: 15, 1024: 3}
 
 CYCLES = 31
 CYCLE_REPEATS = 20
-MMIO_READS = 200
 
 MOVES = 3
 MOVED = 1024
@@ -221,10 +220,13 @@ def _cycle(progress: Progress) -> Result:
         driver.read(0)
         buffer = memory.allocate(PIECE // 512)
 
-        def cycle() -> float:
-            taken = []
+        mmio: Connection = driver.device.connection
+
+        def cycles() -> tuple[float, float]:
+            taken, reads = [], []
             for _ in range(CYCLE_REPEATS):
                 destination.mode_set(VF, context.MODE_FREEZE)
+                reads.append(read_us(mmio, 1))
                 begun = time.perf_counter_ns()
                 size, left = source.freeze_and_read_into(VF, buffer)
                 destination.write_and_activate(VF, buffer.part(0, size))
@@ -235,15 +237,14 @@ def _cycle(progress: Progress) -> Result:
                 source.mode_set(VF, context.MODE_ACTIVE)
                 # So that there is something new to read, and the source is seen to work.
                 driver.read(0)
-            return statistics.median(taken) / 1e3
+            return statistics.median(taken) / 1e3, statistics.median(reads)
 
-        mmio: Connection = driver.device.connection
-        cycle()
-        read_us(mmio, MMIO_READS)
-        left, right = alternate(
-            CYCLES, cycle, lambda: read_us(mmio, MMIO_READS), progress=progress, name=CYCLE.name
-        )
-    return Result(CYCLE, left, right)
+        cycles()
+        runs = []
+        for run in range(CYCLES):
+            progress.step(CYCLE.name, f"run {run + 1} of {CYCLES}")
+            runs.append(cycles())
+    return Result(CYCLE, [ours for ours, _ in runs], [theirs for _, theirs in runs])
 
 
 # Peak memory.

@@ -93,9 +93,18 @@ class Segments:
 
     def read(self, start: int, length: int) -> bytes:
         """Copy up to `length` bytes out from `start` on, to the end of the list. Raises `MemoryFault`."""
-        if self._segments and start + length <= self._segments[0][1]:
-            return self._memory.read(self._segments[0][0] + start, length)
-        return b"".join(view.tobytes() for view in self.views(start, length, write=False))
+        parts = []
+        for address, size in self._segments:
+            if length <= 0:
+                break
+            if start >= size:
+                start -= size
+                continue
+            count = min(size - start, length)
+            parts.append(self._memory.read(address + start, count))
+            length -= count
+            start = 0
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def put(self, start: int, data: bytes) -> int:
         """As `write`, for a few bytes."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pymodel.spec import admin
 from vfu_client.connection import DEFAULT_TIMEOUT
 from vfu_client.driver_queue import DriverQueue, Segment
-from vfu_client.memory import Buffer, Bytes, GuestMemory
+from vfu_client.memory import Buffer, GuestMemory
 from vfu_client.virtio import VirtioPci
 
 # EAGAIN is worth a new try (P-DRV-11): this many, with this pause between them.
@@ -67,7 +67,7 @@ class AdminError(Exception):
         super().__init__(f"command {opcode:#x}: {self.status_name}, {self.qualifier_name}")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class AdminReply:
     """The answer to one command. `used_length` counts the 8-byte header; `result` is what follows it.
 
@@ -86,14 +86,14 @@ class AdminReply:
         return np.frombuffer(self.result.ljust(count * dtype.itemsize, b"\0"), dtype, count)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class PendingCommand:
-    """A command on its way: its chain, its memory, and the part of that which the device writes to."""
+    """A command on its way: its chain, its memory, and where in that the device writes its answer."""
 
     opcode: int
     head: int
     frame: Buffer
-    answer: Bytes
+    answer_at: int
 
 
 class AdminQueue:
@@ -136,16 +136,16 @@ class AdminQueue:
         size = -(-len(copied) // ALIGN) * ALIGN
         answer_at = _COMMAND.size + size
         frame = self._memory.allocate(answer_at + _RESULT.size + -(-result // ALIGN) * ALIGN)
-        _COMMAND.pack_into(frame.view.data, 0, opcode, group, member)
+        content = frame.view.data
+        _COMMAND.pack_into(content, 0, opcode, group, member)
         if copied:
-            frame.view[_COMMAND.size : _COMMAND.size + len(copied)] = np.frombuffer(copied, np.uint8)
-        answer = frame.view[answer_at:]
+            content[_COMMAND.size : _COMMAND.size + len(copied)] = copied
         readable: list[Segment] = [(frame.address, answer_at if pad else _COMMAND.size + len(copied))]
         if isinstance(data, Buffer):
             readable.append(data.segment)
         elif not isinstance(data, bytes):
             readable += [part.segment for part in data]
-        writable: list[Segment] = [(frame.address + answer_at, answer.size)]
+        writable: list[Segment] = [(frame.address + answer_at, frame.size - answer_at)]
         writable += [part.segment for part in into]
         try:
             head = self.queue.add(readable, writable)
@@ -154,7 +154,7 @@ class AdminQueue:
             raise
         if kick:
             self.queue.kick()
-        return PendingCommand(opcode, head, frame, answer)
+        return PendingCommand(opcode, head, frame, answer_at)
 
     def done(self, command: PendingCommand) -> bool:
         """Whether the device has answered; never waits."""
@@ -166,12 +166,11 @@ class AdminQueue:
 
         Raises `TimeoutError`; the command then stays on its way, and may be waited for again.
         """
-        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
-        while command.head not in self._lengths:
-            self._note(self.queue.wait(max(deadline - time.monotonic(), 0)))
+        if command.head not in self._lengths:
+            self._await([command], timeout)
         used = self._lengths.pop(command.head)
         # What lies beyond the used length counts as zero (P-DRV-09).
-        answer = command.answer[:used].tobytes()
+        answer = bytes(command.frame.view.data[command.answer_at :][:used])
         self._memory.free(command.frame)
         status, qualifier = _RESULT.unpack(answer[: _RESULT.size].ljust(_RESULT.size, b"\0"))
         return AdminReply(status, qualifier, used, answer[_RESULT.size :])
@@ -180,6 +179,7 @@ class AdminQueue:
         self, commands: Sequence[PendingCommand], *, timeout: float | None = None
     ) -> list[AdminReply]:
         """Wait for all of these. Raises `TimeoutError`, and `AdminError` for the first that was refused."""
+        self._await(commands, timeout)
         replies = [self.wait(command, timeout=timeout) for command in commands]
         for command, reply in zip(commands, replies, strict=True):
             if reply.status != admin.STATUS_OK:
@@ -225,6 +225,12 @@ class AdminQueue:
             bits |= 1 << opcode
         words = -(-bits.bit_length() // 64) or 1
         self.execute(admin.LIST_USE, group=group, data=bits.to_bytes(words * 8, "little"))
+
+    def _await(self, commands: Sequence[PendingCommand], timeout: float | None) -> None:
+        """Wait until all of these were answered, with one interrupt where nothing else is on its way."""
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while missing := sum(command.head not in self._lengths for command in commands):
+            self._note(self.queue.wait(max(deadline - time.monotonic(), 0), missing))
 
     def _note(self, completions: Sequence[Any]) -> None:
         for completion in completions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import socket
 import struct
 import threading
@@ -19,6 +20,8 @@ from vfu_client.protocol import Command
 
 DEFAULT_TIMEOUT = 5.0
 MAX_MESSAGE_FDS = 8
+# What one call takes from the socket at most.
+RECEIVE_SIZE = 1 << 16
 
 
 class VfioUserError(OSError):
@@ -87,10 +90,16 @@ class Connection:
         self._lock = threading.RLock()
         self._next_id = 0
         self._received = bytearray()
+        self._chunk = memoryview(bytearray(RECEIVE_SIZE))
         self._replies: dict[int, tuple[int, bytes]] = {}
         self._awaited: set[int] = set()
         patience = timeout if negotiation_timeout is None else negotiation_timeout
         self._socket = _connect(self.path, patience)
+        # The kernel watches over how long sending takes, and `poll` over receiving: a socket with a timeout
+        # of Python's costs two more system calls each time.
+        _limit_sending(self._socket, timeout)
+        self._readable = select.poll()
+        self._readable.register(self._socket, select.POLLIN)
         try:
             self._negotiate(patience)
         except BaseException:
@@ -236,10 +245,9 @@ class Connection:
         """Put bytes on the socket as they are, with file descriptors: for tests of broken messages too."""
         with self._lock:
             try:
-                self._socket.settimeout(self.timeout)
                 sent = socket.send_fds(self._socket, [message], list(fds)) if fds else 0
-                self._socket.sendall(message[sent:])
-            except TimeoutError as error:
+                self._socket.sendall(message[sent:] if sent else message)
+            except BlockingIOError as error:
                 # A part may have gone out: the stream has no known boundary any more.
                 self.close()
                 raise VfioUserError(errno.ECONNABORTED, "the server does not take messages") from error
@@ -284,17 +292,18 @@ class Connection:
     def _fill(self, size: int, deadline: float) -> None:
         """Receive until `size` bytes are in hand."""
         while len(self._received) < size:
+            if self.closed:
+                raise VfioUserError(errno.EBADF, "the connection was closed")
+            # What is there already is taken, however late it is.
+            if not self._readable.poll(max(deadline - time.monotonic(), 1e-3) * 1000):
+                raise ReplyTimeoutError(errno.ETIMEDOUT, "no reply from the server in time")
             try:
-                # What is there already is taken, however late it is.
-                self._socket.settimeout(max(deadline - time.monotonic(), 1e-3))
-                data = self._socket.recv(max(1 << 16, size - len(self._received)))
-            except TimeoutError as error:
-                raise ReplyTimeoutError(errno.ETIMEDOUT, "no reply from the server in time") from error
+                count = self._socket.recv_into(self._chunk)
             except OSError as error:
                 raise VfioUserError(error.errno or errno.ECONNRESET, f"receiving failed: {error}") from error
-            if not data:
+            if not count:
                 raise VfioUserError(errno.ECONNRESET, "the server hung up")
-            self._received += data
+            self._received += self._chunk[:count]
 
     def _negotiate(self, timeout: float) -> None:
         offer = {"capabilities": {"max_msg_fds": MAX_MESSAGE_FDS, "max_data_xfer_size": self.max_data}}
@@ -321,6 +330,13 @@ def _unpack(layout: struct.Struct, reply: bytes) -> tuple[int, ...]:
     return layout.unpack_from(reply)
 
 
+def _limit_sending(client: socket.socket, timeout: float) -> None:
+    """Have sending, and connecting, fail with EAGAIN after `timeout` seconds."""
+    seconds, fraction = divmod(timeout, 1)
+    limit = struct.pack("@ll", int(seconds), int(fraction * 1e6))
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+
 def _connect(path: str, timeout: float) -> socket.socket:
     """A connected socket. The folder is opened first, so that a path may be longer than 108 bytes.
 
@@ -329,9 +345,7 @@ def _connect(path: str, timeout: float) -> socket.socket:
     folder, name = os.path.split(os.path.abspath(path))
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        seconds, fraction = divmod(timeout, 1)
-        limit = struct.pack("@ll", int(seconds), int(fraction * 1e6))
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        _limit_sending(client, timeout)
         folder_fd = os.open(folder, os.O_PATH | os.O_DIRECTORY)
         try:
             client.connect(f"/proc/self/fd/{folder_fd}/{name}")

@@ -34,7 +34,7 @@ class Waitable(Protocol):
     def drain(self) -> int: ...
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Completion:
     """A buffer that the device has used: what `add` returned for it, and the bytes written to it."""
 
@@ -42,7 +42,7 @@ class Completion:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Added:
     """What a driver remembers of a buffer: the slots that it takes, and the bytes of its writable part."""
 
@@ -116,11 +116,15 @@ class DriverQueue(ABC):
         """
 
     @abstractmethod
-    def ask_for_interrupt(self) -> bool:
-        """Ask to be told of the next used buffer; whether there is one already."""
+    def ask_for_interrupt(self, count: int = 1) -> bool:
+        """Ask to be told when `count` more buffers are used, or sooner; whether they are already."""
 
-    def wait(self, timeout: float) -> list[Completion]:
-        """Block on the interrupt until something was used. Raises `TimeoutError` and `QueueBrokenError`."""
+    def wait(self, timeout: float, count: int = 1) -> list[Completion]:
+        """Block on the interrupt until something was used. Raises `TimeoutError` and `QueueBrokenError`.
+
+        With `count` the device is asked to tell only of that many, where it can be (EVENT_IDX); there must
+        be as many in flight.
+        """
         if self.interrupt is None:
             raise ValueError(f"queue {self.index} has no interrupt to wait for")
         deadline = time.monotonic() + timeout
@@ -128,7 +132,7 @@ class DriverQueue(ABC):
             done = self.collect()
             if done:
                 return done
-            if self.ask_for_interrupt():
+            if self.ask_for_interrupt(count):
                 continue
             try:
                 self.interrupt.wait(deadline - time.monotonic())
@@ -182,9 +186,3 @@ class DriverQueue(ABC):
         """Order what was stored before what is loaded after: taking a lock is a locked instruction on x86."""
         with self._lock:
             pass
-
-
-def entries_of(readable: Sequence[Segment], writable: Sequence[Segment]) -> list[tuple[Segment, int]]:
-    """The elements of a buffer with their WRITE flags, in the order of their descriptors."""
-    entries = [(segment, 0) for segment in readable]
-    return entries + [(segment, ring.DESC_F_WRITE) for segment in writable]

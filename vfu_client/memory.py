@@ -16,6 +16,8 @@ from numpy.typing import DTypeLike, NDArray
 from vfu_client.connection import Connection, VfioUserError
 
 PAGE = 4096
+# What `allocate` gives out is a multiple of this, so that what is left begins at one too.
+GRAIN = 16
 # Where regions go that ask for no address of their own.
 DEFAULT_BASE = 0x1_0000_0000
 
@@ -46,7 +48,7 @@ class MemoryRegion:
         return self.address + self.size
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Buffer:
     """A range of guest memory: where the device finds it, and the driver's view of it."""
 
@@ -162,16 +164,20 @@ class GuestMemory:
         self.regions.clear()
         self._connections.clear()
 
-    def allocate(self, size: int, align: int = 16) -> Buffer:
+    def allocate(self, size: int, align: int = GRAIN) -> Buffer:
         """A zeroed buffer, at the first address that fits. Raises `OutOfMemoryError`."""
+        grains = -(-size // GRAIN) * GRAIN
         for region in self.regions:
             for index, (start, end) in enumerate(region.free_ranges):
                 address = -(-start // align) * align
-                if address + size <= end:
-                    rest = [(start, address)] if start < address else []
-                    if address + size < end:
-                        rest.append((address + size, end))
-                    region.free_ranges[index : index + 1] = rest
+                if address + grains <= end:
+                    if start == address and address + grains < end:
+                        region.free_ranges[index] = (address + grains, end)
+                    else:
+                        rest = [(start, address)] if start < address else []
+                        if address + grains < end:
+                            rest.append((address + grains, end))
+                        region.free_ranges[index : index + 1] = rest
                     at = address - region.address
                     view = region.view[at : at + size]
                     view.fill(0)
@@ -183,7 +189,7 @@ class GuestMemory:
         if not buffer.size:
             return
         ranges = self._region(buffer.address, buffer.size).free_ranges
-        start, end = buffer.address, buffer.address + buffer.size
+        start, end = buffer.address, buffer.address + -(-buffer.size // GRAIN) * GRAIN
         at = bisect.bisect(ranges, (start, end))
         if at < len(ranges) and ranges[at][0] == end:
             end = ranges.pop(at)[1]

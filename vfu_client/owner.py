@@ -16,7 +16,7 @@ from vfu_client.admin import AdminError, AdminQueue, AdminReply, PendingCommand
 from vfu_client.connection import DEFAULT_TIMEOUT
 from vfu_client.memory import PAGE, Buffer, Bytes, GuestMemory
 from vfu_client.sriov import SrIov
-from vfu_client.stream import BadContextError, ContextWalker, ReadBytes, as_view
+from vfu_client.stream import BadContextError, ContextWalker, ReadBytes, as_view, is_whole
 from vfu_client.virtio import KNOWN_FEATURES, VirtioPci
 
 CONTEXT_OPCODES = 0x40
@@ -353,6 +353,8 @@ class OwnerDriver:
 
     def _check_whole(self, vf: int, views: list[memoryview]) -> None:
         """Raise `DriverRuleError` unless the bytes end the context that was begun, or are whole ones."""
+        if len(views) == 1 and not self.partly_written(vf) and is_whole(views[0]):
+            return
         walker = self._written[vf].copy() if vf in self._written else ContextWalker()
         try:
             for view in views:

@@ -16,7 +16,6 @@ from vfu_client.driver_queue import (
     QueueFullError,
     Segment,
     Waitable,
-    entries_of,
 )
 from vfu_client.memory import GuestMemory
 
@@ -105,7 +104,7 @@ class PackedQueue(DriverQueue):
         needed = self._needed(readable, writable, indirect)
         if self._free < (needed or 1) or not self._ids:
             raise QueueFullError(f"queue {self.index}: {self._free} free descriptors, {needed or 1} needed")
-        entries = entries_of(readable, writable)
+        entries = _entries(readable, writable)
         buffer_id = self._ids.pop()
         if not needed:
             table = self._table(buffer_id, len(entries))
@@ -170,10 +169,20 @@ class PackedQueue(DriverQueue):
                 self.next_used = self.ahead(self.next_used, len(added.slots))
         return found
 
-    def ask_for_interrupt(self) -> bool:
+    def ask_for_interrupt(self, count: int = 1) -> bool:
         """See `DriverQueue`."""
+        at = self.next_used
         if self.event_idx:
-            self.driver_event[0] = self.next_used
+            # A place in the ring says how many were used if each takes one.
+            if count > 1 and not self.in_order and all(len(kept.slots) == 1 for kept in self._added.values()):
+                at = self.ahead(at, count - 1)
+            self.driver_event[0] = at
             self.driver_event[1] = ring.EVENT_FLAGS_DESC
             self._fence()
-        return bool(self._added) and self._is_used(self.next_used)
+        return bool(self._added) and self._is_used(at)
+
+
+def _entries(readable: Sequence[Segment], writable: Sequence[Segment]) -> list[tuple[Segment, int]]:
+    """The elements of a buffer with their WRITE flags, in the order of their descriptors."""
+    entries = [(segment, 0) for segment in readable]
+    return entries + [(segment, ring.DESC_F_WRITE) for segment in writable]

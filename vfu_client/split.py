@@ -16,11 +16,10 @@ from vfu_client.driver_queue import (
     QueueFullError,
     Segment,
     Waitable,
-    entries_of,
 )
 from vfu_client.memory import GuestMemory
 
-# ring.DESC and ring.USED_ELEM: numpy's own way to one element takes several times as long.
+# ring.DESC and ring.USED_ELEM.
 _DESC = struct.Struct("<QIHH")
 _USED = struct.Struct("<II")
 assert (_DESC.size, _USED.size) == (ring.DESC.itemsize, ring.USED_ELEM.itemsize)
@@ -61,8 +60,11 @@ class SplitQueue(DriverQueue):
         self.desc: NDArray[void] = self.desc_buffer.view.view(ring.DESC)
         self.avail: NDArray[uint16] = self.avail_buffer.view.view("<u2")
         self.used: NDArray[uint16] = self.used_buffer.view.view("<u2")
+        # The same once more: numpy's own way to one element takes several times as long.
         self._desc_bytes = self.desc_buffer.view.data
         self._used_bytes = self.used_buffer.view.data
+        self._avail_words = self.avail_buffer.view.data.cast("H")
+        self._used_words = self.used_buffer.view.data.cast("H")
         # The next one at the end. With IN_ORDER they come back in the order of the table.
         self._free = list(range(size - 1, -1, -1))
         self._avail_idx = 0
@@ -72,7 +74,7 @@ class SplitQueue(DriverQueue):
     @property
     def device_used_idx(self) -> int:
         """The used index as the device published it last."""
-        return int(self.used[ring.RING_IDX // 2])
+        return self._used_words[ring.RING_IDX // 2]
 
     def add(
         self, readable: Sequence[Segment], writable: Sequence[Segment] = (), *, indirect: bool | None = None
@@ -85,14 +87,14 @@ class SplitQueue(DriverQueue):
             )
         slots = [self._free.pop() for _ in range(needed or 1)]
         head = slots[0]
-        entries = entries_of(readable, writable)
         if needed:
-            _fill(self._desc_bytes, slots, entries)
+            _fill(self._desc_bytes, slots, readable, writable)
         else:
-            table = self._table(head, len(entries))
-            _fill(table.view.data, range(len(entries)), entries)
-            length = len(entries) * _DESC.size
+            total = len(readable) + len(writable)
+            table = self._table(head, total)
+            _fill(table.view.data, range(total), readable, writable)
             place = head * _DESC.size
+            length = total * _DESC.size
             _DESC.pack_into(self._desc_bytes, place, table.address, length, ring.DESC_F_INDIRECT, 0)
         self._added[head] = Added(slots, sum(size for _, size in writable))
         self.publish(head)
@@ -100,10 +102,11 @@ class SplitQueue(DriverQueue):
 
     def publish(self, head: int) -> None:
         """Put any number into the available ring, and advance its index."""
-        self.avail[ring.RING_ENTRIES // 2 + self._avail_idx % self.size] = head
+        words = self._avail_words
+        words[ring.RING_ENTRIES // 2 + self._avail_idx % self.size] = head
         self._fence()
         self._avail_idx = (self._avail_idx + 1) & 0xFFFF
-        self.avail[ring.RING_IDX // 2] = self._avail_idx
+        words[ring.RING_IDX // 2] = self._avail_idx
 
     def kick(self, *, force: bool = False) -> bool:
         """See `DriverQueue`."""
@@ -112,10 +115,10 @@ class SplitQueue(DriverQueue):
         self._kicked_idx = new
         if not force:
             if self.event_idx:
-                event = int(self.used[-1])
+                event = self._used_words[-1]
                 if not (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF:
                     return False
-            elif int(self.used[ring.RING_FLAGS]) & ring.USED_F_NO_NOTIFY:
+            elif self._used_words[ring.RING_FLAGS] & ring.USED_F_NO_NOTIFY:
                 return False
         self._notify(self.index, new)
         return True
@@ -139,20 +142,27 @@ class SplitQueue(DriverQueue):
                     self._free.extend(reversed(added.slots))
         return found
 
-    def ask_for_interrupt(self) -> bool:
+    def ask_for_interrupt(self, count: int = 1) -> bool:
         """See `DriverQueue`."""
-        if self.event_idx:
-            self.avail[-1] = self._used_idx
-            self._fence()
-        return self.device_used_idx != self._used_idx
+        if not self.event_idx:
+            return self.device_used_idx != self._used_idx
+        self._avail_words[-1] = (self._used_idx + count - 1) & 0xFFFF
+        self._fence()
+        return (self.device_used_idx - self._used_idx) & 0xFFFF >= count
 
 
-def _fill(table: memoryview, slots: Sequence[int], entries: Sequence[tuple[Segment, int]]) -> None:
+def _fill(
+    table: memoryview, slots: Sequence[int], readable: Sequence[Segment], writable: Sequence[Segment]
+) -> None:
     """Write a chain of descriptors into the given slots of a table."""
-    last = len(entries) - 1
-    for at, ((address, length), flags) in enumerate(entries):
-        if at == last:
-            _DESC.pack_into(table, slots[at] * _DESC.size, address, length, flags, 0)
-        else:
-            chained = flags | ring.DESC_F_NEXT
-            _DESC.pack_into(table, slots[at] * _DESC.size, address, length, chained, slots[at + 1])
+    last = len(slots) - 1
+    flags, following, at = ring.DESC_F_NEXT, 0, 0
+    for part in (readable, writable):
+        for address, length in part:
+            if at < last:
+                following = slots[at + 1]
+            else:
+                flags, following = flags & ~ring.DESC_F_NEXT, 0
+            _DESC.pack_into(table, slots[at] * _DESC.size, address, length, flags, following)
+            at += 1
+        flags |= ring.DESC_F_WRITE

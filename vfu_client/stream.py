@@ -23,6 +23,18 @@ def as_view(data: ReadBytes) -> memoryview:
     return (data.data if isinstance(data, np.ndarray) else memoryview(data)).cast("B")
 
 
+def is_whole(view: memoryview) -> bool:
+    """Whether these bytes are whole contexts and nothing else, without saying what is wrong."""
+    at, inside = 0, False
+    while at <= len(view) - _FIELD.size:
+        kind, length = _FIELD.unpack_from(view, at)
+        if (kind == context.START_MARKER) == inside or length > context.MAX_FIELD_LENGTH:
+            return False
+        inside = kind != context.END_MARKER
+        at += _FIELD.size + length
+    return at == len(view) and not inside
+
+
 class BadContextError(ValueError):
     """Bytes that are no context: no START_MARKER first, a second one, or a header that makes no sense."""
 
@@ -60,19 +72,25 @@ class ContextWalker:
             if self._value_left:
                 step = min(self._value_left, len(view) - at)
                 self._value_left -= step
+                at += step
+                self.position += step
             else:
-                step = min(_FIELD.size - len(self._header), len(view) - at)
-                self._header += view[at : at + step]
-            at += step
-            self.position += step
-            if len(self._header) == _FIELD.size:
-                yield self._take_header()
-            if (
-                self._inside
-                and not self._value_left
-                and not self._header
-                and self._type == context.END_MARKER
-            ):
+                if not self._header and len(view) - at >= _FIELD.size:
+                    step = _FIELD.size
+                    kind, length = _FIELD.unpack_from(view, at)
+                else:
+                    step = min(_FIELD.size - len(self._header), len(view) - at)
+                    self._header += view[at : at + step]
+                at += step
+                self.position += step
+                if self._header:
+                    if len(self._header) < _FIELD.size:
+                        return
+                    kind, length = _FIELD.unpack(self._header)
+                    self._header.clear()
+                self._begin(kind, length)
+                yield kind, self.position, length
+            if self._inside and not self._value_left and self._type == context.END_MARKER:
                 self._inside = False
                 self.complete += 1
 
@@ -81,15 +99,13 @@ class ContextWalker:
         for _ in self.feed(data):
             pass
 
-    def _take_header(self) -> tuple[int, int, int]:
-        kind, length = _FIELD.unpack(self._header)
+    def _begin(self, kind: int, length: int) -> None:
+        """Go into a field, by its header. Raises `BadContextError`."""
         if (kind == context.START_MARKER) == self._inside:
             what = "a second START_MARKER" if self._inside else f"field {kind:#x} before START_MARKER"
             raise BadContextError(f"{what} at byte {self.position - _FIELD.size}")
         if length > context.MAX_FIELD_LENGTH:
             raise BadContextError(f"field {kind:#x} of {length} bytes at byte {self.position}")
-        self._header.clear()
         self._inside = True
         self._value_left = length
         self._type = kind
-        return kind, self.position, length

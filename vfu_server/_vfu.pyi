@@ -107,6 +107,10 @@ class Context:
         """Whether a client is attached."""
 
     @property
+    def woken(self) -> bool:
+        """Whether the last wait saw anything else than a message: `wake`, or a descriptor of `also`."""
+
+    @property
     def irqs_dropped(self) -> int:
         """Interrupts whose eventfd could not be written without waiting."""
 

@@ -441,6 +441,7 @@ cdef class Context:
     cdef object handler
     cdef readonly GuestMemory memory
     cdef readonly bint attached
+    cdef readonly bint woken
     cdef bint lost        # the library gave up the connection
     cdef bint negotiating
     cdef bint quiet       # an error of the library is expected: do not log it
@@ -586,6 +587,7 @@ cdef class Context:
             result = poll(fds, count, milliseconds)
             if result > 0 and fds[1].revents:
                 read(self.wake_fd, &drained, sizeof(drained))
+        self.woken = result > (fds[0].revents != 0)
         return result > 0 and fds[0].revents != 0
 
     def wake(self):

@@ -223,7 +223,14 @@ class FunctionThread:
         """Wait for a client, a message, a timer or `wake`, and have the model work on it."""
         try:
             if self._context.attached:
-                self._context.run(self._patience(), self._waits)
+                handled = self._context.run(self._patience(), self._waits)
+                # Registers that were read leave nothing to do.
+                if (
+                    0 < handled == self._accesses.take_reads()
+                    and not self._context.woken
+                    and not self._timers
+                ):
+                    return
             elif self._context.attach(self._patience()):
                 self._accesses.messages = 0
                 self._lost_pages = self.memory.lost
@@ -269,9 +276,16 @@ class _Accesses:
     def __init__(self, function: Served, log: logging.Logger) -> None:
         self._function = function
         self._log = log
+        self._reads = 0
         self.messages = 0
 
+    def take_reads(self) -> int:
+        """How many reads there were since the last call."""
+        reads, self._reads = self._reads, 0
+        return reads
+
     def region_read(self, region: int, offset: int, length: int) -> bytes:
+        self._reads += 1
         with self._function.lock:
             if region == CONFIG_REGION:
                 return self._function.config_read(offset, length)

@@ -6,6 +6,8 @@ commands (A-01). The member does the work.
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 
 from pymodel.admin.dispatch import Call, MemberCommand, Reply, Table
@@ -14,8 +16,12 @@ from pymodel.migration.member import MODE_NAMES, Member
 from pymodel.spec import admin
 from pymodel.spec import context as spec
 
+# spec.SIZE_GET_RESULT and spec.READ_RESULT.
+_SIZE_RESULT = struct.Struct("<Q")
+_READ_RESULT = struct.Struct("<II")
+
 # Where a result's variable part begins in the writable buffer.
-_CONTEXT_AT = admin.RESULT.itemsize + spec.READ_RESULT.itemsize
+_CONTEXT_AT = admin.RESULT.itemsize + _READ_RESULT.size
 _RUNS_AT = admin.RESULT.itemsize + spec.WRITE_RECORD_RESULT.itemsize
 
 # Opcodes that virtio 1.4 leaves free for commands of this frame.
@@ -27,19 +33,18 @@ def _mode_get(member: Member, _: Call) -> Reply:
 
 
 def _mode_set(member: Member, call: Call) -> Reply | None:
-    mode = int(call.fields(spec.MODE)["mode"])
+    mode = call.first
     return Reply(note=MODE_NAMES[mode]) if member.set_mode(mode) else None
 
 
 def _size_get(member: Member, call: Call) -> Reply:
-    size = member.context_size(int(call.fields(spec.SIZE_GET_DATA)["freeze_mode"]))
-    return Reply(np.array((size,), spec.SIZE_GET_RESULT).tobytes(), note=f"{size} bytes")
+    size = member.context_size(call.first)
+    return Reply(_SIZE_RESULT.pack(size), note=f"{size} bytes")
 
 
 def _read(member: Member, call: Call) -> Reply:
     left, size = member.read_context(call.writable, _CONTEXT_AT)
-    result = np.array((left, size), spec.READ_RESULT).tobytes()
-    return Reply(result, streamed=size, note=f"{size} bytes, {left} left")
+    return Reply(_READ_RESULT.pack(left, size), streamed=size, note=f"{size} bytes, {left} left")
 
 
 def _write(member: Member, call: Call) -> Reply | None:

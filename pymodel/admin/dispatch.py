@@ -52,6 +52,11 @@ class Call:
     readable: Segments
     writable: Segments
 
+    @property
+    def first(self) -> int:
+        """The first byte of the command data, which is all that several commands have; 0 if it is missing."""
+        return self.data[0] if self.data else 0
+
     def fields(self, layout: np.dtype[np.void]) -> Any:
         """The command data as `layout`; missing bytes are 0, surplus is ignored (P-DEV-16)."""
         return np.frombuffer(self.data[: layout.itemsize].ljust(layout.itemsize, b"\0"), layout)[0]

@@ -6,10 +6,11 @@ applying come from it. The device type's own fields (0x0100 and up) pass through
 
 from __future__ import annotations
 
-import math
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 
@@ -33,19 +34,34 @@ SUPERSEDES: Mapping[int, frozenset[int]] = {spec.BLK_EXTENT: frozenset({spec.BLK
 HEADER = struct.Struct("<IIQ")
 
 MARKERS = (spec.START_MARKER, spec.END_MARKER, spec.DISCARD)
-_WORD = (1 << 64) - 1
+DEVICE_TYPES = 0x0100
+"""The first field type of the device type's own."""
+
+# The members of one value by name.
+Members = Mapping[str, int]
 
 
-def _packer(layout: Layout) -> struct.Struct:
-    """The same layout for `struct`: reserved members as one string of bytes, `words` as two."""
+def _codes(layout: Layout) -> str:
+    """The same layout for `struct`: reserved members as padding, `words` as one string of bytes."""
     codes = []
     for name in layout.names or ():
         member = layout[name]
         if name == "reserved":
+            codes.append(f"{member.itemsize}x")
+        elif name == "words":
             codes.append(f"{member.itemsize}s")
         else:
-            codes.append({1: "B", 2: "H", 4: "I", 8: "Q"}[member.base.itemsize] * math.prod(member.shape))
-    return struct.Struct("<" + "".join(codes))
+            codes.append({1: "B", 2: "H", 4: "I", 8: "Q"}[member.itemsize])
+    return "".join(codes)
+
+
+def _reserved(layout: Layout) -> int:
+    """The reserved bits of a value, as a mask of the value as one little-endian number."""
+    mask = 0
+    for name, (member, start, *_) in (layout.fields or {}).items():
+        if name == "reserved":
+            mask |= ((1 << 8 * member.itemsize) - 1) << 8 * start
+    return mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,55 +83,70 @@ class Row:
     per_queue: Callable[[QueueState], bool] | None = None
     packed: bool | None = None
 
-    # The layout for `struct`, which takes a field apart without numpy's cost for each member.
-    packer: struct.Struct = field(init=False)
+    # Made of the above once, as a context is moved while its function stands still.
+    members: tuple[str, ...] = field(init=False)
+    _attributes: tuple[str, ...] = field(init=False)
+    _values: Callable[[Any], Any] = field(init=False)
+    _is_wide: bool = field(init=False)
+    _value: struct.Struct = field(init=False)
+    _field: struct.Struct = field(init=False)
+    _reserved: int = field(init=False)
+    _applied: tuple[tuple[str, str, bool], ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "packer", _packer(self.layout))
-
-    @property
-    def members(self) -> list[str]:
-        """The members that carry something."""
-        return [name for name in self.layout.names or () if name != "reserved"]
+        members = tuple(name for name in self.layout.names or () if name != "reserved")
+        attributes = tuple(self.rename.get(name, name) for name in members)
+        target = FunctionState if self.per_queue is None else QueueState
+        flags = {entry.name for entry in fields(target) if entry.type == "bool"}
+        codes = _codes(self.layout)
+        for name, value in {
+            "members": members,
+            "_attributes": attributes,
+            "_values": attrgetter(*attributes),
+            "_is_wide": "words" in members,
+            "_value": struct.Struct("<" + codes),
+            "_field": struct.Struct(HEADER.format + codes),
+            "_reserved": _reserved(self.layout),
+            "_applied": tuple(
+                (name, attribute, attribute in flags)
+                for name, attribute in zip(members, attributes, strict=True)
+                if name not in self.compared | self.ignored
+            ),
+        }.items():
+            object.__setattr__(self, name, value)
 
     def encode(self, source: FunctionState | QueueState) -> bytes:
-        """The value of this field as `source` has it."""
-        values: list[int | bytes] = []
-        for name in self.layout.names or ():
-            if name == "reserved":
-                values.append(b"")
-                continue
-            content = int(getattr(source, self.rename.get(name, name)))
-            values += [content & _WORD, content >> 64] if name == "words" else [content]
-        return self.packer.pack(*values)
+        """The field, with its header, as `source` has it."""
+        values = self._values(source)
+        if self._is_wide:
+            values = (values.to_bytes(self._value.size, "little"),)
+        elif len(self.members) == 1:
+            values = (values,)
+        return self._field.pack(self.type, 0, self._value.size, *values)
 
-    def decode(self, raw: bytes) -> dict[str, int]:
+    def decode(self, raw: bytes) -> Members:
         """The members of a received value. Raises `InvalidField` for reserved bits and values (A-12)."""
-        values = iter(self.packer.unpack(raw))
-        members: dict[str, int] = {}
-        for name in self.layout.names or ():
-            value = next(values)
-            if name == "reserved":
-                if any(value):
-                    raise InvalidField(f"field {self.type:#06x}: a reserved word is not 0")
-                continue
-            if name == "words":
-                value |= next(values) << 64
-            elif value > self.limits.get(name, value):
-                raise InvalidField(f"field {self.type:#06x}: {name} is {value}")
-            members[name] = value
+        if self._reserved and int.from_bytes(raw, "little") & self._reserved:
+            raise InvalidField(f"field {self.type:#06x}: a reserved word is not 0")
+        if self._is_wide:
+            return {"words": int.from_bytes(raw, "little")}
+        members = dict(zip(self.members, self._value.unpack(raw), strict=True))
+        for name, limit in self.limits.items():
+            if members[name] > limit:
+                raise InvalidField(f"field {self.type:#06x}: {name} is {members[name]}")
         return members
 
-    def apply(self, target: FunctionState | QueueState, members: Mapping[str, int]) -> None:
+    def apply(self, target: FunctionState | QueueState, members: Members) -> None:
         """Set the attributes of `target`. Raises `InvalidField` where one that is compared differs."""
-        for name, value in members.items():
+        for name in self.compared:
             attribute = self.rename.get(name, name)
             present = getattr(target, attribute)
-            if name in self.compared:
-                if value != present:
-                    raise InvalidField(f"field {self.type:#06x}: {attribute} {value}, here it is {present}")
-            elif name not in self.ignored:
-                setattr(target, attribute, bool(value) if isinstance(present, bool) else value)
+            if members[name] != present:
+                raise InvalidField(
+                    f"field {self.type:#06x}: {attribute} {members[name]}, here it is {present}"
+                )
+        for name, attribute, is_flag in self._applied:
+            setattr(target, attribute, members[name] != 0 if is_flag else members[name])
 
 
 def _exists(queue: QueueState) -> bool:
@@ -179,29 +210,32 @@ class Shape:
 
     def check_header(self, kind: int, reserved: int, length: int) -> None:
         """Refuse a field as soon as its header is known. Raises `InvalidField` (DEV-32, A-12)."""
-        if kind not in self.lengths:
+        exact = self.lengths.get(kind)
+        if exact is None:
             raise InvalidField(f"field {kind:#06x}: unknown type")
         if reserved:
             raise InvalidField(f"field {kind:#06x}: the reserved word is {reserved:#x}")
         if length > spec.MAX_FIELD_LENGTH:
             raise InvalidField(f"field {kind:#06x}: length {length} is over {spec.MAX_FIELD_LENGTH}")
-        exact = self.lengths[kind]
-        if exact not in (spec.LENGTH_VARIES, length):
-            raise InvalidField(f"field {kind:#06x}: length {length}, here it is {exact}")
-        if length < REPEATED.get(kind, 0):
-            raise InvalidField(f"field {kind:#06x}: length {length} is too short")
+        if exact != length:
+            if exact != spec.LENGTH_VARIES:
+                raise InvalidField(f"field {kind:#06x}: length {length}, here it is {exact}")
+            if length < REPEATED.get(kind, 0):
+                raise InvalidField(f"field {kind:#06x}: length {length} is too short")
 
-    def index(self, kind: int, raw: bytes) -> int:
-        """Check the value of a common field; which queue it is about, else 0. Raises `InvalidField`."""
-        row = ROWS.get(kind)
-        if row is None:
-            return 0
+    def decode(self, kind: int, raw: bytes) -> tuple[int, Members]:
+        """Check the value of a field of `ROWS`: which queue it is about, else 0, and its members.
+
+        Raises `InvalidField`.
+        """
+        row = ROWS[kind]
         members = row.decode(raw)
         if row.per_queue is None:
-            return 0
-        if members["index"] >= self.queues:
-            raise InvalidField(f"field {kind:#06x}: queue {members['index']} of {self.queues}")
-        return members["index"]
+            return 0, members
+        index = members["index"]
+        if index >= self.queues:
+            raise InvalidField(f"field {kind:#06x}: queue {index} of {self.queues}")
+        return index, members
 
 
 def header(kind: int, length: int) -> bytes:
@@ -209,17 +243,10 @@ def header(kind: int, length: int) -> bytes:
     return HEADER.pack(kind, 0, length)
 
 
-def _common(state: FunctionState) -> Iterator[tuple[int, bytes]]:
-    for row in TABLE:
-        if row.packed is not None and row.packed != state.packed:
-            continue
-        if row.per_queue is None:
-            yield row.type, row.encode(state)
-        else:
-            for queue in sorted(state.queues, key=lambda queue: queue.index):
-                if row.per_queue(queue):
-                    yield row.type, row.encode(queue)
-    yield spec.DEVICE_CFG, state.device_config
+_START = header(spec.START_MARKER, 0)
+_END = header(spec.END_MARKER, 0)
+_AHEAD = [row for row in TABLE if row.type < spec.DEVICE_CFG]
+_BEHIND = [row for row in TABLE if row.type > spec.DEVICE_CFG]
 
 
 def encode(state: FunctionState) -> list[Bytes]:
@@ -227,16 +254,25 @@ def encode(state: FunctionState) -> list[Bytes]:
 
     The small fields come as one buffer; the buffers of the device's own fields are passed on, not copied.
     """
-    head = bytearray(header(spec.START_MARKER, 0))
-    for kind, value in sorted(_common(state), key=lambda pair: pair[0]):
-        head += header(kind, len(value)) + value
-    buffers: list[Bytes] = [np.frombuffer(bytes(head), np.uint8)]
-    for part in sorted(state.device, key=lambda part: part.type):
+    queues = sorted(state.queues, key=attrgetter("index"))
+    parts = [_START, *[row.encode(state) for row in _AHEAD]]
+    parts += [header(spec.DEVICE_CFG, len(state.device_config)), state.device_config]
+    for row in _BEHIND:
+        if row.packed is not None and row.packed != state.packed:
+            continue
+        if row.per_queue is None:
+            parts.append(row.encode(state))
+        else:
+            parts += [row.encode(queue) for queue in queues if row.per_queue(queue)]
+    buffers: list[Bytes] = []
+    for part in sorted(state.device, key=attrgetter("type")):
         if part.length > spec.MAX_FIELD_LENGTH:
             raise ValueError(f"field {part.type:#06x} of {part.length} bytes: the device must divide it")
-        buffers.append(np.frombuffer(header(part.type, part.length), np.uint8))
-        buffers += part.value
-    buffers.append(np.frombuffer(header(spec.END_MARKER, 0), np.uint8))
+        parts.append(header(part.type, part.length))
+        buffers += [np.frombuffer(b"".join(parts), np.uint8), *part.value]
+        parts = []
+    parts.append(_END)
+    buffers.append(np.frombuffer(b"".join(parts), np.uint8))
     return buffers
 
 
@@ -244,11 +280,13 @@ def encode(state: FunctionState) -> list[Bytes]:
 class Fields:
     """The fields of a context that is being written, or of several folded into one.
 
-    `common` and `single` keep the last value of each; `repeated` keeps all, in order, and belongs to
-    this object up to `count`: what stands behind that was staged by a command that failed.
+    `config` (DEVICE_CFG), `common` (by type and queue) and `single` keep the last value of each; `repeated`
+    keeps all, in order, and belongs to this object up to `count`: what stands behind that was staged by a
+    command that failed.
     """
 
-    common: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    config: bytes | None = None
+    common: dict[tuple[int, int], Members] = field(default_factory=dict)
     single: dict[int, Bytes] = field(default_factory=dict)
     repeated: list[DeviceField] = field(default_factory=list)
     count: int = 0
@@ -265,7 +303,7 @@ class Fields:
         and queue at most.
         """
         self.trim()
-        return Fields(dict(self.common), dict(self.single), self.repeated, self.count, self.cost)
+        return Fields(self.config, dict(self.common), dict(self.single), self.repeated, self.count, self.cost)
 
     def trim(self) -> None:
         """Drop what a fork that was given up staged."""
@@ -273,13 +311,12 @@ class Fields:
 
     def clear(self) -> None:
         """Forget all. The list is left to the objects that this one was forked from."""
-        self.common, self.single, self.repeated, self.count, self.cost = {}, {}, [], 0, 0
+        self.config, self.common, self.single, self.repeated = None, {}, {}, []
+        self.count = self.cost = 0
 
-    def add(self, kind: int, index: int, value: Bytes) -> None:
-        """Stage one complete, checked value."""
-        if kind < 0x100:
-            self.common[kind, index] = value.tobytes()
-        elif kind in REPEATED:
+    def add(self, kind: int, value: Bytes) -> None:
+        """Stage one complete, checked value of the device type's own."""
+        if kind in REPEATED:
             self.repeated.append(DeviceField(kind, [value]))
             self.count += 1
             self.cost += len(value) + self.OVERHEAD
@@ -297,9 +334,11 @@ class Fields:
 
         Grows in place, so that a command of very many contexts takes time in proportion to its length.
         """
+        if later.config is not None:
+            self.config = later.config
         self.common.update(later.common)
         for kind, value in later.single.items():
-            self.add(kind, 0, value)
+            self.add(kind, value)
         written = later.repeated[: later.count]
         void = frozenset[int]().union(*(SUPERSEDES.get(part.type, frozenset()) for part in written))
         self.trim()
@@ -322,15 +361,14 @@ class Fields:
         Raises `InvalidField` where a compared value differs, or for the position of a ring of the other
         format, `state` then changed in part. Fields that were not written stay as they are.
         """
+        if self.config is not None:
+            state.device_config = self.config
         queues = {queue.index: queue for queue in state.queues}
-        for (kind, index), raw in sorted(self.common.items()):
-            if kind == spec.DEVICE_CFG:
-                state.device_config = raw
-                continue
+        for kind, index in sorted(self.common):
             row = ROWS[kind]
             # By number the driver's features come first.
             if row.packed is not None and row.packed != state.packed:
                 format_ = "packed" if state.packed else "split"
                 raise InvalidField(f"field {kind:#06x} of queue {index}: the driver's rings are {format_}")
-            row.apply(state if row.per_queue is None else queues[index], row.decode(raw))
+            row.apply(state if row.per_queue is None else queues[index], self.common[kind, index])
         state.device = self.device()

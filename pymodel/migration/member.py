@@ -333,8 +333,8 @@ class Member:
             self.abandon_write()
             if length > self._limit:
                 raise InvalidField(f"a command of {length} bytes holds more than this function can")
-            standing = self._writing or ContextParser(self._fields(), self._limit)
-            taking = self._taking = _Taking(source, standing.fork(), [])
+            parser = self._writing.fork() if self._writing else ContextParser(self._fields(), self._limit)
+            taking = self._taking = _Taking(source, parser, [])
         try:
             views = source.views(start + taking.at, SLICE_BYTES, write=False)
             taking.at += taking.parser.feed(

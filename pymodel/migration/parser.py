@@ -13,10 +13,8 @@ import numpy as np
 
 from pymodel.errors import InvalidField
 from pymodel.memory import Bytes
-from pymodel.migration.context import HEADER, Fields, Shape
+from pymodel.migration.context import DEVICE_TYPES, HEADER, ROWS, Fields, Shape
 from pymodel.spec import context as spec
-
-_EMPTY: Bytes = np.empty(0, np.uint8)
 
 
 class ContextParser:
@@ -76,31 +74,49 @@ class ContextParser:
         """
         taken = 0
         for view in views:
-            at = 0
-            while at < len(view):
+            data = view.data
+            at, end = 0, len(data)
+            while at < end:
                 if budget <= 0:
                     return taken + at
-                if self._value is not None:
-                    count = min(len(self._value) - self._filled, len(view) - at)
-                    self._value[self._filled : self._filled + count] = view[at : at + count]
-                    self._filled += count
-                    if self._filled == len(self._value):
-                        value, self._value = self._value, None
-                        self._finish(value, ended)
-                else:
-                    count = min(HEADER.size - len(self._tail), len(view) - at)
-                    self._tail += view[at : at + count].tobytes()
-                    if len(self._tail) == HEADER.size:
-                        raw, self._tail = self._tail, b""
-                        self._begin(raw, ended)
-                        budget -= self.END_PRICE if self._type == spec.END_MARKER else 1
+                if self._value is None:
+                    if not self._tail and end - at >= HEADER.size:
+                        kind, reserved, length = HEADER.unpack_from(data, at)
+                        at += HEADER.size
+                    else:
+                        count = min(HEADER.size - len(self._tail), end - at)
+                        self._tail += data[at : at + count]
+                        at += count
+                        if len(self._tail) < HEADER.size:
+                            continue
+                        kind, reserved, length = HEADER.unpack(self._tail)
+                        self._tail = b""
+                    self._check(kind, reserved, length)
+                    budget -= self.END_PRICE if kind == spec.END_MARKER else 1
+                    if kind < DEVICE_TYPES and length <= end - at:
+                        # Nearly all fields, so they are not worth an array.
+                        self._finish(kind, bytes(data[at : at + length]), ended)
+                        at += length
+                        continue
+                    # The pages of a large array are taken as they are filled, and one value at a time is
+                    # under way.
+                    self._type, self._filled = kind, 0
+                    self._value = np.empty(length, np.uint8)
+                count = min(len(self._value) - self._filled, end - at)
+                self._value[self._filled : self._filled + count] = view[at : at + count]
+                self._filled += count
                 at += count
-            taken += len(view)
+                if self._filled == len(self._value):
+                    value, self._value = self._value, None
+                    if self._type < DEVICE_TYPES:
+                        self._finish(self._type, value.tobytes(), ended)
+                    else:
+                        self.fields.add(self._type, value)
+            taken += end
         return taken
 
-    def _begin(self, raw: bytes, ended: Callable[[Fields], None]) -> None:
-        """Act on a complete header: refuse the field, finish it if it is empty, else make room for it."""
-        kind, reserved, length = HEADER.unpack(raw)
+    def _check(self, kind: int, reserved: int, length: int) -> None:
+        """Refuse a field by its header."""
         self._shape.check_header(kind, reserved, length)
         if kind == spec.START_MARKER:
             if self._open:
@@ -109,23 +125,20 @@ class ContextParser:
             raise InvalidField(f"field {kind:#06x} before START_MARKER")
         if self.fields.cost + length > self._limit:
             raise InvalidField(f"the context holds more than this function can: over {self._limit} bytes")
-        self._type, self._filled = kind, 0
-        if length:
-            # The pages of a large array are taken as they are filled, and one value at a time is under way.
-            self._value = np.empty(length, np.uint8)
-        else:
-            self._finish(_EMPTY, ended)
 
-    def _finish(self, value: Bytes, ended: Callable[[Fields], None]) -> None:
-        """Act on a complete field."""
-        if self._type == spec.START_MARKER:
+    def _finish(self, kind: int, value: bytes, ended: Callable[[Fields], None]) -> None:
+        """Act on a complete field that is not the device type's own."""
+        if kind in ROWS:
+            index, members = self._shape.decode(kind, value)
+            self.fields.common[kind, index] = members
+        elif kind == spec.DEVICE_CFG:
+            self.fields.config = value
+        elif kind == spec.START_MARKER:
             self._open = True
-        elif self._type == spec.END_MARKER:
+        elif kind == spec.END_MARKER:
             self._open = False
             fields, self.fields = self.fields, Fields()
             ended(fields)
-        elif self._type == spec.DISCARD:
-            self.fields.clear()
         else:
-            index = self._shape.index(self._type, value.tobytes()) if self._type < 0x100 else 0
-            self.fields.add(self._type, index, value)
+            assert kind == spec.DISCARD, "no other type has a length in `Shape`"
+            self.fields.clear()

@@ -45,6 +45,7 @@ class PhysicalFunction(Function):
     ) -> None:
         self._make_vf = make_vf
         self.vfs: dict[int, VirtualFunction] = {}
+        self._members: dict[int, Member] = {}
         self.on_vfs_changed: Callable[[], None] | None = None
         self.admin = AdminQueue(self, self.wake, context_opcodes=context_opcodes, strict=strict, rules=rules)
         self._sriov = (
@@ -88,7 +89,7 @@ class PhysicalFunction(Function):
     @property
     def members(self) -> Mapping[int, Member]:
         """The members by VF number."""
-        return {number: vf.as_member for number, vf in self.vfs.items()}
+        return self._members
 
     @property
     def vf_memory(self) -> bool:
@@ -104,9 +105,11 @@ class PhysicalFunction(Function):
         self.log.info("%d VFs enabled", wanted)
         for number in sorted(self.vfs, reverse=True):
             if number > wanted:
+                del self._members[number]
                 self.vfs.pop(number).remove()
         for number in range(len(self.vfs) + 1, wanted + 1):
-            self.vfs[number] = self._make_vf(number)
+            vf = self.vfs[number] = self._make_vf(number)
+            self._members[number] = vf.as_member
         if self.on_vfs_changed is not None:
             self.on_vfs_changed()
 

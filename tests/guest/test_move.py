@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -269,11 +270,15 @@ def test_there_and_back(traveller: Traveller) -> None:
 
 
 def test_several_vfs(
-    travel_image: Path, server: Callable[..., ServerProcess], machine: Callable[..., Machine]
+    tmp_path: Path, server: Callable[..., ServerProcess], machine: Callable[..., Machine]
 ) -> None:
     """Two VFs that get other numbers; the disk of one is in memory, and travels while the guest runs."""
-    first = server("--vfs", "2", "--disk", f"vf1={travel_image}", "--disk", "vf2=ram:32M")
-    second = server("--vfs", "2", "--disk", f"vf2={travel_image}", "--disk", "vf1=ram:32M")
+    # Another one than the traveller's, who has that locked.
+    image = tmp_path / "disk.img"
+    image.touch()
+    os.truncate(image, DISK_SIZE)
+    first = server("--vfs", "2", "--disk", f"vf1={image}", "--disk", "vf2=ram:32M")
+    second = server("--vfs", "2", "--disk", f"vf2={image}", "--disk", "vf1=ram:32M")
     guest = machine(devices=[first.qemu_device("vf1"), first.qemu_device("vf2")], cpus=2)
     jobs = [start_io(guest, disk_of(guest, f"vf{vf}"), offset="16M") for vf in (1, 2)]
     for job in jobs:
