@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from pymodel.devices.device import Device
-from pymodel.errors import BrokenQueue, InvalidField, MemoryFault
+from pymodel.errors import BrokenQueue, MemoryFault
 from pymodel.host import DRIVER_STATUS
 from pymodel.memory import HOW_TO_SHARE, Consumer
 from pymodel.migration.state import FunctionState
@@ -398,56 +398,6 @@ class Transport:
         return isr
 
     # -- state -------------------------------------------------------------------------------------------
-
-    def capture(self, since: int | None = None) -> FunctionState:
-        """All that a device context says of this function; with `since`, see `Device.capture_fields`."""
-        return FunctionState(
-            virtio_id=self.device.virtio_id,
-            device_features=self.offered,
-            driver_features=self.accepted,
-            device_feature_select=self.common.device_feature_select,
-            driver_feature_select=self.common.driver_feature_select,
-            config_msix_vector=self.config_vector,
-            num_queues=self.num_queues,
-            queue_select=self.common.queue_select,
-            device_status=self.status,
-            config_generation=self.generation,
-            device_config=self.device.read_config(0, self.config_length),
-            queues=[queue.capture() for queue in self.queues.values()],
-            isr=self.isr,
-            config_changed=self.config_owed,
-            device=self.device.capture_fields(since),
-        )
-
-    def check(self, state: FunctionState) -> None:
-        """Raise `InvalidField`, with the reason, for a state that this function cannot be in."""
-        if state.virtio_id != self.device.virtio_id:
-            raise InvalidField(f"device type {state.virtio_id}, here it is {self.device.virtio_id}")
-        extra = state.driver_features & ~self.offered
-        if extra:
-            raise InvalidField(f"driver features {extra:#x} are not offered here")
-        features_ok = state.device_status & virtio.STATUS_FEATURES_OK
-        if not machine.legal(state.device_status):
-            raise InvalidField(f"no driver can have reached device status {state.device_status:#x}")
-        if features_ok and not state.driver_features >> virtio.F_VERSION_1 & 1:
-            raise InvalidField("FEATURES_OK without VERSION_1")
-        if features_ok and (reason := self.device.acceptable(state.driver_features)):
-            raise InvalidField(f"driver features {state.driver_features:#x}: {reason}")
-        if state.num_queues != self.num_queues:
-            raise InvalidField(f"{state.num_queues} queues, here there are {self.num_queues}")
-        vectors = [state.config_msix_vector]
-        for entry in state.queues:
-            queue = self.queues.get(entry.index)
-            if queue is None:
-                raise InvalidField(f"queue {entry.index} does not exist here")
-            if entry.enable and not features_ok:
-                raise InvalidField(f"queue {entry.index} is enabled before FEATURES_OK")
-            queue.check(entry, state.driver_features)
-            vectors.append(entry.msix_vector)
-        for vector in vectors:
-            if self.bus.msix_vectors <= vector != virtio_pci.NO_VECTOR:
-                raise InvalidField(f"MSI-X vector {vector}, here there are {self.bus.msix_vectors}")
-        self.device.check(state.device_config, state.device)
 
     def restore(self, state: FunctionState) -> None:
         """Take over a state that `check` accepted. Nothing is done about it until the gate opens.
