@@ -218,7 +218,8 @@ class FileDisk:
             self._under_way -= 1
             if session == self._session:
                 self._done.append(job)
-                wanted = len(self._done) == 1
+                # The last one also for a `release`: behind a closed gate nobody takes those that are done.
+                wanted = len(self._done) == 1 or not self._under_way
             if self._state is _State.RELEASING and not self._under_way:
                 self._pool.submit(self._let_go)
         if wanted and wake:

@@ -392,6 +392,27 @@ def test_a_slow_job_is_overtaken(users: Callable[..., User], image: Path, held: 
     user.wait(lambda: slow in user.disk.finished())
 
 
+def test_a_release_waits_for_jobs_that_nobody_takes(
+    users: Callable[..., User], image: Path, held: Held
+) -> None:
+    """Behind a closed gate the device leaves what is done where it is; the last one still wakes."""
+    user = users(image)
+    jobs = [Job(Kind.READ, 512 * number, 512, data=filled(512, 0)) for number in range(2)]
+    for job in jobs:
+        held.hold(job.offset)
+        user.disk.start(job)
+    assert not user.disk.release()
+    woken = threading.Semaphore(0)
+    user.disk.connect(woken.release)
+    for job in jobs:
+        held.let_go(job.offset)
+        assert woken.acquire(timeout=SECONDS)
+    assert not user.disk.release()
+    assert woken.acquire(timeout=SECONDS)
+    assert user.disk.release()
+    assert user.disk.finished() == jobs
+
+
 def test_an_old_write_is_over_before_a_new_driver_begins(
     users: Callable[..., User], image: Path, held: Held
 ) -> None:
