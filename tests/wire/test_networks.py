@@ -131,7 +131,8 @@ def test_vfs_come_and_go(serve: Serve, tmp_path: Path) -> None:
             pf.send(answer)
             sriov.enable(2)
             until(both, "both VFs again")
-            until(lambda: server.open_files == before, "as many descriptors as before")
+            # The first count may have had a visit of `served` in it still.
+            until(lambda: server.open_files <= before, "no more descriptors than before")
 
 
 @pytest.fixture
