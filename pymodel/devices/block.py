@@ -58,7 +58,7 @@ class _Request:
 
     def go_on(self, job: Job) -> None:
         """`job` is done: the next one."""
-        self.written += job.length if job.kind in (Kind.READ, Kind.WRITE) else 0
+        self.written += job.length
         self.job = next(self.jobs, None)
 
 
@@ -169,7 +169,7 @@ class BlockDevice:
 
     def accepts(self, queue: int) -> bool:
         """Whether the disk can be had, and nothing of the queue before its reset is under way."""
-        return not self._stale[queue] and self._disk.ready()
+        return not self._stale.get(queue) and self._disk.ready()
 
     def take(self, buffer: Buffer) -> None:
         """Begin one request. Raises `BrokenQueue` if it has no header or no room for a status.
@@ -360,13 +360,13 @@ class BlockDevice:
             block_content.restore(self._disk, fields)
 
 
-def _pieces(kind: Kind, offset: int, length: int, *, durable: bool = False) -> Iterator[Job]:
+def _pieces(kind: Kind, offset: int, length: int, *, durable: bool = False) -> Iterable[Job]:
     """Jobs that read or write a range, one piece each."""
+    most = block_config.SEGMENT_BYTES
+    if 0 < length <= most:
+        return (Job(kind, offset, length, durable),)
     end = offset + length
-    while offset < end:
-        count = min(end - offset, block_config.SEGMENT_BYTES)
-        yield Job(kind, offset, count, durable)
-        offset += count
+    return (Job(kind, at, min(end - at, most), durable) for at in range(offset, end, most))
 
 
 def _private(length: int) -> Bytes:
