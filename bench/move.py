@@ -19,7 +19,8 @@ from bench.block import QEMU_BLOCK, block_device, drive
 from bench.measure import BenchError, Benchmark, Progress, Result, alternate
 from bench.processes import make_disk, scratch, server, vfio_user
 from images.machine import Machine
-from vfu_client.migrate import DOWNTIME_LIMIT_MS, MAX_BANDWIDTH, Move, MovedVf
+from vfu_client.migrate import DOWNTIME_LIMIT_MS, MAX_BANDWIDTH, Move
+from vfu_client.moved_vf import MovedVf, Vf
 from vfu_client.qemu import Qemu
 from vfu_client.side import Side
 
@@ -152,10 +153,10 @@ class GuestOfOurs(Guest):
         here = self._side("source", source, self._moves - 1)
         there = self._side("destination", destination, self._moves)
         socket = self.folder / f"ram{self._moves}.sock"
-        await Move(here, there, [MovedVf(1, 1)], ram_socket=socket).run()
+        await Move(here, there, [MovedVf(Vf(1), Vf(1))], ram_socket=socket).run()
 
     def _side(self, name: str, machine: Machine, number: int) -> Side:
-        return Side(name, Qemu(name, machine.qmp_path, machine.qtest_path), self._server(number))
+        return Side(name, Qemu(name, machine.qmp_path, machine.qtest_path), {"": self._server(number)})
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`python -m demo`: moves a guest A → B → A while it writes to its VF, and proves that nothing was lost.
+"""`python -m demo`: moves a guest A → B → A under disk and network traffic, and proves that nothing was lost.
 
 Leaves `build/demo.json` and `build/demo.svg`. Exit status: 0 all is well, 1 something was lost or failed.
 """
@@ -14,27 +14,42 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from demo.stage import Server, Stage, StageError
-from images.job import Job
+from demo.gaps import Gap, longest_ms, meeting
+from demo.network import Figures, NetworkError
+from demo.stage import Host, Server, Stage, StageError
+from demo.traffic import LostError, Traffic
 from images.machine import Machine, MachineError
 from images.workspace import SetupError
 from vfu_client import timeline
-from vfu_client.migrate import Move, MovedVf
+from vfu_client.migrate import Move
 from vfu_client.move_report import MoveError, Report
+from vfu_client.moved_vf import MovedVf, Vf
 
 BUILD = Path(__file__).resolve().parent.parent / "build"
 ADMIN_VQ = 41
 SECTORS_WANTED = 20_000
-IOVERIFY = "ioverify --device /dev/vda --length 33554432 --depth 8 --report-ms 250"
-PATIENCE_SECONDS = 60.0
 PR_SET_PDEATHSIG = 1
+VFS = [MovedVf(Vf(1, server), Vf(1, server)) for server in ("disk", "net")]
 
 
-class LostError(Exception):
-    """The guest's I/O came to nothing good; the message says what."""
+@dataclass(frozen=True)
+class Moved:
+    """A move that was made. `gaps` are those of the guest's traffic, in seconds since the move began."""
+
+    source: str
+    destination: str
+    report: Report
+    gaps: dict[str, list[Gap]]
+
+    @property
+    def longest_ms(self) -> dict[str, float]:
+        """The longest gap of each kind that the guest's stop had a part in."""
+        stop = (self.report.stopped or 0.0, self.report.resumed or 0.0)
+        return {name: longest_ms(meeting(found, stop)) for name, found in self.gaps.items()}
 
 
 def main() -> int:
@@ -43,12 +58,12 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     try:
-        with Stage() as stage:
+        with Stage("a", "b") as stage:
             _demo(stage)
     except KeyboardInterrupt:
         print("\ninterrupted; all processes are ended")
         return 130
-    except (LostError, MachineError, MoveError, SetupError, StageError, TimeoutError) as error:
+    except (LostError, MachineError, MoveError, NetworkError, SetupError, StageError, TimeoutError) as error:
         print(f"\nFAILED: {error}", file=sys.stderr)
         return 1
     print(f"\nall is well, after {time.monotonic() - started:.0f} s")
@@ -56,36 +71,35 @@ def main() -> int:
 
 
 def _demo(stage: Stage) -> None:
-    with _stage("two servers, A and B: each a PF and 4 VFs; the VFs share one disk image"):
-        a, b = stage.server("a"), stage.server("b")
-    print(f"    {' '.join(a.command)}")
-    with _stage("guests boot: one on VF 1 of A, a small one on the PF of A"):
-        guest = stage.machine(a.device("vf1"))
-        owner = stage.machine(a.device("pf"), memory_mib=128)
+    with _stage("two hosts, A and B: servers for disks and for network cards; one disk image, one network"):
+        a, b = stage.host("a"), stage.host("b")
+    for server in (a.disk, a.net):
+        print(f"    {' '.join(server.command)}")
+    print(f"    the network: {stage.lan.about}")
+    with _stage("guests boot: one with a disk VF and a net VF of A, a small one on the disk PF of A"):
+        guest = stage.machine(*a.devices())
+        owner = stage.machine(a.disk.device("pf", "pf"), memory_mib=128)
         guest.wait_ready()
         owner.wait_ready()
-    _show_admin(owner, a)
-    print("    VF 1 in its guest:  " + guest.check("lspci -nn | grep 1af4").strip())
-    with _stage("the guest writes to its disk, and reads back and checks what it wrote"):
-        job = guest.start(IOVERIFY)
-        _await_sectors(job, SECTORS_WANTED // 2)
+    _show_admin(owner, a.disk)
+    for line in guest.check("lspci -nn | grep 1af4").strip().splitlines():
+        print(f"    in its guest:  {line}")
     with _stage("the guest on the PF shuts down: the move needs the admin queue of that PF"):
         owner.qmp("quit")
         owner.wait_exit()
-    reports: list[tuple[str, str, Report]] = []
+    with _stage("the guest writes to its disk and talks TCP; both ends check every byte"):
+        traffic = Traffic(guest, stage.lan)
+        traffic.await_more()
+    moves: list[Moved] = []
     for source, destination in ((a, b), (b, a)):
-        written = _figures(job)["sectors_written"]
-        guest, report = _move(stage, source, destination, guest)
-        job = job.moved(guest.check)
-        reports.append((source.name.upper(), destination.name.upper(), report))
-        with _stage("it writes on there"):
-            _await_sectors(job, written + SECTORS_WANTED // 2)
+        guest, moved = _move(stage, source, destination, guest, traffic)
+        moves.append(moved)
+    with _stage("the guest ends its connection"):
+        tcp = _tcp(moves, *traffic.finish_tcp())
     with _stage("the guest stops writing, and reads back every block that it wrote"):
-        job.stop()
-        status, output = job.wait()
-    done = json.loads(output.strip().splitlines()[-1])
-    _save(reports, done)
-    _conclude(reports, done, status, output)
+        disk = traffic.finish_disk()
+    _save(moves, disk, tcp)
+    _conclude(moves, disk, tcp)
 
 
 def _show_admin(owner: Machine, server: Server) -> None:
@@ -99,75 +113,95 @@ def _show_admin(owner: Machine, server: Server) -> None:
         raise LostError("Linux did not negotiate VIRTIO_F_ADMIN_VQ on the PF")
 
 
-def _move(stage: Stage, source: Server, destination: Server, guest: Machine) -> tuple[Machine, Report]:
-    """Move the guest to a fresh QEMU at the other server, and end the old one."""
-    title = f"{source.name.upper()} → {destination.name.upper()}"
-    with _stage(f"move {title}, under I/O"):
-        target = stage.machine(destination.device("vf1"), incoming=True)
-        move = Move(
-            source.side("source", guest),
-            destination.side("destination", target),
-            [MovedVf(1, 1)],
-        )
+def _move(
+    stage: Stage, source: Host, destination: Host, guest: Machine, traffic: Traffic
+) -> tuple[Machine, Moved]:
+    """Move the guest to a fresh QEMU at the other host, and end the old one."""
+    here, there = source.name.upper(), destination.name.upper()
+    with _stage(f"move {here} → {there}, under traffic"):
+        target = stage.machine(*destination.devices(), incoming=True)
+        clock = traffic.clock()
+        move = Move(source.side("source", guest), destination.side("destination", target), VFS)
         report = asyncio.run(move.run())
         guest.close()
-    print("\n".join(f"    {line}" for line in timeline.text(report).splitlines()))
+        traffic.moved(target)
+    with _stage("it goes on there"):
+        traffic.await_more()
+    assert report.stopped is not None
+    assert report.resumed is not None
+    gaps = traffic.gaps(clock, (report.began + report.stopped, report.began + report.resumed))
+    moved = Moved(
+        here,
+        there,
+        report,
+        {
+            name: [(start - report.began, end - report.began) for start, end in found]
+            for name, found in gaps.items()
+        },
+    )
+    print("\n".join(f"    {line}" for line in timeline.text(report, moved.gaps).splitlines()))
     for warning in report.warnings:
         print(f"    warning: {warning}")
-    return target, report
+    return target, moved
 
 
-def _figures(job: Job) -> dict[str, Any]:
-    """The latest report of the guest's I/O."""
-    line = job.last_line()
-    return json.loads(line) if line.startswith("{") else {}
+def _tcp(moves: list[Moved], guest: Figures, peer: Figures) -> dict[str, Any]:
+    """What became of the connection. Its gaps are those that the peer saw, and the guest's around a move."""
+    gaps = [float(peer["longest_gap_ms"]), *(move.longest_ms["TCP to guest"] for move in moves)]
+    return {
+        "bytes": int(guest["bytes"]) + int(peer["bytes"]),
+        "resets": max(int(guest["resets"]), int(peer["resets"])),
+        "corrupt": int(guest["corrupt"]) + int(peer["corrupt"]),
+        "longest_gap_ms": max(gaps),
+        "ended": "clean" if guest["ended"] == peer["ended"] == "clean" else "cut",
+    }
 
 
-def _await_sectors(job: Job, wanted: int) -> None:
-    """Wait until the guest has written so many sectors. Raises LostError when it does not."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while (found := _figures(job)).get("sectors_written", 0) < wanted:
-        if time.monotonic() > deadline or found.get("event") == "done":
-            raise LostError(f"the guest writes no more; its last report: {found}")
-        time.sleep(0.1)
-
-
-def _save(reports: list[tuple[str, str, Report]], done: dict[str, Any]) -> None:
+def _save(moves: list[Moved], disk: dict[str, Any], tcp: dict[str, Any]) -> None:
     BUILD.mkdir(exist_ok=True)
-    moves = [
-        {
-            "from": source,
-            "to": destination,
-            "downtime_ms": report.downtime_ms,
-            "steps": report.plain()["steps"],
-        }
-        for source, destination, report in reports
-    ]
-    figures = {name: done.get(name) for name in ("sectors_written", "lost", "corrupt", "longest_gap_ms")}
-    (BUILD / "demo.json").write_text(json.dumps({"moves": moves, **figures}, indent=2) + "\n")
+    figures = {
+        "moves": [
+            {
+                "from": move.source,
+                "to": move.destination,
+                "downtime_ms": move.report.downtime_ms,
+                "longest_gap_ms": move.longest_ms,
+                "steps": move.report.plain()["steps"],
+            }
+            for move in moves
+        ],
+        **{name: disk.get(name) for name in ("sectors_written", "lost", "corrupt", "longest_gap_ms")},
+        "tcp": {name: tcp[name] for name in ("bytes", "resets", "corrupt", "longest_gap_ms")},
+    }
+    (BUILD / "demo.json").write_text(json.dumps(figures, indent=2) + "\n")
     picture = timeline.svg(
-        [(f"move {source} → {destination}", report) for source, destination, report in reports]
+        [(f"move {move.source} → {move.destination}", move.report, move.gaps) for move in moves]
     )
     (BUILD / "demo.svg").write_text(picture)
 
 
-def _conclude(reports: list[tuple[str, str, Report]], done: dict[str, Any], status: int, output: str) -> None:
+def _conclude(moves: list[Moved], disk: dict[str, Any], tcp: dict[str, Any]) -> None:
     """Say how it went. Raises LostError when it did not go well."""
-    if done.get("event") != "done":
-        raise LostError(f"the guest's check did not end as it should:\n{output[-2000:]}")
-    downtimes = " and ".join(f"{report.downtime_ms:.0f} ms" for _, _, report in reports)
+    downtimes = " and ".join(f"{move.report.downtime_ms:.0f} ms" for move in moves)
     print(
-        f"\n{done['sectors_written']} sectors written over {len(reports)} moves,"
-        f" {done['sectors_read']} read back and checked"
-        f"\nlost {done['lost']}, corrupt {done['corrupt']}, failed requests {done['errors']}"
+        f"\ndisk: {disk['sectors_written']} sectors written over {len(moves)} moves,"
+        f" {disk['sectors_read']} read back and checked;"
+        f" lost {disk['lost']}, corrupt {disk['corrupt']}, failed requests {disk['errors']}"
+        f"\nTCP:  {tcp['bytes']} bytes received and checked over one connection;"
+        f" resets {tcp['resets']}, corrupt {tcp['corrupt']}, longest gap {tcp['longest_gap_ms']:.0f} ms"
         f"\nthe guest stood still for {downtimes};"
-        f" by its own clock it never waited longer than {done['longest_gap_ms']:.0f} ms for its disk"
+        f" by its own clock it never waited longer than {disk['longest_gap_ms']:.0f} ms for its disk"
+        f"\n(after a move the new QEMU has the guest's code to translate again, and traffic waits for that)"
         f"\nbuild/demo.json has the figures, build/demo.svg the timelines"
     )
-    if status or done["lost"] or done["corrupt"] or done["errors"]:
+    if disk["lost"] or disk["corrupt"] or disk["errors"]:
         raise LostError("the guest found its disk damaged")
-    if done["sectors_written"] < SECTORS_WANTED:
+    if disk["sectors_written"] < SECTORS_WANTED:
         raise LostError(f"the guest wrote fewer than {SECTORS_WANTED} sectors")
+    if tcp["resets"] or tcp["ended"] != "clean":
+        raise LostError("the guest's connection broke")
+    if tcp["corrupt"] or not tcp["bytes"]:
+        raise LostError("what went over the guest's connection is not what came out")
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from demo.gaps import GAP_MS, Clock, Gap, gaps_in
 from demo.hub import Hub
 from images import initramfs, private
 from images.job import Job
@@ -29,6 +30,7 @@ from images.workspace import IMAGES
 GUEST_ADDRESS, PEER_ADDRESS = "10.77.0.2", "10.77.0.1"
 PORT = 5001
 BRIDGE = "lan"
+REPORT_MS = 200
 SETUP_SECONDS = 10.0
 END_SECONDS = 30.0
 
@@ -58,6 +60,9 @@ class Network(Protocol):
     inside: list[str]
     """What a server's command begins with."""
 
+    about: str
+    """For people: what it is."""
+
     def uplink(self, host: str) -> str:
         """What `--uplink` of that host's server is."""
 
@@ -66,6 +71,9 @@ class Network(Protocol):
 
     def figures(self) -> Figures:
         """What it said last; empty before it began."""
+
+    def gaps(self) -> list[Gap]:
+        """When nothing came from the guest, by this host's CLOCK_MONOTONIC."""
 
     def finish(self) -> Figures:
         """Stop both ends, and what it found. Raises NetworkError, TimeoutError."""
@@ -88,6 +96,9 @@ class Bridged:
 
     def __init__(self, folder: Path, hosts: tuple[str, ...]) -> None:
         self.inside: list[str] = []
+        self.about = (
+            "a bridge with a tap for each host, in a network namespace; the other end is this kernel's TCP"
+        )
         self._log = folder / "netverify.log"
         self._script = folder / "bridge.ip"
         taps = [command.format(tap=self._tap(host)) for host in hosts for command in TAP_COMMANDS]
@@ -149,7 +160,7 @@ class Bridged:
         return f"tap:{self._tap(host)}"
 
     def listen(self, rate_kib: int) -> None:
-        command = [str(IMAGES / "netverify"), "receive", "--port", str(PORT), "--rate", str(rate_kib)]
+        command = [str(IMAGES / "netverify"), *receive(rate_kib)]
         with self._log.open("wb") as log:
             self._verifier = subprocess.Popen(
                 [*self.inside, *DIE_WITH_PARENT, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -161,14 +172,17 @@ class Bridged:
             time.sleep(0.02)
 
     def figures(self) -> Figures:
-        return _last_figures(self._log.read_text(errors="replace"))
+        return last_figures(self._log.read_text(errors="replace"))
+
+    def gaps(self) -> list[Gap]:
+        return gaps_in(self._log.read_text(errors="replace"))
 
     def finish(self) -> Figures:
         assert self._verifier is not None
         self._verifier.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._verifier.wait(END_SECONDS)
-        return _done(self.figures())
+        return done_figures(self._log.read_text(errors="replace"))
 
 
 class Hubbed:
@@ -176,11 +190,15 @@ class Hubbed:
 
     def __init__(self, folder: Path, hosts: tuple[str, ...]) -> None:
         self.inside: list[str] = []
+        self.about = (
+            "Unix sockets with a switch between them (no network namespace here); the other end is a guest"
+        )
         self._folder = folder
         self._stack = contextlib.ExitStack()
         self._hosts = hosts
         self._peer: Machine | None = None
         self._job: Job | None = None
+        self._clock: Clock | None = None
 
     def _socket(self, name: str) -> Path:
         return self._folder / f"hub-{name}.sock"
@@ -214,25 +232,40 @@ class Hubbed:
         assert self._peer is not None
         self._peer.wait_ready()
         self._peer.check(f"/bin/ip address add {PEER_ADDRESS}/24 dev eth0; /bin/ip link set eth0 up")
-        self._job = self._peer.start(f"netverify receive --port {PORT} --rate {rate_kib}")
+        self._clock = Clock.of(self._peer.check)
+        self._job = self._peer.start(" ".join(["netverify", *receive(rate_kib)]))
 
     def figures(self) -> Figures:
-        return _last_figures(self._job.last_line() + "\n") if self._job is not None else {}
+        return last_figures(self._job.output()) if self._job is not None else {}
+
+    def gaps(self) -> list[Gap]:
+        if self._job is None or self._clock is None:
+            return []
+        return self._clock.host(gaps_in(self._job.output()))
 
     def finish(self) -> Figures:
         assert self._job is not None
         self._job.stop()
-        return _done(_last_figures(self._job.wait(timeout=END_SECONDS).output))
+        return done_figures(self._job.wait(timeout=END_SECONDS).output)
 
 
-def _last_figures(text: str) -> Figures:
-    """The pairs of the last whole line."""
-    whole, _, _ = text.rpartition("\n")
-    line = whole.rpartition("\n")[2]
-    return dict(word.split("=", 1) for word in line.split() if "=" in word)
+def receive(rate_kib: int) -> list[str]:
+    """The options of the peer's netverify."""
+    return [
+        "receive", "--port", str(PORT), "--rate", str(rate_kib),
+        "--report-ms", str(REPORT_MS), "--gap-ms", str(GAP_MS),
+    ]  # fmt: skip
 
 
-def _done(found: Figures) -> Figures:
+def last_figures(text: str) -> Figures:
+    """The pairs of the last whole line of netverify that has figures."""
+    lines = [line for line in text.split("\n")[:-1] if not line.startswith("event=gap")]
+    return dict(word.split("=", 1) for word in lines[-1].split() if "=" in word) if lines else {}
+
+
+def done_figures(text: str) -> Figures:
+    """What netverify found at its end. Raises NetworkError when it did not get there."""
+    found = last_figures(text)
     if found.get("event") != "done":
         raise NetworkError(f"netverify did not end as it should; it said last: {found}")
     return found

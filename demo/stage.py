@@ -1,4 +1,4 @@
-"""Two servers that share a disk, and the QEMUs on them; all of it ends with this process."""
+"""Two hosts with a server for disks and one for network cards each, and QEMUs; all ends with this process."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from demo.network import open_network
 from images.machine import DIE_WITH_PARENT, Machine
 from vfu_client.qemu import Qemu
 from vfu_client.side import Side
@@ -24,21 +26,20 @@ class StageError(Exception):
 
 
 class Server:
-    """One vfu-server: a PF with a disk of its own in memory, and 4 VFs on the shared disk."""
+    """One vfu-server of a host: a PF and 2 VFs."""
 
-    def __init__(self, name: str, folder: Path, disk: Path) -> None:
+    def __init__(self, folder: Path, device: str, options: Sequence[str], within: Sequence[str]) -> None:
         """Start it and wait for its `ready`. Raises StageError."""
-        self.name = name
-        self.folder = folder / name
-        self._log = folder / f"server-{name}.log"
+        self.folder = folder
+        self._log = folder.with_suffix(".log")
         self.command = [
-            "vfu-server", "--socket-dir", str(self.folder), "--device", "blk", "--vfs", "4",
-            "--disk", str(disk), "--disk", "pf=ram:16M",
+            "vfu-server", "--socket-dir", str(folder), "--device", device, "--vfs", "2", *options,
         ]  # fmt: skip
         run = [sys.executable, "-m", "vfu_server", *self.command[1:]]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*DIE_WITH_PARENT, *run],
+                # The death signal last: to enter a namespace of users forgets it (prctl(2)).
+                [*within, *DIE_WITH_PARENT, *run],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -48,21 +49,17 @@ class Server:
         ready = self._process.stdout.readline()
         if not ready.startswith("ready"):
             self.close()
-            raise StageError(f"server {name} did not start:\n{self.log}")
+            raise StageError(f"server {folder.name} did not start:\n{self.log}")
 
     @property
     def log(self) -> str:
         """What it logged so far."""
         return self._log.read_text(errors="replace")
 
-    def device(self, function: str) -> dict[str, Any]:
+    def device(self, function: str, identifier: str) -> dict[str, Any]:
         """What attaches QEMU to a function of it."""
         socket = {"type": "unix", "path": str(self.folder / f"{function}.sock")}
-        return {"driver": "vfio-user-pci", "id": function, "socket": socket, "x-msg-timeout": 30_000}
-
-    def side(self, role: str, machine: Machine) -> Side:
-        """One side of a move: this server and a QEMU on it."""
-        return Side(role, Qemu(role, machine.qmp_path, machine.qtest_path), self.folder)
+        return {"driver": "vfio-user-pci", "id": identifier, "socket": socket, "x-msg-timeout": 30_000}
 
     def close(self) -> None:
         """End it."""
@@ -76,19 +73,45 @@ class Server:
             self._process.stdout.close()
 
 
-class Stage:
-    """A folder with the shared disk, and what is started there; leaving the context ends and removes all."""
+class Host:
+    """Two servers, one for disks and one for network cards. The disk is every host's; the PF has its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, disk: Server, net: Server) -> None:
+        self.name = name
+        self.disk = disk
+        self.net = net
+
+    def devices(self) -> list[dict[str, Any]]:
+        """The guest's VFs here: VF 1 of each server."""
+        return [self.disk.device("vf1", "disk"), self.net.device("vf1", "net")]
+
+    def side(self, role: str, machine: Machine) -> Side:
+        """One side of a move: the servers, and a QEMU here."""
+        servers = {"disk": self.disk.folder, "net": self.net.folder}
+        return Side(role, Qemu(role, machine.qmp_path, machine.qtest_path), servers)
+
+
+class Stage:
+    """A folder with the shared disk, and a network, and what is started there; leaving the context ends and
+    removes all.
+    """
+
+    def __init__(self, *hosts: str) -> None:
         self._stack = contextlib.ExitStack()
+        self._hosts = hosts
         # The name of a socket has at most 107 bytes, so the folder has a short one.
         self.folder = Path(tempfile.mkdtemp(prefix="vfu-demo-"))
         self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
-        self.disk = self.folder / "disk.raw"
-        with self.disk.open("wb") as file:
+        self._disk = self.folder / "disk.raw"
+        with self._disk.open("wb") as file:
             file.truncate(DISK_SIZE)
 
     def __enter__(self) -> Self:
+        """Set the network up. Raises NetworkError, or what Machine does."""
+        with contextlib.ExitStack() as stack:
+            stack.push(self._stack.pop_all())
+            self.lan = stack.enter_context(open_network(self.folder, self._hosts))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -96,9 +119,16 @@ class Stage:
     ) -> None:
         self._stack.close()
 
-    def server(self, name: str) -> Server:
-        """Start a server."""
-        server = Server(name, self.folder, self.disk)
+    def host(self, name: str) -> Host:
+        """Start the servers of a host. Raises StageError."""
+        return Host(
+            name,
+            self._server(f"{name}-disk", "blk", ["--disk", str(self._disk), "--disk", "pf=ram:16M"]),
+            self._server(f"{name}-net", "net", ["--uplink", self.lan.uplink(name)]),
+        )
+
+    def _server(self, name: str, device: str, options: Sequence[str]) -> Server:
+        server = Server(self.folder / name, device, options, self.lan.inside)
         self._stack.callback(server.close)
         return server
 

@@ -1,4 +1,4 @@
-"""The move of a running guest, with its VFs, from one QEMU and server to another.
+"""The move of a running guest, with its VFs, from one QEMU and its servers to another.
 
 QEMU copies RAM and CPUs with its own `migrate`. What it leaves out comes from here: the VFs' contexts, the
 PCI registers that QEMU keeps for them, and the memory that the VFs wrote while QEMU copied it. The guest
@@ -13,14 +13,15 @@ import contextlib
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vfu_client.move_report import MoveError, Report, Step
+from vfu_client.moved_vf import MovedVf
 from vfu_client.pci_state import Address, PciState
-from vfu_client.qemu import QemuError, same_socket
-from vfu_client.side import Side, WrittenContext, reason
+from vfu_client.pf import Pf, WrittenContext
+from vfu_client.qemu import QemuError
+from vfu_client.side import Side, reason
 from vfu_client.way_back import AT_REST, WayBack
 
 DOWNTIME_LIMIT_MS = 20
@@ -30,19 +31,6 @@ MAX_BANDWIDTH = 16 << 30
 PATIENCE_SECONDS = 3.0
 # Below this, a guest switches RAM and ROM on and off (a PC's PAM registers and SMRAM).
 LOW_MEMORY = 1 << 20
-
-
-@dataclass(frozen=True)
-class MovedVf:
-    """One VF of the guest: its number at the source and at the destination, and its device id in each QEMU.
-
-    An id that is None is found by the socket that QEMU's device is connected to.
-    """
-
-    source: int
-    destination: int
-    source_device: str | None = None
-    destination_device: str | None = None
 
 
 class Move:
@@ -95,6 +83,7 @@ class Move:
         what to do.
         """
         self._start, self._wall = time.monotonic(), time.time()
+        self.report.began = self._start
         self._task = asyncio.ensure_future(self._go())
         try:
             await self._task
@@ -150,6 +139,18 @@ class Move:
             end = time.monotonic() - self._start
             self.report.steps.append(Step(name, start, end, self._going_back))
 
+    async def _each(self, work: Callable[[MovedVf], Coroutine[Any, Any, None]]) -> None:
+        """For each VF: those of one server of the source in turn, all servers at once."""
+
+        async def in_turn(vfs: Sequence[MovedVf]) -> None:
+            for vf in vfs:
+                await work(vf)
+
+        servers: dict[str, list[MovedVf]] = {}
+        for vf in self.vfs:
+            servers.setdefault(vf.source.server, []).append(vf)
+        await _together(*map(in_turn, servers.values()))
+
     # -- while the guest runs
 
     async def _check(self) -> None:
@@ -157,8 +158,8 @@ class Move:
             await _together(self.source.open(), self.destination.open())
             await self._check_machines()
             for vf in self.vfs:
-                here = await _device(self.source, vf.source_device, vf.source)
-                there = await _device(self.destination, vf.destination_device, vf.destination)
+                here = await self.source.device(vf.source, vf.source_device)
+                there = await self.destination.device(vf.destination, vf.destination_device)
                 if await self.source.qemu.place(here) != await self.destination.qemu.place(there):
                     raise QemuError(
                         f"device {there} of the destination is not on the same bus and slot as {here} of the"
@@ -172,8 +173,8 @@ class Move:
                     " leave their state behind: name their VFs too, or unplug them"
                 )
             for vf in self.vfs:
-                await self.source.call(self.source.check_source, vf.source)
-                await self.destination.call(self.destination.check_destination, vf.destination)
+                await self.source.call(vf.source, Pf.check_source)
+                await self.destination.call(vf.destination, Pf.check_destination)
 
     async def _check_machines(self) -> None:
         source, destination = self.source.qemu, self.destination.qemu
@@ -198,17 +199,20 @@ class Move:
         async with self._step("prepare"):
             self._addresses = await self.source.qemu.addresses([here for here, _ in self._devices])
             self._ram = await self.source.qemu.ram()
-            for vf in self.vfs:
-                first = await self.source.call(self.source.read_first, vf.source)
-                written = WrittenContext(vf.destination)
-                self._way_back.contexts.append(written)
-                await self.destination.call(self.destination.prepare, written, first)
+            await self._each(self._prepare_vf)
             await self._way_back.set_up_migration(
                 {"downtime-limit": self.downtime_limit_ms, "max-bandwidth": MAX_BANDWIDTH}
             )
-            for vf in self.vfs:
-                self._way_back.recorded.append(vf.source)
-                await self.source.call(self.source.start_record, vf.source)
+            await self._each(self._start_record)
+
+    async def _prepare_vf(self, vf: MovedVf) -> None:
+        first = await self.source.call(vf.source, Pf.read_first)
+        found = self._way_back.contexts[vf.destination] = WrittenContext()
+        await self.destination.call(vf.destination, Pf.prepare, found, first)
+
+    async def _start_record(self, vf: MovedVf) -> None:
+        self._way_back.recorded.append(vf.source)
+        await self.source.call(vf.source, Pf.start_record)
 
     async def _copy_ram(self, ram_socket: Path) -> None:
         async with self._step("copy-ram"):
@@ -241,8 +245,7 @@ class Move:
 
     async def _stop_vfs(self) -> None:
         async with self._step("stop-vfs"):
-            for vf in self.vfs:
-                await self.source.call(self.source.stop, vf.source)
+            await self._each(lambda vf: self.source.call(vf.source, Pf.stop))
 
     async def _read_pci(self) -> None:
         async with self._step("read-pci"):
@@ -255,8 +258,11 @@ class Move:
         """Only now: a page must not change between the read and the write that mark it."""
         async with self._step("mark-pages"):
             pages: set[int] = set()
-            for vf in self.vfs:
-                pages |= await self.source.call(self.source.written_pages, vf.source)
+
+            async def read_record(vf: MovedVf) -> None:
+                pages.update(await self.source.call(vf.source, Pf.written_pages))
+
+            await self._each(read_record)
             if any(page < LOW_MEMORY or not self._is_ram(page) for page in pages):
                 # The guest may have changed what is RAM there since; asking takes some milliseconds.
                 self._ram = await self.source.qemu.ram()
@@ -269,10 +275,12 @@ class Move:
 
     async def _move_contexts(self) -> None:
         async with self._step("move-contexts"):
-            for vf, written in zip(self.vfs, self._way_back.contexts, strict=True):
-                pieces = await self.source.call(self.source.freeze_and_read, vf.source)
-                self.report.context_bytes += sum(len(piece) for piece in pieces)
-                await self.destination.call(self.destination.write_context, written, pieces)
+            await self._each(self._move_context)
+
+    async def _move_context(self, vf: MovedVf) -> None:
+        pieces = await self.source.call(vf.source, Pf.freeze_and_read)
+        self.report.context_bytes += sum(len(piece) for piece in pieces)
+        await self.destination.call(vf.destination, Pf.write_context, pieces)
 
     async def _move_machine(self) -> None:
         await self._finish_ram()
@@ -294,8 +302,7 @@ class Move:
 
     async def _activate(self) -> None:
         async with self._step("activate"):
-            for written in self._way_back.contexts:
-                await self.destination.call(self.destination.activate, written)
+            await self._each(lambda vf: self.destination.call(vf.destination, Pf.activate))
 
     async def _continue(self) -> None:
         async with self._step("continue"):
@@ -331,8 +338,8 @@ class Move:
         """The guest runs at the destination: what fails here is a warning."""
         async with self._step("release"):
             for vf in self.vfs:
-                work = self.source.call(self.source.release, vf.source)
-                await self._way_back.attempt(f"VF {vf.source} at the source", work)
+                work = self.source.call(vf.source, Pf.release)
+                await self._way_back.attempt(f"{vf.source} at the source", work)
             await self._way_back.restore_settings(destination=True)
 
     async def _failed(self, error: BaseException) -> MoveError:
@@ -370,24 +377,6 @@ class Move:
                 if str(why) != str(error):
                     raise QemuError(f"{error}; {why}") from error
             raise
-
-
-async def _device(side: Side, given: str | None, vf: int) -> str:
-    """The id of the QEMU device that is this VF. Raises QemuError."""
-    devices = await side.qemu.devices()
-    if given is not None:
-        if given not in devices:
-            has = ", ".join(devices) or "none"
-            raise QemuError(f"the {side.name} QEMU has no vfio-user device {given!r}: it has {has}")
-        return given
-    socket = side.folder / f"vf{vf}.sock"
-    for name, named in devices.items():
-        if same_socket(named, socket):
-            return name
-    raise QemuError(
-        f"no device of the {side.name} QEMU is connected to {socket}: look at --vf, or name the device with"
-        " --device (it needs an id)"
-    )
 
 
 async def _together(*work: Coroutine[Any, Any, None]) -> None:

@@ -41,6 +41,8 @@ class Step:
 class Report:
     """What a move did. `stopped` and `resumed` are seconds since it began, None where that did not happen."""
 
+    began: float = 0.0
+    """When it began, by this host's CLOCK_MONOTONIC, in seconds."""
     steps: list[Step] = field(default_factory=list)
     stopped: float | None = None
     resumed: float | None = None

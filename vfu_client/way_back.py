@@ -9,8 +9,10 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from vfu_client.moved_vf import Vf
+from vfu_client.pf import Pf, WrittenContext
 from vfu_client.qemu import CAPABILITIES, Qemu, QemuError
-from vfu_client.side import Side, WrittenContext, reason
+from vfu_client.side import Side, reason
 
 # States of a migration in which nothing is under way.
 AT_REST = ("none", "completed", "failed", "cancelled")
@@ -27,9 +29,9 @@ class WayBack:
         self._seconds = seconds
         self._settings: list[tuple[Qemu, dict[str, bool]]] = []
         self._parameters: dict[str, Any] = {}
-        self.contexts: list[WrittenContext] = []
-        """VFs at the destination that were frozen for a context."""
-        self.recorded: list[int] = []
+        self.contexts: dict[Vf, WrittenContext] = {}
+        """VFs at the destination that were frozen for a context, and how they were found."""
+        self.recorded: list[Vf] = []
         """VFs at the source that record what they write, and from some point on stand still."""
         self.incoming = False
         """The destination QEMU began to take the guest, and can take no other any more."""
@@ -72,14 +74,10 @@ class WayBack:
         await self._destination.settle()
         if self.contexts:
             async with step("restore-destination"):
-                for written in self.contexts:
-                    work = self._destination.call(self._destination.restore, written)
-                    await self.attempt(f"VF {written.vf} at the destination", work)
+                await asyncio.gather(*(self._restore(vf, found) for vf, found in self.contexts.items()))
         if self.recorded:
             async with step("activate-source"):
-                for vf in self.recorded:
-                    work = self._source.call(self._source.resume, vf)
-                    runs &= await self.attempt(f"VF {vf} at the source", work)
+                runs &= all(await asyncio.gather(*map(self._resume, self.recorded)))
         if self.incoming:
             async with step("continue-source"):
                 runs &= await self.attempt("the source QEMU", self._continue_source())
@@ -89,6 +87,12 @@ class WayBack:
                     await self._destination.qemu.execute("quit")
         await self.restore_settings(destination=not self.incoming)
         return runs
+
+    async def _restore(self, vf: Vf, found: WrittenContext) -> bool:
+        return await self.attempt(f"{vf} at the destination", self._destination.call(vf, Pf.restore, found))
+
+    async def _resume(self, vf: Vf) -> bool:
+        return await self.attempt(f"{vf} at the source", self._source.call(vf, Pf.resume))
 
     async def _continue_source(self) -> None:
         """End the migration, whatever its state, and have the guest run. Raises QemuError."""

@@ -218,7 +218,8 @@ class FileDisk:
             self._under_way -= 1
             if session == self._session:
                 self._done.append(job)
-                wanted = len(self._done) == 1
+                # The last one also for a `release`: behind a closed gate nobody takes those that are done.
+                wanted = len(self._done) == 1 or not self._under_way
             if self._state is _State.RELEASING and not self._under_way:
                 self._pool.submit(self._let_go)
         if wanted and wake:
@@ -241,11 +242,12 @@ class FileDisk:
             image = self._image()
             if not self.read_only:
                 key = self._wait_for_lock(image)
+            image.check_size(self.size)
         except (OSError, ValueError) as error:
             self._log.error("%s: %s", self._path, error)
             broken = error if isinstance(error, OSError) else OSError(errno.EIO, str(error))
             self._close(image, key)
-            image = None
+            image = key = None
         with self._guard:
             given_up = self._cancel.is_set()
             if not given_up:

@@ -27,6 +27,8 @@ KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
 BLKPBSZGET = 0x127B
 _PHYSICAL_MAX: Final = 4096
 _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOSYS)
+# The second is what a block device says of a range that is not in whole blocks of its own.
+_NOT_THIS: Final = (*_UNSUPPORTED, errno.EINVAL)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -77,6 +79,12 @@ class Image:
         # The block of a network's file system is what it transfers, not what it can write alone.
         optimal = physical if physical > _PHYSICAL_MAX else 0
         return Shape(block, max(min(physical, _PHYSICAL_MAX), block), optimal, frees)
+
+    def check_size(self, size: int) -> None:
+        """Raise OSError for an image of less than `size` bytes: a write past its end would fill in zeroes."""
+        found = os.lseek(self.fd, 0, os.SEEK_END)
+        if found < size:
+            raise OSError(errno.EIO, f"the disk image is shorter than it was: {found} bytes, not {size}")
 
     def _ask(self, request: int) -> int:
         answer = fcntl.ioctl(self.fd, request, bytes(4))
@@ -190,8 +198,8 @@ class Image:
         try:
             _fallocate(self.fd, PUNCH_HOLE | KEEP_SIZE, job.offset, job.length)
         except OSError as error:
-            # A block device may have nothing to give back; then nothing is to be done.
-            if error.errno not in _UNSUPPORTED:
+            # A block device may have nothing to give back, or not there; then nothing is to be done.
+            if error.errno not in _NOT_THIS:
                 raise
 
     def _zero(self, job: Job) -> None:
@@ -203,9 +211,10 @@ class Image:
                 _fallocate(self.fd, ZERO_RANGE | KEEP_SIZE, job.offset, job.length)
                 return
         except OSError as error:
-            if error.errno not in _UNSUPPORTED:
+            if error.errno not in _NOT_THIS:
                 raise
-            self._may_zero_range = self._may_zero_range and job.unmap
+            if error.errno in _UNSUPPORTED and not job.unmap:
+                self._may_zero_range = False
         end = job.offset + job.length
         for offset in range(job.offset, end, len(_ZEROES)):
             _transfer(os.pwritev, self.fd, offset, _ZEROES[: min(end - offset, len(_ZEROES))])

@@ -27,12 +27,22 @@ class Pool:
         self._workers = 0
 
     def submit(self, call: Callable[[], None]) -> None:
-        """Have `call` called soon. It must not raise."""
+        """Have `call` called soon. It must not raise.
+
+        Raises RuntimeError where no thread is there and none can be had; the call is then forgotten.
+        """
         with self._there:
             self._calls.append(call)
             if len(self._calls) > self._idle and self._workers < WORKERS:
-                self._workers += 1
-                threading.Thread(target=self._work, name=f"disk {self._name}", daemon=True).start()
+                try:
+                    threading.Thread(target=self._work, name=f"disk {self._name}", daemon=True).start()
+                except RuntimeError:
+                    if not self._workers:
+                        self._calls.pop()
+                        raise
+                    self._log.warning("disk %s: no more than %d threads", self._name, self._workers)
+                else:
+                    self._workers += 1
             else:
                 self._there.notify()
 

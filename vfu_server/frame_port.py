@@ -70,8 +70,9 @@ class FramePort(ABC):
             self._dropped_sending += 1
             return True
         taken = self._write(frame)
-        self._refused = taken is None
         if taken is None:
+            # Stays so if another queue's frame is taken now: this one's must be asked for again all the same.
+            self._refused = True
             return False
         if taken:
             self._sent += 1
@@ -82,6 +83,8 @@ class FramePort(ABC):
 
     def receive(self) -> Bytes | None:
         """See `Port`."""
+        # Who asks has been told of room; what it does not send again now may never be sent.
+        self._refused = False
         wanted = self._filter
         if wanted is None:
             return None

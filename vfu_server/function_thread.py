@@ -206,8 +206,18 @@ class FunctionThread:
         except Exception:  # noqa: BLE001 - the one place: a bug of this function must not hurt its neighbours
             self.failed = True
             self._log.exception("internal error: this function is no longer served, please report it")
+            self._give_up()
         finally:
             self._context.close()
+
+    def _give_up(self) -> None:
+        """Have nothing of the function under way any more: its owner and its disk's other users may go on."""
+        try:
+            with self.function.lock:
+                self.function.detach()
+                self.function.service()
+        except Exception:  # noqa: BLE001 - of a function that has failed already
+            self._log.exception("internal error: what was under way stays so")
 
     def _turn(self) -> None:
         """Wait for a client, a message, a timer or `wake`, and have the model work on it."""

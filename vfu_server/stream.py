@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -166,19 +167,24 @@ class StreamPort(FramePort):
         self._wait((self._listener.fileno(), select.POLLIN), None)
         try:
             return self._listener.accept()[0]
-        except OSError:  # it went again already, or there are no descriptors left
+        except BlockingIOError:  # woken for something else
+            return None
+        except OSError as error:  # as when there are no descriptors left: the one who waits stays an event
+            log.warning("%s: nobody can be let in: %s", self._path, error.strerror)
+            self._pause()
             return None
 
     def _connected(self) -> socket.socket | None:
-        peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # Not blocking: a listener that accepts nobody must not hold up the end.
-        peer.setblocking(False)
-        try:
-            peer.connect(os.fspath(self._path))
-        except OSError:
-            peer.close()
-            self._pause()
-            return None
+        with ExitStack() as opened:
+            try:
+                # Not blocking: a listener that accepts nobody must not hold up the end.
+                kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+                peer = opened.enter_context(socket.socket(socket.AF_UNIX, kind))
+                peer.connect(os.fspath(self._path))
+            except OSError:
+                self._pause()
+                return None
+            opened.pop_all()
         return peer
 
     def _attend(self, peer: socket.socket) -> None:

@@ -93,26 +93,26 @@ class Switch:
 
         `frame` has at least a virtio header and an Ethernet header.
         """
-        checked = segmentation.check(frame)
-        if checked is None or frame[HEADER + net.MAC_SIZE] & 1:
+        head = frame[HEADER : HEADER + 2 * net.MAC_SIZE].tobytes()
+        to, origin = head[: net.MAC_SIZE], head[net.MAC_SIZE :]
+        checked = None if origin[0] & 1 else segmentation.check(frame)
+        if checked is None:
             return False
         frame.flags.writeable = False  # its receivers share it
-        head = frame[HEADER : HEADER + 2 * net.MAC_SIZE].tobytes()
         with self._lock:
-            self._learn(source, head[net.MAC_SIZE :], frame[HEADER:])
-            targets = self._targets(head[: net.MAC_SIZE])
+            if origin not in self._owners:
+                self._learn(source, origin, frame[HEADER:])
+            targets = self._targets(to)
         for target in targets:
             if target is not source:
                 target.deliver(checked)
         return True
 
     def _learn(self, source: Member, origin: bytes, frame: Bytes) -> None:
-        """Remember where an address is, unless it is a function's own.
+        """Remember where an address is that is no function's own.
 
         A function is believed where it would take what is sent there, so that it can't silence a neighbour.
         """
-        if origin in self._owners:
-            return
         known = self._learned.get(origin)
         if known is None or known[0] is not source:
             reply = frame[: net.ETHERNET_HEADER + net.VLAN_TAG].copy()

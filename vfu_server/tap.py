@@ -116,7 +116,7 @@ class TapPort(FramePort):
         return True
 
     def _link_changed(self, up: bool) -> None:
-        self.link_up = up
+        self.link_up = up and not self._lost  # another one may have the name now
         self._wake()
 
     def _poll(self, events: int, refused: bool) -> Sequence[tuple[int, int]]:

@@ -40,6 +40,7 @@ class Uplink:
         self._member.features = port.offloads & GUEST_OFFLOADS
         self._member.filter = Everything()
         self._held: Bytes | None = None  # what the port had no room for
+        self._malformed = 0
         self._closing = False
         self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._member.inbox.wake = self._wake
@@ -50,8 +51,12 @@ class Uplink:
         self._thread.start()
 
     def counters(self) -> dict[str, int]:
-        """Those of the port, and what the switch had for it that it was too slow for."""
-        return {**self.port.counters(), "dropped-queueing": self._member.inbox.lost}
+        """Those of the port, what it was too slow for, and what it brought that is no good frame."""
+        return {
+            **self.port.counters(),
+            "dropped-queueing": self._member.inbox.lost,
+            "dropped-malformed": self._malformed,
+        }
 
     def close(self) -> None:
         """End the thread."""
@@ -91,7 +96,7 @@ class Uplink:
             frame = self.port.receive()
             if frame is None:
                 return False
-            self._switch.forward(self._member, frame)
+            self._malformed += not self._switch.forward(self._member, frame)
         return True
 
     def _send(self) -> bool:

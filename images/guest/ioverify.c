@@ -2,14 +2,16 @@
  * Writes numbered, checksummed sectors to a block device as fast as it can, reads them back and says what was lost.
  *
  *   ioverify --device /dev/vda [--offset BYTES] [--length BYTES] [--block 4096] [--depth 4] [--report-ms 500]
- *            [--duration SECONDS] [--count BLOCKS]
+ *            [--duration SECONDS] [--count BLOCKS] [--gap-ms N] [--rest-us 0]
  *
  * It overwrites that region of the device (by default its first 64 MiB). DEPTH threads each own every DEPTH-th block,
  * so that many requests are in flight. One request in four is a read-back of a block written lately. On `stop` (a line
  * on stdin, SIGTERM or SIGINT, or the end of --duration or --count) writing ends and every block written is read and
- * verified. `report` on stdin, or SIGUSR1, prints a progress line at once. The end of stdin means nothing.
+ * verified. After each request a thread rests for REST-US microseconds. `report` on stdin, or SIGUSR1, prints a progress line at once. The end of stdin means nothing.
  *
- * Lines on stdout are JSON, one "start", then "progress" ones and perhaps "fault" ones, at last one "done". The figures:
+ * Lines on stdout are JSON, one "start", then "progress" ones and perhaps "fault" ones, at last one "done". With --gap-ms
+ * there is a "gap" line for each time without an answer of that length, with its ends "from" and "to" in seconds on
+ * CLOCK_MONOTONIC. The figures of the others:
  *   sequence         number of the newest write that was begun; each block has its own
  *   sectors_written  512-byte sectors whose write was answered well
  *   sectors_read     sectors that were read back and looked at
@@ -67,7 +69,7 @@ struct block {
 
 static const char *device;
 static uint64_t offset, length, duration_s, count_limit;
-static uint64_t block_size = 4096, depth = 4, report_ms = 500;
+static uint64_t block_size = 4096, depth = 4, report_ms = 500, gap_ms, rest_us;
 static int device_fd;
 static uint64_t blocks_in_region;
 static struct block *blocks;
@@ -127,6 +129,7 @@ static uint64_t now(clockid_t clock)
 static void note_answer(void)
 {
     pthread_mutex_lock(&gap_lock);
+    uint64_t before = last_answer[0];
     for (int clock = 0; clock < CLOCKS; clock++) {
         uint64_t time = now(clocks[clock]);
         if (time > last_answer[clock]) { /* REALTIME may be set back */
@@ -135,6 +138,8 @@ static void note_answer(void)
         }
         last_answer[clock] = time;
     }
+    if (gap_ms != 0 && last_answer[0] - before >= gap_ms * 1000000u)
+        printf("{\"event\":\"gap\",\"from\":%.6f,\"to\":%.6f}\n", (double)before / 1e9, (double)last_answer[0] / 1e9);
     pthread_mutex_unlock(&gap_lock);
 }
 
@@ -241,6 +246,8 @@ static void *work(void *argument)
     if (posix_memalign((void **)&buffer, 4096, block_size) != 0)
         abort();
     while (!atomic_load(&stopping)) {
+        if (rest_us != 0)
+            usleep((useconds_t)rest_us);
         if (recents > 0 && random_step(&state) % 4 == 0) {
             uint64_t among = recents < RECENT ? recents : RECENT;
             read_block(buffer, recent[random_step(&state) % among]);
@@ -335,6 +342,7 @@ static void read_options(int argc, char **argv)
         {"length", required_argument, NULL, 'l'},    {"block", required_argument, NULL, 'b'},
         {"depth", required_argument, NULL, 'd'},     {"report-ms", required_argument, NULL, 'r'},
         {"duration", required_argument, NULL, 't'},  {"count", required_argument, NULL, 'c'},
+        {"gap-ms", required_argument, NULL, 'g'},    {"rest-us", required_argument, NULL, 'p'},
         {NULL, 0, NULL, 0},
     };
     for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
@@ -347,13 +355,16 @@ static void read_options(int argc, char **argv)
         case 'r': report_ms = number_of(optarg); break;
         case 't': duration_s = number_of(optarg); break;
         case 'c': count_limit = number_of(optarg); break;
+        case 'g': gap_ms = number_of(optarg); break;
+        case 'p': rest_us = number_of(optarg); break;
         default: exit(2);
         }
     }
     if (device == NULL || block_size == 0 || block_size % SECTOR != 0 || depth == 0 || depth > MAX_DEPTH ||
         offset % SECTOR != 0 || report_ms == 0) {
         fprintf(stderr, "usage: ioverify --device FILE [--offset B] [--length B] [--block B] [--depth 1..%d]\n"
-                        "                [--report-ms N] [--duration SECONDS] [--count BLOCKS]\n", MAX_DEPTH);
+                        "                [--report-ms N] [--duration SECONDS] [--count BLOCKS]\n"
+                        "                [--gap-ms N] [--rest-us N]\n", MAX_DEPTH);
         exit(2);
     }
 }

@@ -3,7 +3,7 @@
  *
  *   netverify receive --port PORT [--address 0.0.0.0] [options]      listens; one connection at a time
  *   netverify send --address ADDRESS --port PORT [options]           connects, and again when the connection breaks
- *   options: [--rate KIB_PER_S] [--count RECORDS] [--seconds N] [--patience SECONDS] [--report-ms 1000]
+ *   options: [--rate KIB_PER_S] [--count RECORDS] [--seconds N] [--patience SECONDS] [--report-ms 1000] [--gap-ms N]
  *
  * IPv4. Once connected, both ends do the same: each sends records of 1024 bytes without a pause (--rate bounds what this
  * end sends) and checks each byte that it receives: magic, CRC32C, and that each record's number follows the last one's.
@@ -25,7 +25,9 @@
  *   longest_gap_ms=1.234   longest time without any byte arriving, from the first connection on (CLOCK_MONOTONIC)
  *   gap_now_ms=1.234       time since the last byte
  *   ended=no|clean|cut     clean: both ends said "end" and all was checked
- * A progress line comes each REPORT-MS and on SIGUSR1; done comes once and last.
+ * A progress line comes each REPORT-MS and on SIGUSR1; done comes once and last. With --gap-ms, a line
+ *   event=gap from=12.345678 to=12.456789
+ * comes when bytes arrive after none did for that long: seconds on CLOCK_MONOTONIC.
  *
  * All clocks of a guest stand still while QEMU has it stopped: the gap as the world saw it is that of the end outside.
  *
@@ -66,7 +68,7 @@ _Static_assert(sizeof(struct record) == RECORD, "a record is 1024 bytes");
 
 static bool listens;
 static struct sockaddr_in address = {.sin_family = AF_INET};
-static uint64_t rate_kib, count_limit, seconds_limit, patience_s = 30, report_ms = 1000;
+static uint64_t rate_kib, count_limit, seconds_limit, patience_s = 30, report_ms = 1000, gap_ms;
 
 static int listener = -1, connection = -1;
 static bool connecting, stopping, end_sent, end_received;
@@ -132,6 +134,8 @@ static void note_arrival(void)
     uint64_t time = now();
     if (time - last_arrival > longest_gap)
         longest_gap = time - last_arrival;
+    if (gap_ms != 0 && time - last_arrival >= gap_ms * 1000000u)
+        printf("event=gap from=%.6f to=%.6f\n", (double)last_arrival / 1e9, (double)time / 1e9);
     last_arrival = time;
 }
 
@@ -325,12 +329,11 @@ static void run(int signals)
             report("progress");
             next_report = time + report_ms * 1000000u;
         }
-        if (rate_kib != 0) {
+        /* Once a tick, as otherwise each turn of this loop would send the few bytes that it took to turn. */
+        if (rate_kib != 0 && time - refilled >= TICK_MS * UINT64_C(1000000)) {
             uint64_t earned = (time - refilled) / 1000u * rate_kib * 1024u / 1000000u, most = rate_kib * 1024u / 5 + RECORD;
-            if (earned > 0) {
-                refilled = time;
-                allowed_bytes = allowed_bytes + earned < most ? allowed_bytes + earned : most;
-            }
+            refilled = time;
+            allowed_bytes = allowed_bytes + earned < most ? allowed_bytes + earned : most;
         }
         if (!listens && connection < 0 && time >= retry_at)
             try_to_connect();
@@ -374,7 +377,8 @@ static void part(void)
 static void usage(void)
 {
     fprintf(stderr, "usage: netverify receive --port P [--address A] | send --address A --port P\n"
-                    "       [--rate KIB_PER_S] [--count RECORDS] [--seconds N] [--patience SECONDS] [--report-ms N]\n");
+                    "       [--rate KIB_PER_S] [--count RECORDS] [--seconds N] [--patience SECONDS] [--report-ms N]\n"
+                    "       [--gap-ms N]\n");
     exit(2);
 }
 
@@ -393,7 +397,8 @@ static void read_options(int argc, char **argv)
         {"address", required_argument, NULL, 'a'},  {"port", required_argument, NULL, 'p'},
         {"rate", required_argument, NULL, 'r'},     {"count", required_argument, NULL, 'c'},
         {"seconds", required_argument, NULL, 's'},  {"patience", required_argument, NULL, 'w'},
-        {"report-ms", required_argument, NULL, 'm'}, {NULL, 0, NULL, 0},
+        {"report-ms", required_argument, NULL, 'm'}, {"gap-ms", required_argument, NULL, 'g'},
+        {NULL, 0, NULL, 0},
     };
     bool addressed = false;
     uint64_t port = 0;
@@ -406,6 +411,7 @@ static void read_options(int argc, char **argv)
         case 's': seconds_limit = number_of(optarg); break;
         case 'w': patience_s = number_of(optarg); break;
         case 'm': report_ms = number_of(optarg); break;
+        case 'g': gap_ms = number_of(optarg); break;
         default: usage();
         }
     }

@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import struct
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from pymodel.devices import block_config, block_content
+from pymodel.devices.block_request import HEADER, Request, pieces, private
 from pymodel.devices.device import Notifier
 from pymodel.devices.disk import Disk, Job, Kind
 from pymodel.devices.ram_disk import RamDisk
@@ -24,42 +24,11 @@ from pymodel.memory import Buffer, Bytes
 from pymodel.migration.state import DeviceField
 from pymodel.spec import block, virtio
 
-# block.REQUEST: type, reserved, sector.
-_REQUEST = struct.Struct("<IIQ")
 # block.RANGE: sector, num_sectors, flags.
 _RANGE = struct.Struct("<QII")
 
 # Bytes of our own memory that the jobs of a function may hold at once; one job more is always let through.
 STARTED_BYTES = 32 << 20
-# Where the data of a job begins: what O_DIRECT may ask for at most.
-ALIGNMENT = 4096
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    """A request under way. `job` is the one that is next, or was started; None after the last."""
-
-    buffer: Buffer
-    kind: int
-    jobs: Iterator[Job]
-    job: Job | None
-    room: int
-    status: int = block.S_OK
-    written: int = 0
-    dropped: bool = False
-
-    def views(self, job: Job) -> list[Bytes]:
-        """Where the data of `job` is in guest memory."""
-        if job.kind is Kind.READ:
-            return self.buffer.writable.views(self.written, job.length, write=True)
-        if job.kind is Kind.WRITE:
-            return self.buffer.readable.views(_REQUEST.size + self.written, job.length, write=False)
-        return []
-
-    def go_on(self, job: Job) -> None:
-        """`job` is done: the next one."""
-        self.written += job.length
-        self.job = next(self.jobs, None)
 
 
 class BlockDevice:
@@ -92,11 +61,11 @@ class BlockDevice:
     def _forget(self) -> None:
         self._accepted = 0
         self._writeback = block.WRITEBACK
-        self._started: dict[Job, _Request] = {}
+        self._started: dict[Job, Request] = {}
         self._started_bytes = 0
         self._landed: deque[Job] = deque()
         # Requests whose next job has not been started.
-        self._pending: deque[_Request] = deque()
+        self._pending: deque[Request] = deque()
         # Started jobs of queues that were reset.
         self._stale: Counter[int] = Counter()
 
@@ -176,15 +145,15 @@ class BlockDevice:
 
         A failed request reports 0 bytes written, as the data before the status byte was not.
         """
-        header = buffer.readable.read(0, _REQUEST.size)
+        header = buffer.readable.read(0, HEADER.size)
         room = buffer.writable.length - 1
-        if len(header) < _REQUEST.size or room < 0:
+        if len(header) < HEADER.size or room < 0:
             raise BrokenQueue(f"a block request with {len(header)} bytes of header and no room for a status")
-        kind, _, sector = _REQUEST.unpack(header)
+        kind, _, sector = HEADER.unpack(header)
         plan = self._plans.get(kind)
         found = block.S_UNSUPP if plan is None else plan(buffer, sector * block.SECTOR, room)
         jobs = iter(()) if isinstance(found, int) else iter(found)
-        request = _Request(buffer, kind, jobs, next(jobs, None), room)
+        request = Request(buffer, kind, jobs, next(jobs, None), room)
         if isinstance(found, int):
             request.status = found
         if kind == block.T_GET_ID:
@@ -219,14 +188,14 @@ class BlockDevice:
                 break
             self._resume(self._pending.popleft())
 
-    def _resume(self, request: _Request) -> None:
+    def _resume(self, request: Request) -> None:
         try:
             self._advance(request)
         except MemoryFault:
             self._pending.appendleft(request)
             raise
 
-    def _advance(self, request: _Request) -> None:
+    def _advance(self, request: Request) -> None:
         """Do jobs of a request until one must be started, or all are done."""
         while (job := request.job) is not None:
             views = request.views(job)
@@ -251,9 +220,9 @@ class BlockDevice:
     def _may_start(self) -> bool:
         return self._started_bytes < STARTED_BYTES and self._disk.ready()
 
-    def _start(self, request: _Request, job: Job, views: list[Bytes]) -> None:
+    def _start(self, request: Request, job: Job, views: list[Bytes]) -> None:
         if job.kind in (Kind.READ, Kind.WRITE):
-            job.data = _private(job.length)
+            job.data = private(job.length)
             self._started_bytes += job.length
         if job.kind is Kind.WRITE and job.data is not None:
             at = 0
@@ -263,7 +232,7 @@ class BlockDevice:
         self._started[job] = request
         self._disk.start(job)
 
-    def _fail(self, request: _Request, error: OSError) -> None:
+    def _fail(self, request: Request, error: OSError) -> None:
         self._log.error("request type %d: %s", request.kind, error)
         request.status = block.S_IOERR
         request.job = None
@@ -283,13 +252,13 @@ class BlockDevice:
     def _read(self, buffer: Buffer, offset: int, room: int) -> Iterable[Job] | int:
         if not self._fits(offset, room):
             return block.S_IOERR
-        return _pieces(Kind.READ, offset, room)
+        return pieces(Kind.READ, offset, room)
 
     def _write(self, buffer: Buffer, offset: int, room: int) -> Iterable[Job] | int:
-        length = buffer.readable.length - _REQUEST.size
+        length = buffer.readable.length - HEADER.size
         if self._disk.read_only or not self._fits(offset, length):
             return block.S_IOERR
-        return _pieces(Kind.WRITE, offset, length, durable=self._durable)
+        return pieces(Kind.WRITE, offset, length, durable=self._durable)
 
     def _flush(self, buffer: Buffer, offset: int, room: int) -> Iterable[Job] | int:
         return (Job(Kind.FLUSH),)
@@ -310,10 +279,10 @@ class BlockDevice:
 
     def _ranges(self, buffer: Buffer, kind: Kind, most: int, *, flags: int) -> list[Job] | int:
         """All ranges are checked before anything is done about one."""
-        length = buffer.readable.length - _REQUEST.size
+        length = buffer.readable.length - HEADER.size
         if length % _RANGE.size or not 0 < length <= block_config.RANGES_MAX * _RANGE.size:
             return block.S_IOERR
-        ranges = list(_RANGE.iter_unpack(buffer.readable.read(_REQUEST.size, length)))
+        ranges = list(_RANGE.iter_unpack(buffer.readable.read(HEADER.size, length)))
         if any(flag & ~flags for _, _, flag in ranges):
             return block.S_UNSUPP
         jobs = []
@@ -358,19 +327,3 @@ class BlockDevice:
         self._writeback = config[block_config.WRITEBACK_AT]
         if isinstance(self._disk, RamDisk):
             block_content.restore(self._disk, fields)
-
-
-def _pieces(kind: Kind, offset: int, length: int, *, durable: bool = False) -> Iterable[Job]:
-    """Jobs that read or write a range, one piece each."""
-    most = block_config.SEGMENT_BYTES
-    if 0 < length <= most:
-        return (Job(kind, offset, length, durable),)
-    end = offset + length
-    return (Job(kind, at, min(end - at, most), durable) for at in range(offset, end, most))
-
-
-def _private(length: int) -> Bytes:
-    """Memory of our own, aligned for any file."""
-    raw = np.empty(length + ALIGNMENT, np.uint8)
-    start = -raw.__array_interface__["data"][0] % ALIGNMENT
-    return raw[start : start + length]

@@ -23,6 +23,10 @@ class Notifier(Protocol):
         """
         ...
 
+    def config_set(self) -> None:
+        """The driver itself changed the configuration, by a command: nobody is to be told."""
+        ...
+
     def enabled(self, queue: int) -> bool:
         """Whether the driver has enabled a queue."""
         ...

@@ -32,6 +32,9 @@ CONTROL_QUEUE_SIZE: Final = 64
 RECEIVE_BATCH: Final = 128
 ANNOUNCE_BATCH: Final = 64
 
+# Refused commands that are logged between two resets. A driver could fill a disk with them.
+REFUSALS_MAX: Final = 10
+
 _EMPTY: Final[Bytes] = np.frombuffer(net_header.EMPTY, np.uint8)
 
 
@@ -71,6 +74,7 @@ class NetDevice:
         self._status = net.S_LINK_UP if self._link_is_up else 0
         self._running = False
         self._moved = False
+        self._refusals = 0
         self._to_send: Iterator[list[Bytes]] = iter(())
         self._unsent: list[Bytes] | None = None
         self._blocked: set[int] = set()
@@ -107,8 +111,12 @@ class NetDevice:
 
     def _steer(self) -> None:
         mtu = self._mtu if self._features >> net.F_MTU & 1 else None
+        settings = self._settings
+        if not self._features & (1 << net.F_MQ | 1 << net.F_RSS):
+            # Without them there is one pair, whatever a context says.
+            settings = replace(settings, pairs=1, rss=None)
         self._receiver.configure(self._offered_now, mtu)
-        self._receiver.steer(self._settings)
+        self._receiver.steer(settings)
 
     def _tell_port(self) -> None:
         """What the port has to know, once the device runs."""
@@ -123,6 +131,7 @@ class NetDevice:
             return
         if _steering_of(settings) != _steering_of(before):
             self._steer()
+            self._wake()  # for what waits by another queue now
         self._tell_port()
 
     def _enabled(self, queue: int) -> bool:
@@ -175,7 +184,10 @@ class NetDevice:
     # -- announcing ------------------------------------------------------------------------------------
 
     def announce(self) -> None:
-        """Tell the network where this function is, and ask the driver to do so too, if one runs it."""
+        """Tell the network where this function is, and ask the driver to do so too, if one runs it.
+
+        Without a link that waits until there is one.
+        """
         if self._running:
             self._to_send, self._unsent = announcements(self._settings), None
             if self._features >> net.F_GUEST_ANNOUNCE & 1:
@@ -183,6 +195,8 @@ class NetDevice:
                 self._notifier.config_changed("announce", partial(self._show, net.S_ANNOUNCE, True))
 
     def _send_announcements(self) -> None:
+        if not self._link_is_up:
+            return  # they wait for it
         for _ in range(ANNOUNCE_BATCH):
             frame = self._unsent or next(self._to_send, None)
             if frame is None:
@@ -207,11 +221,15 @@ class NetDevice:
             self._moved = False
             self.announce()
         self._follow_link()
+        self._receive()
+        # After that, for asking the port for frames ends its wait for room.
         self._send_announcements()
         blocked, self._blocked = self._blocked, set()
         for queue in blocked:
             assert self._notifier is not None
             self._notifier.resume(queue)
+
+    def _receive(self) -> None:
         for _ in range(RECEIVE_BATCH):
             frame = self._port.receive()
             if frame is None:
@@ -306,13 +324,19 @@ class NetDevice:
             )
         except Refused as refused:
             self._counters.count("commands-refused")
-            self._log.warning("control command %d/%d refused: %s", head[0], head[1], refused)
+            if self._refusals < REFUSALS_MAX:
+                self._log.warning("control command %d/%d refused: %s", head[0], head[1], refused)
+            self._refusals += 1
             answer = net.ERR
         else:
             answer = net.OK
+            before = self._config()
             self._apply(settings)
             if head[0] == net.CTRL_ANNOUNCE:
                 self._show(net.S_ANNOUNCE, False)
+            if self._config() != before:
+                assert self._notifier is not None
+                self._notifier.config_set()
         buffer.writable.put(0, bytes((answer,)))
         buffer.complete(1)
 

@@ -81,10 +81,10 @@ def checked(raw: bytes, length: int, features: int, direction: Direction) -> byt
         or (gso & net.GSO_ECN and not features & direction.ecn)
         or not kept & net.HDR_F_NEEDS_CSUM
         or not gso_size
-        or hdr_len > length
     ):
         return None
-    return _HEADER.pack(kept, gso, hdr_len, gso_size, start, offset, 0)
+    # "The device MUST NOT rely on hdr_len to be correct"; Linux takes no frame for which it is too much.
+    return _HEADER.pack(kept, gso, min(hdr_len, length), gso_size, start, offset, 0)
 
 
 def received(header: bytes, buffers: int, found: tuple[int, int] | None) -> bytes:

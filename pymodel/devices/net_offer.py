@@ -74,7 +74,9 @@ def configuration(mac: bytes, status: int, pairs: int, mtu: int | None) -> bytes
     config["speed"] = SPEED
     config["duplex"] = net.DUPLEX_FULL
     config["rss_max_key_size"] = RSS_KEY_MAX
-    config["rss_max_indirection_table_length"] = RSS_TABLE_MAX
+    # The field "only exists if VIRTIO_NET_F_RSS is set". Linux up to 6.8 goes by it with HASH_REPORT alone,
+    # and then sends its key where no device looks for it.
+    config["rss_max_indirection_table_length"] = RSS_TABLE_MAX if pairs > 1 else 0
     config["supported_hash_types"] = HASH_TYPES
     return config.tobytes()
 

@@ -24,13 +24,13 @@ FRAMES_MAX: Final = 256
 """Frames that wait for a queue's buffers; more are dropped."""
 
 BYTES_MAX: Final = 16 << 20
-"""Bytes of frames that wait for all queues of a function."""
+"""Bytes of frames that wait for all queues of a function, each of which has its share or one frame."""
 
 # Up to here a copy into one run of bytes costs less than two writes.
 _SMALL: Final = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen ones take their time to make
 class _Held:
     """A frame on its way to the driver: `header` is the port's, checked."""
 
@@ -46,7 +46,8 @@ class Receiver:
         self._counters = counters
         self._enabled = enabled
         self._held: list[deque[_Held]] = [deque() for _ in range(pairs)]
-        self._bytes = 0
+        self._bytes = [0] * pairs
+        self._share = BYTES_MAX // pairs
         self._features = 0
         self._merge = False
         self._report = False
@@ -64,8 +65,14 @@ class Receiver:
         self._longest = None if mtu is None else mtu + net.ETHERNET_HEADER
 
     def steer(self, settings: Settings) -> None:
-        """Choose queues by these settings from now on."""
+        """Choose queues by these settings and what was configured, also for the frames that wait already."""
         self.steering = Steering(settings, report=self._report)
+        waiting = [entry.frame for held in self._held for entry in held]
+        for pair, held in enumerate(self._held):
+            held.clear()
+            self._bytes[pair] = 0
+        for frame in waiting:
+            self.hold(frame)
 
     # -- frames in -------------------------------------------------------------------------------------
 
@@ -90,16 +97,18 @@ class Receiver:
             pair, found = self.steering.choose(frame[start : start + Steering.HEAD].tobytes())
         if not self._enabled(2 * pair):
             # "SHOULD re-select another random queue" holds for automatic steering only.
-            if self.steering.fixed or not self._enabled(0):
+            others = range(0 if self.steering.fixed else self.steering.pairs)
+            other = next((other for other in others if self._enabled(2 * other)), None)
+            if other is None:
                 self._counters.drop("rx-dropped-no-queue")
                 return
-            pair = 0
+            pair = other
         held = self._held[pair]
-        if len(held) >= FRAMES_MAX or self._bytes + len(frame) > BYTES_MAX:
+        if len(held) >= FRAMES_MAX or (held and self._bytes[pair] + len(frame) > self._share):
             self._counters.drop("rx-dropped-no-buffers", 2 * pair)
             return
         held.append(_Held(frame, header, found if self._report else None))
-        self._bytes += len(frame)
+        self._bytes[pair] += len(frame)
 
     def _too_long(self, frame: Bytes) -> bool:
         """Whether a frame is longer than the MTU allows with the tag that it may have."""
@@ -120,7 +129,7 @@ class Receiver:
         held = self._held[pair]
         if held:
             self._counters.drop("rx-dropped-reset", 2 * pair, len(held))
-            self._bytes -= sum(len(entry.frame) for entry in held)
+            self._bytes[pair] = 0
             held.clear()
 
     # -- frames out ------------------------------------------------------------------------------------
@@ -142,15 +151,15 @@ class Receiver:
                 self._put(entry, buffers, total)
                 break
             self._counters.drop("rx-dropped-buffer-too-small", 2 * pair)
-            self._done(held)
+            self._done(pair)
         else:
             buffer.give_back()
             return
-        self._done(held)
+        self._done(pair)
         self._counters.received(2 * pair, len(entry.frame) - net_header.SIZE)
 
-    def _done(self, held: deque[_Held]) -> None:
-        self._bytes -= len(held.popleft().frame)
+    def _done(self, pair: int) -> None:
+        self._bytes[pair] -= len(self._held[pair].popleft().frame)
 
     @staticmethod
     def _gather(first: Buffer, total: int) -> list[Buffer]:

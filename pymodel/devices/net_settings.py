@@ -11,7 +11,9 @@ from pymodel.spec import net
 TABLE_MAX: Final = 64
 """MAC addresses of each kind that are told apart; with more than that all of the kind are received."""
 
-RSS_TABLE_MAX: Final = 512
+RSS_TABLE_MAX: Final = net.RSS_TABLE_MIN
+"""As QEMU's. Linux up to 6.11 has room for no more and doesn't look: a longer one overwrites its memory."""
+
 RSS_KEY_MAX: Final = net.RSS_KEY_MIN
 HASH_TYPES: Final = (
     net.HASH_TYPE_IPV4

@@ -22,28 +22,25 @@ class Steering:
 
     def __init__(self, settings: Settings, *, report: bool) -> None:
         self._rss = settings.rss
-        self._pairs = settings.pairs
+        self.pairs = settings.pairs
         self._toeplitz = (
             Toeplitz(settings.hash_key, settings.hash_types)
             if settings.hash_types and (report or settings.rss is not None)
             else None
         )
         self._flows: dict[bytes, int] = {}
+        self.looks = self.pairs > 1 or self._toeplitz is not None or self._rss is not None
+        """Whether `choose` needs a frame's first bytes."""
 
     @property
     def learns(self) -> bool:
         """Whether `sent` is of use."""
-        return self._rss is None and self._pairs > 1
+        return self._rss is None and self.pairs > 1
 
     @property
     def fixed(self) -> bool:
         """Whether the driver chose the queues, so that no other one may be taken."""
         return self._rss is not None
-
-    @property
-    def looks(self) -> bool:
-        """Whether `choose` needs a frame's first bytes."""
-        return self._pairs > 1 or self._toeplitz is not None or self._rss is not None
 
     def sent(self, pair: int, head: bytes) -> None:
         """The driver sent a frame that begins with `head` by queue `pair`: what comes back belongs there."""
@@ -64,8 +61,8 @@ class Steering:
                 return self._rss.unclassified, NO_HASH
             return self._rss.table[value & (len(self._rss.table) - 1)], (value, report)
         pair = 0
-        if flow is not None and self._pairs > 1:
-            known = self._flows.get(flow.key, self._pairs)
+        if flow is not None and self.pairs > 1:
+            known = self._flows.get(flow.key, self.pairs)
             # A queue that is in use no more counts as unknown.
-            pair = known if known < self._pairs else zlib.crc32(flow.key) % self._pairs
+            pair = known if known < self.pairs else zlib.crc32(flow.key) % self.pairs
         return pair, (value, report)

@@ -35,6 +35,7 @@ class Port(Protocol):
 
     A port tells of frames once, by `wake` or by POLLIN in `waits`, and then stays quiet until `receive` was
     asked and had none: a function without room for a frame keeps it, and asks again when it has room.
+    Likewise `receive` ends the wait for room after a refused `send`; one that is refused again waits again.
     """
 
     @property

@@ -44,6 +44,7 @@ _KINDS: Final = {
 _CHECKSUM_AT: Final = {_TCP: 16, _UDP: 6}
 
 _HEADER: Final = struct.Struct("<BBHHHHH")
+_EMPTY: Final = bytes(HEADER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,8 @@ def check(frame: Bytes) -> Checked | None:
     """
     if len(frame) < HEADER + net.ETHERNET_HEADER:
         return None
+    if frame[:HEADER].tobytes() == _EMPTY:
+        return Checked(frame, 0, None)
     flags, gso, _, size, start, offset, _ = _HEADER.unpack_from(frame.data)
     if not flags & net.HDR_F_NEEDS_CSUM:
         if gso != net.GSO_NONE:

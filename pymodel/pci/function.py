@@ -25,19 +25,13 @@ from pymodel.pci.express import Express
 from pymodel.pci.interrupts import Interrupts
 from pymodel.pci.msix import MsiX
 from pymodel.pci.power import D0, PowerManagement
-from pymodel.pci.virtio_capabilities import PciCfgCapability, VirtioCapability
+from pymodel.pci.virtio_bar import VIRTIO_BAR, VirtioBar
+from pymodel.pci.virtio_capabilities import PciCfgCapability
 from pymodel.spec import context, pci, virtio_pci
+from pymodel.transport import saved_state
 from pymodel.transport.transport import Transport
 
-VIRTIO_BAR = 0
 MSIX_BAR = 2
-VIRTIO_BAR_SIZE = 0x4000
-COMMON_AT = 0x0000
-ISR_AT = 0x1000
-DEVICE_AT = 0x2000
-NOTIFY_AT = 0x3000
-NOTIFY_MULTIPLIER = 4
-_WINDOW = 0x1000
 
 _COMMAND_WRITABLE = pci.COMMAND_MEMORY | pci.COMMAND_MASTER | pci.COMMAND_PARITY | pci.COMMAND_SERR
 
@@ -104,16 +98,11 @@ class Function:
             log=self.log,
         )
         self.interrupts = Interrupts(self.transport, self.msix, self, has_intx=self.has_intx)
-        self.bars = {VIRTIO_BAR: VIRTIO_BAR_SIZE, MSIX_BAR: self.msix.bar_size}
-        self._notify_size = NOTIFY_MULTIPLIER * (max(self.transport.queues) + 1)
-        if self._notify_size > _WINDOW:
-            raise ValueError(
-                f"{len(self.transport.queues)} queues; {_WINDOW // NOTIFY_MULTIPLIER} are possible"
-            )
+        self._virtio = VirtioBar(self.transport, self._check_config_access)
+        self.bars = {VIRTIO_BAR: self._virtio.size, MSIX_BAR: self.msix.bar_size}
         self._express = Express(self._start_flr)
         self._power = PowerManagement(self._change_power)
         self._window = PciCfgCapability(self)
-        structure = VirtioCapability
         self.config = ConfigSpace(
             Identity(
                 vendor_id=virtio_pci.VENDOR_ID,
@@ -126,23 +115,7 @@ class Function:
             ),
             self.bars,
             self,
-            (
-                self._power,
-                self.msix,
-                self._express,
-                structure("common", virtio_pci.CAP_COMMON_CFG, VIRTIO_BAR, COMMON_AT, 0x40),
-                structure(
-                    "notify",
-                    virtio_pci.CAP_NOTIFY_CFG,
-                    VIRTIO_BAR,
-                    NOTIFY_AT,
-                    self._notify_size,
-                    NOTIFY_MULTIPLIER,
-                ),
-                structure("isr", virtio_pci.CAP_ISR_CFG, VIRTIO_BAR, ISR_AT, 1),
-                structure("device", virtio_pci.CAP_DEVICE_CFG, VIRTIO_BAR, DEVICE_AT, device.config_length),
-                self._window,
-            ),
+            (self._power, self.msix, self._express, *self._virtio.capabilities(), self._window),
             extended,
         )
 
@@ -324,17 +297,7 @@ class Function:
             return self.msix.bar_read(offset, length)
         if bar != VIRTIO_BAR:
             return b"\xff" * length
-        structure, at = divmod(offset, _WINDOW)
-        structure *= _WINDOW
-        if structure == COMMON_AT:
-            data = self.transport.common.registers.read(at, length)
-        elif structure == ISR_AT and at == 0:
-            data = self.transport.read_isr().to_bytes(length, "little")
-        elif structure == DEVICE_AT:
-            self._check_config_access("read")
-            data = self.transport.read_config(at, length)
-        else:
-            data = bytes(length)
+        data = self._virtio.read(offset, length)
         # The client lowers INTx after each access; it is still high if the ISR was not read.
         self.interrupts.assert_intx()
         return data
@@ -343,28 +306,11 @@ class Function:
         """Write a BAR. In Freeze the virtio structures take nothing (DEV-25), MSI-X as always (DEV-18)."""
         if not self.memory_space or self._flr_mark is not None:
             return
-        if bar == VIRTIO_BAR and offset // _WINDOW * _WINDOW == DEVICE_AT:
-            self._check_config_access("write")
         if bar == MSIX_BAR:
             self.msix.bar_write(offset, data)
-        elif bar == VIRTIO_BAR and not self.frozen:
-            structure, at = divmod(offset, _WINDOW)
-            structure *= _WINDOW
-            if structure == NOTIFY_AT:
-                self._notify(at, data)
-            elif self.transport.resetting:
-                return
-            elif structure == COMMON_AT:
-                self.transport.common.registers.write(at, data)
-            elif structure == DEVICE_AT:
-                self.transport.device.write_config(at, data)
+        elif bar == VIRTIO_BAR:
+            self._virtio.write(offset, data, frozen=self.frozen)
             self.interrupts.assert_intx()
-
-    def _notify(self, at: int, data: bytes) -> None:
-        """A write to the notify structure: what lies at a queue's own address is a notification."""
-        index, rest = divmod(at, NOTIFY_MULTIPLIER)
-        if not rest:
-            self.transport.kick(index, data)
 
     # -- resets and power --------------------------------------------------------------------------------
 
@@ -424,11 +370,11 @@ class Function:
 
     def capture(self, since: int | None = None) -> FunctionState:
         """See `Migratable`."""
-        return self.transport.capture(since)
+        return saved_state.capture(self.transport, since)
 
     def check(self, state: FunctionState) -> None:
         """See `Migratable`."""
-        self.transport.check(state)
+        saved_state.check(self.transport, state)
 
     def restore(self, state: FunctionState) -> None:
         """See `Migratable`."""

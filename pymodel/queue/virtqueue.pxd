@@ -37,6 +37,7 @@ cdef class Virtqueue:
     cdef bint _given_back
     cdef long long _taken
     cdef bint _in_order
+    cdef bint _refetchable
     cdef int _shown_notify_data
 
     cpdef run(self, memory, consumer)

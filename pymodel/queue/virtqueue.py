@@ -72,12 +72,14 @@ class Virtqueue:
     `owed` is an interrupt that the driver asked for and has not been sent. `outstanding` counts buffers
     taken and not used. `waiting` says that the last `run` ended because the consumer took no more.
     `untouched` is for a queue from which nothing was ever taken. `requests` and `bytes` count what was taken
-    ever, and how much was read and written by it.
+    ever, and how much was read and written by it. `in_order`: whether the consumer finishes buffers in the
+    order in which they come, negotiated or not.
     """
 
-    def __init__(self, index: int, max_size: int) -> None:
+    def __init__(self, index: int, max_size: int, *, in_order: bool = False) -> None:
         self.index = index
         self.max_size = max_size
+        self._refetchable = in_order
         self.notify_data = (NOTIFY_DATA + index) & 0xFFFF
         self.outstanding = 0
         # Since the function was made; nothing resets them.
@@ -138,7 +140,11 @@ class Virtqueue:
         self.ring.place(self.size, self.desc, self.driver, self.device)
 
     def capture(self) -> QueueState:
-        """The queue as plain values."""
+        """The queue as plain values.
+
+        Where buffers are outstanding in order, its position is that of the first of them: whoever goes on
+        from there fetches them again. Others are lost for it.
+        """
         state = QueueState(
             index=self.index,
             size=self.size,
@@ -149,9 +155,12 @@ class Virtqueue:
             desc=self.desc,
             driver=self.driver,
             device=self.device,
-            interrupt_owed=self.owed,
+            # Of what was shown and not decided on yet, rather one too many.
+            interrupt_owed=self.owed or self.ring.unanswered > 0,
         )
         self.ring.capture(state)
+        if self.outstanding and self._refetchable:
+            state.last_avail_idx, state.last_avail = state.used_idx, state.last_used
         return state
 
     def check(self, state: QueueState, features: int) -> None:

@@ -9,15 +9,16 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from pymodel.devices.device import Device
-from pymodel.errors import BrokenQueue, InvalidField, MemoryFault
+from pymodel.errors import BrokenQueue, MemoryFault
 from pymodel.host import DRIVER_STATUS
-from pymodel.memory import HOW_TO_SHARE, Buffer, Consumer
+from pymodel.memory import HOW_TO_SHARE, Consumer
 from pymodel.migration.state import FunctionState
 from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import virtio, virtio_pci
 from pymodel.transport import status as machine
 from pymodel.transport.bus import Bus
 from pymodel.transport.common_config import CommonConfig
+from pymodel.transport.delay_line import Delayed, DelayLine
 from pymodel.transport.features import ring_features
 
 # How long to wait before looking again for memory that the client is about to map anew.
@@ -49,13 +50,16 @@ class Transport:
         self.device = device
         self.bus = bus
         self.log = log
-        self._io_delay = io_delay
+        self._delay = DelayLine(io_delay, bus.after)
         self._reset_delay = reset_delay
         self.num_queues = len(device.queue_sizes)
         self.admin_index = self.num_queues
         self.has_admin = admin is not None
         self.offered = device.features | ring_features(without, in_order=device.in_order) | features
-        self.queues = {index: Virtqueue(index, size) for index, size in enumerate(device.queue_sizes)}
+        self.queues = {
+            index: Virtqueue(index, size, in_order=device.in_order)
+            for index, size in enumerate(device.queue_sizes)
+        }
         self._consumers: dict[int, Consumer] = dict.fromkeys(self.queues, device)
         if admin is not None:
             self.offered |= 1 << virtio.F_ADMIN_VQ
@@ -85,8 +89,7 @@ class Transport:
         self.generation = 0
         self._config_read = False
         self.isr = 0
-        # Buffers whose delay is over but whose gate is closed.
-        self._parked: list[tuple[Consumer, Buffer]] = []
+        self._delay.clear()
         self._kicked: set[int] = set()
         # Queues that the driver itself notified, until something was found there or its absence was told.
         self._notified: set[int] = set()
@@ -150,7 +153,7 @@ class Transport:
         # From here on nothing is fetched, and what was fetched completes into nothing.
         for queue in self.queues.values():
             queue.reset()
-        self._parked.clear()
+        self._delay.clear()
 
         def finish() -> None:
             if self._resetting is mark:
@@ -210,7 +213,7 @@ class Transport:
 
     def reset_queue(self, queue: Virtqueue) -> None:
         """Queue reset ("Virtqueue Reset"): the queue is as after a device reset when this returns."""
-        self._parked = [entry for entry in self._parked if entry[1].queue != queue.index]
+        self._delay.drop(queue.index)
         self._consumers[queue.index].drop(queue.index)
         queue.reset()
         queue.negotiated(self.accepted)
@@ -278,12 +281,7 @@ class Transport:
         try:
             for consumer in self._distinct:
                 consumer.service()
-            while self._parked:
-                consumer, buffer = self._parked[0]
-                consumer.take(buffer)
-                # A take may have reset the device, and with it the list.
-                if self._parked:
-                    del self._parked[0]
+            self._delay.go_on()
             for queue in self.queues.values():
                 may_fetch = self.bus.may_fetch
                 if may_fetch and queue.waiting and self._consumers[queue.index].accepts(queue.index):
@@ -326,19 +324,8 @@ class Transport:
 
     def _consumer(self, index: int) -> Consumer:
         consumer = self._consumers[index]
-        delayed = self._io_delay and index != self.admin_index and self.device.delayable(index)
-        return _Delayed(self, consumer) if delayed else consumer
-
-    def delay(self, consumer: Consumer, buffer: Buffer) -> None:
-        """Hold a buffer between fetch and completion for `io_delay`."""
-        parked = self._parked
-
-        def release() -> None:
-            # After a reset the list is another one, and the buffer is forgotten.
-            if parked is self._parked:
-                parked.append((consumer, buffer))
-
-        self.bus.after(self._io_delay, release)
+        delayed = self._delay.seconds and index != self.admin_index and self.device.delayable(index)
+        return Delayed(self._delay, consumer) if delayed else consumer
 
     def broken(self, reason: str) -> None:
         """The driver broke a rule: DEVICE_NEEDS_RESET, and a configuration change if it is running."""
@@ -350,7 +337,7 @@ class Transport:
         self.status |= virtio.STATUS_DEVICE_NEEDS_RESET
         self._tell_status(before)
         # Nothing will be completed any more.
-        self._parked = []
+        self._delay.clear()
         for queue in self.queues.values():
             self._consumers[queue.index].drop(queue.index)
             queue.publish(self.bus.memory)
@@ -376,14 +363,18 @@ class Transport:
             return
         if change is not None:
             change()
-        if self._config_read:
-            self.generation = (self.generation + 1) & 0xFF
-            self._config_read = False
+        self.config_set()
         if self.status & virtio.STATUS_DRIVER_OK:
             self.config_owed = True
             # Sent by `service`, on the function's own thread: an owner that thaws and stops it at once must
             # not be answered before (DEV-23).
             self.bus.wake()
+
+    def config_set(self) -> None:
+        """See `Notifier`: a new generation if the old one was seen ("Device Configuration Space")."""
+        if self._config_read:
+            self.generation = (self.generation + 1) & 0xFF
+            self._config_read = False
 
     def thaw(self) -> None:
         """Freeze was left: what happened meanwhile joins the context."""
@@ -411,56 +402,6 @@ class Transport:
         return isr
 
     # -- state -------------------------------------------------------------------------------------------
-
-    def capture(self, since: int | None = None) -> FunctionState:
-        """All that a device context says of this function; with `since`, see `Device.capture_fields`."""
-        return FunctionState(
-            virtio_id=self.device.virtio_id,
-            device_features=self.offered,
-            driver_features=self.accepted,
-            device_feature_select=self.common.device_feature_select,
-            driver_feature_select=self.common.driver_feature_select,
-            config_msix_vector=self.config_vector,
-            num_queues=self.num_queues,
-            queue_select=self.common.queue_select,
-            device_status=self.status,
-            config_generation=self.generation,
-            device_config=self.device.read_config(0, self.config_length),
-            queues=[queue.capture() for queue in self.queues.values()],
-            isr=self.isr,
-            config_changed=self.config_owed,
-            device=self.device.capture_fields(since),
-        )
-
-    def check(self, state: FunctionState) -> None:
-        """Raise `InvalidField`, with the reason, for a state that this function cannot be in."""
-        if state.virtio_id != self.device.virtio_id:
-            raise InvalidField(f"device type {state.virtio_id}, here it is {self.device.virtio_id}")
-        extra = state.driver_features & ~self.offered
-        if extra:
-            raise InvalidField(f"driver features {extra:#x} are not offered here")
-        features_ok = state.device_status & virtio.STATUS_FEATURES_OK
-        if not machine.legal(state.device_status):
-            raise InvalidField(f"no driver can have reached device status {state.device_status:#x}")
-        if features_ok and not state.driver_features >> virtio.F_VERSION_1 & 1:
-            raise InvalidField("FEATURES_OK without VERSION_1")
-        if features_ok and (reason := self.device.acceptable(state.driver_features)):
-            raise InvalidField(f"driver features {state.driver_features:#x}: {reason}")
-        if state.num_queues != self.num_queues:
-            raise InvalidField(f"{state.num_queues} queues, here there are {self.num_queues}")
-        vectors = [state.config_msix_vector]
-        for entry in state.queues:
-            queue = self.queues.get(entry.index)
-            if queue is None:
-                raise InvalidField(f"queue {entry.index} does not exist here")
-            if entry.enable and not features_ok:
-                raise InvalidField(f"queue {entry.index} is enabled before FEATURES_OK")
-            queue.check(entry, state.driver_features)
-            vectors.append(entry.msix_vector)
-        for vector in vectors:
-            if self.bus.msix_vectors <= vector != virtio_pci.NO_VECTOR:
-                raise InvalidField(f"MSI-X vector {vector}, here there are {self.bus.msix_vectors}")
-        self.device.check(state.device_config, state.device)
 
     def restore(self, state: FunctionState) -> None:
         """Take over a state that `check` accepted. Nothing is done about it until the gate opens.
@@ -494,26 +435,3 @@ class Transport:
 
 def _nothing() -> None:
     """A change that has happened already."""
-
-
-class _Delayed:
-    """A consumer whose buffers are held for a while first."""
-
-    def __init__(self, transport: Transport, consumer: Consumer) -> None:
-        self._transport = transport
-        self._consumer = consumer
-
-    def accepts(self, queue: int) -> bool:
-        return self._consumer.accepts(queue)
-
-    def take(self, buffer: Buffer) -> None:
-        self._transport.delay(self._consumer, buffer)
-
-    def service(self) -> None:
-        self._consumer.service()
-
-    def drop(self, queue: int) -> None:
-        self._consumer.drop(queue)
-
-    def reset(self) -> None:
-        self._consumer.reset()

@@ -79,7 +79,8 @@ class Hands:
         self.map_loose(True)
         self.poke(DESC, bytes(DATA - DESC))
         wanted = {virtio.F_VERSION_1, virtio.F_RING_RESET, virtio.F_ADMIN_VQ, virtio.F_SR_IOV}
-        wanted |= {block.F_CONFIG_WCE, block.F_DISCARD, block.F_WRITE_ZEROES}
+        if self.device.device_type == virtio.ID_BLOCK:
+            wanted |= {block.F_CONFIG_WCE, block.F_DISCARD, block.F_WRITE_ZEROES}
         wanted |= {virtio.F_INDIRECT_DESC} if indirect else set()
         wanted |= {virtio.F_EVENT_IDX} if event_idx else set()
         wanted |= {virtio.F_RING_PACKED} if packed else set()

@@ -55,6 +55,8 @@ def neighbours() -> Iterator[Neighbours]:
             set_up(guest, address)
         yield Neighbours(server, here, there)
         assert "Traceback" not in server.log
+        # Linux was given everything that it asked for.
+        assert not re.findall(r".*control command.* refused.*", server.log)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -22,8 +23,9 @@ from tests.guest.conftest import DISK_SIZE
 from tests.guest.guest_disk import disk_of, finish, progress, start_io, wait_written
 from tests.server_process import ServerProcess
 from vfu_client.admin import AdminError
-from vfu_client.migrate import Move, MovedVf
+from vfu_client.migrate import Move
 from vfu_client.move_report import STEPS, MoveError, Report
+from vfu_client.moved_vf import MovedVf, Vf
 from vfu_client.owner import OwnerDriver
 from vfu_client.qemu import Qemu
 from vfu_client.side import Side
@@ -42,14 +44,14 @@ class Traveller:
 
     def side(self, role: str, machine: Machine, server: ServerProcess) -> Side:
         """One side of a move."""
-        return Side(role, Qemu(role, machine.qmp_path, machine.qtest_path), server.folder)
+        return Side(role, Qemu(role, machine.qmp_path, machine.qtest_path), {"": server.folder})
 
     def move(
         self,
         target: Machine,
         *,
         server: ServerProcess | None = None,
-        vfs: Sequence[MovedVf] = (MovedVf(1, 1),),
+        vfs: Sequence[MovedVf] = (MovedVf(Vf(1), Vf(1)),),
         before_step: Callable[[Move, str], None] | None = None,
     ) -> Report:
         """Move to another server (`there` by default)."""
@@ -269,11 +271,15 @@ def test_there_and_back(traveller: Traveller) -> None:
 
 
 def test_several_vfs(
-    travel_image: Path, server: Callable[..., ServerProcess], machine: Callable[..., Machine]
+    tmp_path: Path, server: Callable[..., ServerProcess], machine: Callable[..., Machine]
 ) -> None:
     """Two VFs that get other numbers; the disk of one is in memory, and travels while the guest runs."""
-    first = server("--vfs", "2", "--disk", f"vf1={travel_image}", "--disk", "vf2=ram:32M")
-    second = server("--vfs", "2", "--disk", f"vf2={travel_image}", "--disk", "vf1=ram:32M")
+    # Another one than the traveller's, who has that locked.
+    image = tmp_path / "disk.img"
+    image.touch()
+    os.truncate(image, DISK_SIZE)
+    first = server("--vfs", "2", "--disk", f"vf1={image}", "--disk", "vf2=ram:32M")
+    second = server("--vfs", "2", "--disk", f"vf2={image}", "--disk", "vf1=ram:32M")
     guest = machine(devices=[first.qemu_device("vf1"), first.qemu_device("vf2")], cpus=2)
     jobs = [start_io(guest, disk_of(guest, f"vf{vf}"), offset="16M") for vf in (1, 2)]
     for job in jobs:
@@ -283,8 +289,8 @@ def test_several_vfs(
     )
     traveller = Traveller(guest, jobs[0], first, second)
     with pytest.raises(MoveError, match=r"other vfio-user devices too \(vf2\)"):
-        traveller.move(target, vfs=[MovedVf(1, 2)])
-    report = traveller.move(target, vfs=[MovedVf(1, 2), MovedVf(2, 1)])
+        traveller.move(target, vfs=[MovedVf(Vf(1), Vf(2))])
+    report = traveller.move(target, vfs=[MovedVf(Vf(1), Vf(2)), MovedVf(Vf(2), Vf(1))])
     assert report.warnings == []
     assert 0 < report.context_bytes < 8 << 20
     guest.close()

@@ -67,6 +67,10 @@ class End:
             )
         )
 
+    def wait_gap(self, milliseconds: float) -> None:
+        """Wait until nothing has come for so long."""
+        self._await(lambda last: float(last.get("gap_now_ms", 0)) >= milliseconds)
+
     def done(self) -> tuple[int, dict[str, str]]:
         """Its status and last figures."""
         status = self.process.wait(30)
@@ -100,6 +104,27 @@ def test_stopped(ends: contextlib.ExitStack, stopped: str) -> None:
         assert end["records"] == other["sent_records"]
         assert int(end["bytes"]) == int(end["records"]) * RECORD
         assert 0 < float(end["longest_gap_ms"]) < float(end["seconds"]) * 1000
+
+
+def gaps(end: End) -> list[float]:
+    """The gaps that an end reported, in seconds."""
+    found = [pairs(line) for line in end._lines() if line.startswith("event=gap ")]
+    return [float(gap["to"]) - float(gap["from"]) for gap in found]
+
+
+def test_gap(ends: contextlib.ExitStack) -> None:
+    """A pause of the sender is a line at the receiver, once it is over, and no shorter than it was."""
+    port = free_port()
+    receiver = start(ends, "receive", port, "--gap-ms", "250")
+    sender = start(ends, "send", port, "--rate", "4096")
+    receiver.wait_records(100)
+    sender.process.send_signal(signal.SIGSTOP)
+    receiver.wait_gap(250)
+    sender.process.send_signal(signal.SIGCONT)
+    sender.process.send_signal(signal.SIGTERM)
+    _, figures = receiver.done()
+    assert max(gaps(receiver)) >= 0.25
+    assert max(gaps(receiver)) * 1000 == pytest.approx(float(figures["longest_gap_ms"]), abs=1)
 
 
 def spoil(port: int, listener: socket.socket, at: int, *, cut: bool) -> None:

@@ -119,6 +119,17 @@ def test_comes_back_as_it_was() -> None:
         assert read(target) == stream
 
 
+def test_pairs_that_the_driver_does_not_know_are_not_used() -> None:
+    """Without MQ and RSS frames come by receiveq1, whatever the context says. Queue 2 is for control."""
+    stream = context(part(PAIRS, struct.pack("<H6x", 4)), part(RSS, struct.pack("<HH4xH", 1, 1, 1)))
+    with NetRig(queues=4, features=FEATURES - {22}) as rig:
+        mode(rig, FREEZE)
+        write(rig, stream)
+        mode(rig, ACTIVE)
+        rig.put(ethernet(), udp(1), udp(2))
+        assert rig.got() == [ethernet(), udp(1), udp(2)]
+
+
 def test_what_no_field_mentions_stays() -> None:
     with NetRig(queues=4, pairs=4, features=RICH) as rig:
         configure(rig)
@@ -217,7 +228,7 @@ def test_frames_that_wait_do_not_travel() -> None:
 
 def config(**changes: bytes) -> bytes:
     """The configuration of a function of four pairs, with some bytes changed: `at12` is offset 12."""
-    raw = bytearray(struct.pack("<6sHHHIBBHI", MAC, LINK_UP, 4, 0, 10_000, 1, 40, 512, 0x3F))
+    raw = bytearray(struct.pack("<6sHHHIBBHI", MAC, LINK_UP, 4, 0, 10_000, 1, 40, 128, 0x3F))
     for name, data in changes.items():
         at = int(name.removeprefix("at"))
         raw[at : at + len(data)] = data

@@ -202,6 +202,33 @@ def test_refused_at_the_queue() -> None:
         assert rig.counters["commands-refused"] == 2
 
 
+def test_refusals_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with NetRig() as rig:
+        for _ in range(50):
+            assert rig.driver.answer((9, 9)) == 1
+        assert sum("refused" in record.message for record in caplog.records) == 10
+        rig.restart()
+        rig.driver.answer((9, 9))
+        assert sum("refused" in record.message for record in caplog.records) == 11
+
+
+def test_configuration_that_a_command_changes_has_a_new_generation() -> None:
+    """Also if the driver changed it ("Device Configuration Space"), but it needs no interrupt for that."""
+    with NetRig() as rig:
+        common = rig.pci.common
+        assert rig.driver.mac == MAC
+        before = common.read("config_generation")
+        rig.driver.set_mac(MAC)
+        rig.driver.set_mode(0, False)
+        assert common.read("config_generation") == before
+        rig.driver.set_mac(PEER)
+        assert common.read("config_generation") != before
+        assert not rig.function.transport.config_owed
+        assert rig.pci.msix is not None
+        with pytest.raises(TimeoutError):
+            rig.pci.msix.interrupts[0].wait(0)
+
+
 @pytest.mark.parametrize("part", ["header", "answer"])
 def test_no_room_for_an_answer(part: str) -> None:
     """A command that can't be answered breaks the device."""

@@ -33,7 +33,13 @@ def test_identity() -> None:
         raw = rig.pci.config_bytes()
     fields = struct.unpack("<6sHHHIBBHI", raw)
     # MAC, status, pairs, MTU, speed, duplex, RSS: key, table, hash types.
-    assert fields == (MAC, LINK_UP, 3, 0, 10_000, 1, 40, 512, 0x3F)
+    assert fields == (MAC, LINK_UP, 3, 0, 10_000, 1, 40, 128, 0x3F)
+
+
+def test_no_indirection_table_without_rss() -> None:
+    """Linux up to 6.8 goes by the table's length for HASH_REPORT alone, too."""
+    with NetRig(queues=1) as rig:
+        assert rig.pci.config_bytes()[18:20] == bytes(2)
 
 
 def test_default_address() -> None:
@@ -260,11 +266,22 @@ def test_dry_ring() -> None:
 
 
 def test_bytes_that_wait_are_bounded() -> None:
-    with NetRig(queues=2, fill=False, features=FEATURES) as rig:
+    """16 MiB, each queue its share, so that a queue without buffers leaves the others theirs."""
+    with NetRig(queues=2, pairs=2, fill=False, features=FEATURES | {RSS}) as rig:
+        rig.driver.set_rss([0], types=0x3F, key=KEY, unclassified=1, pairs=2)
         for _ in range(256):
-            rig.put(ethernet(bytes(65535)))
-        room = (16 << 20) // (12 + 14 + 65535)
+            rig.put(udp(1) + bytes(65000))
+        room = (8 << 20) // (12 + len(udp(1)) + 65000)
         assert rig.counters["rx-dropped-no-buffers"] == 256 - room
+        rig.driver.refill(1)
+        rig.put(ethernet())
+        assert rig.got(1) == [ethernet()]
+
+
+def test_a_share_has_room_for_one_frame() -> None:
+    with NetRig(queues=300, fill=False, features=FEATURES) as rig:
+        rig.put(ethernet(bytes(65535)), ethernet())
+        assert rig.counters["rx-dropped-no-buffers"] == 1
 
 
 def test_malformed_from_the_port() -> None:
@@ -292,6 +309,23 @@ def test_offloads_switched_off() -> None:
         rig.driver.set_offloads(1 << GUEST_CSUM | 1 << GUEST_TSO4)
         rig.put(ethernet(bytes(500)), header=SEGMENTED)
         assert len(rig.got()) == 1
+
+
+def test_what_waits_goes_by_the_offloads_and_queues_of_now() -> None:
+    """After a command is answered nothing comes by a queue, or with an offload, that it took away."""
+    features = FEATURES | {RSS, GUEST_CSUM, GUEST_TSO4, CTRL_GUEST_OFFLOADS}
+    with NetRig(queues=2, pairs=2, fill=False, features=features) as rig:
+        rig.driver.set_rss([1], types=0x3F, key=KEY, unclassified=1, pairs=2)
+        rig.put(ethernet(bytes(500)), header=SEGMENTED)
+        rig.put(ethernet(b"plain"))
+        rig.driver.refill(0)
+        rig.driver.set_offloads(1 << GUEST_CSUM)
+        assert rig.counters["rx-dropped-offload"] == 1
+        rig.driver.set_pairs(1)
+        rig.driver.refill(1)
+        assert rig.world.pump()
+        assert rig.got(1) == []
+        assert rig.got(0) == [ethernet(b"plain")]
 
 
 # -- several queues ------------------------------------------------------------------------------------
@@ -356,17 +390,23 @@ def test_hash_report_without_rss() -> None:
 
 
 def test_queue_that_is_not_enabled() -> None:
-    """RSS drops; automatic steering takes the first queue, and drops where that is not there either."""
-    with NetRig(queues=2, features=FEATURES | {RSS}) as rig:
+    """RSS drops; automatic steering takes another queue that is in use, and drops where there is none."""
+    with NetRig(queues=2, pairs=2, features=FEATURES | {RSS}) as rig:
         rig.driver.set_rss([1], types=0x3F, key=KEY, unclassified=1, pairs=2)
-        rig.put(udp(1))
-        assert rig.counters["rx-dropped-no-queue"] == 1
+        rig.pci.reset_queue(0)
         rig.driver.set_pairs(2)
         rig.put(*[udp(number) for number in range(20)])
-        assert len(rig.got()) == 20
-        rig.pci.reset_queue(0)
+        assert len(rig.got(1)) == 20
+        rig.driver.set_rss([0], types=0x3F, key=KEY, unclassified=0, pairs=2)
+        rig.put(udp(1))
+        assert rig.counters["rx-dropped-no-queue"] == 1
+        rig.driver.set_pairs(1)
         rig.put(udp(1))
         assert rig.counters["rx-dropped-no-queue"] == 2
+        rig.driver.set_pairs(2)
+        rig.pci.reset_queue(2)
+        rig.put(udp(1))
+        assert rig.counters["rx-dropped-no-queue"] == 3
 
 
 def test_control_queue_without_mq() -> None:
@@ -484,6 +524,25 @@ def test_announce() -> None:
         rig.driver.acknowledge_announce()
         assert rig.driver.status == LINK_UP
         assert rig.counters["announcements"] == 2
+
+
+@pytest.mark.parametrize("without", ["cable", "carrier"])
+def test_announcing_waits_for_a_link(without: str) -> None:
+    with NetRig() as rig:
+
+        def plug(on: bool) -> None:
+            if without == "cable":
+                rig.device.set_link(on)
+            else:
+                rig.port.link_up = on
+
+        plug(False)
+        rig.device.announce()
+        rig.work()
+        assert rig.port.sent == []
+        plug(True)
+        rig.work()
+        assert rig.port.sent == [rarp(MAC)]
 
 
 def test_announce_to_a_driver_that_knows_nothing_of_it() -> None:

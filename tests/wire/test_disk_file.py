@@ -157,7 +157,7 @@ def test_an_image_that_shrank_is_an_error(users: Callable[..., User], image: Pat
 
 
 @pytest.mark.parametrize("unmap", [False, True])
-@pytest.mark.parametrize("refused", [None, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("refused", [None, errno.EOPNOTSUPP, errno.EINVAL])
 def test_zeroes(
     users: Callable[..., User],
     image: Path,
@@ -165,17 +165,34 @@ def test_zeroes(
     unmap: bool,
     refused: int | None,
 ) -> None:
-    """By the file system, and written where it has no call for it."""
+    """By the file system, and written where it has no call for it, or not for that range."""
     user = users(image)
     if refused is not None:
 
         def refuse(*_: int) -> None:
-            raise OSError(errno.EOPNOTSUPP, "no")
+            raise OSError(refused, "no")
 
         monkeypatch.setattr(disk_image, "_fallocate", refuse)
     before = image.read_bytes()
     assert user.do(Kind.ZERO, 512, 8192, unmap=unmap, durable=True).error is None
     assert image.read_bytes() == before[:512] + bytes(8192) + before[8704:]
+
+
+@pytest.mark.parametrize(
+    ("refused", "error"), [(errno.EOPNOTSUPP, None), (errno.EINVAL, None), (errno.EIO, errno.EIO)]
+)
+def test_discard_is_a_hint(
+    users: Callable[..., User], image: Path, monkeypatch: pytest.MonkeyPatch, refused: int, error: int | None
+) -> None:
+    """What can't be given back stays; a disk that fails is told of."""
+
+    def refuse(*_: int) -> None:
+        raise OSError(refused, "no")
+
+    user = users(image)
+    monkeypatch.setattr(disk_image, "_fallocate", refuse)
+    job = user.do(Kind.DISCARD, 512, 512)
+    assert (job.error.errno if job.error else None) == error
 
 
 def test_discard_gives_space_back(users: Callable[..., User], tmp_path: Path) -> None:
@@ -317,6 +334,22 @@ def test_a_file_that_is_gone(users: Callable[..., User], image: Path) -> None:
     user.release()
 
 
+def test_a_file_that_shrank_while_nobody_had_it(users: Callable[..., User], image: Path) -> None:
+    """Nothing is written, as that would fill the gap with zeroes that no guest wrote."""
+    user = users(image)
+    user.release()
+    os.truncate(image, 8192)
+    user.open()
+    job = user.do(Kind.WRITE, 12288, filled(512, 1))
+    assert job.error is not None
+    assert "8192 bytes, not 16384" in str(job.error)
+    assert image.stat().st_size == 8192
+    os.truncate(image, 16384)
+    user.disk.abandon()
+    user.open()
+    assert user.do(Kind.WRITE, 12288, filled(512, 1)).error is None
+
+
 # --- several at once -------------------------------------------------------------------------------
 
 
@@ -357,6 +390,27 @@ def test_a_slow_job_is_overtaken(users: Callable[..., User], image: Path, held: 
     assert not user.disk.release()
     held.let_go(0)
     user.wait(lambda: slow in user.disk.finished())
+
+
+def test_a_release_waits_for_jobs_that_nobody_takes(
+    users: Callable[..., User], image: Path, held: Held
+) -> None:
+    """Behind a closed gate the device leaves what is done where it is; the last one still wakes."""
+    user = users(image)
+    jobs = [Job(Kind.READ, 512 * number, 512, data=filled(512, 0)) for number in range(2)]
+    for job in jobs:
+        held.hold(job.offset)
+        user.disk.start(job)
+    assert not user.disk.release()
+    woken = threading.Semaphore(0)
+    user.disk.connect(woken.release)
+    for job in jobs:
+        held.let_go(job.offset)
+        assert woken.acquire(timeout=SECONDS)
+    assert not user.disk.release()
+    assert woken.acquire(timeout=SECONDS)
+    assert user.disk.release()
+    assert user.disk.finished() == jobs
 
 
 def test_an_old_write_is_over_before_a_new_driver_begins(
@@ -468,6 +522,32 @@ def test_a_pool_of_few_threads() -> None:
     for _ in range(32):
         assert done.acquire(timeout=SECONDS)
     assert len(set(together)) == 4
+
+
+def test_a_pool_that_gets_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is enough; without any the caller is told."""
+    pool = Pool("test")
+    go, done = threading.Event(), threading.Semaphore(0)
+    real = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def call() -> None:
+        assert go.wait(SECONDS)
+        done.release()
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError):
+        pool.submit(done.release)
+    monkeypatch.setattr(threading.Thread, "start", real)
+    pool.submit(call)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    pool.submit(call)
+    go.set()
+    for _ in range(2):
+        assert done.acquire(timeout=SECONDS)
+    assert not done.acquire(blocking=False)
 
 
 # --- opening ---------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from tests.wire.draft_rig import (
 from vfu_client import owner_cli
 from vfu_client.block import BlockDriver
 from vfu_client.owner import DriverRuleError, OwnerDriver
-from vfu_client.side import Side, WrittenContext
+from vfu_client.pf import Pf, WrittenContext
 
 COMMAND = re.compile(r"virtio\.pf: (DEV_\w+) vf(\d+): (\w+)(?:, (.*))?$")
 ACCESS = re.compile(
@@ -435,27 +435,25 @@ def test_a_move_breaks_no_rule(server: ServerProcess, serve: Callable[..., Serve
     """vfu-migrate's two sides, on two servers: the commands of a move; neither server noticed a breach."""
     other = serve("--vfs", "2", "--queues", "2", "--disk", "ram:4k", "--check-driver")
     before = breaches(server)
-    nothing: Any = None  # no QEMU is asked for anything
-    source, destination = Side("source", nothing, server.folder), Side("there", nothing, other.folder)
+    source, destination = Pf("source", server.folder, 0x40), Pf("there", other.folder, 0x40)
     with BlockDriver.open(server.socket("vf1"), timeout=TIMEOUT) as disk:
         disk.write(5, b"\x66" * 512)
-        for side in (source, destination):
-            side._owner = side._open_owner()
+        for pf in (source, destination):
+            pf.open()
         try:
             source.check_source(1)
             destination.check_destination(2)
-            written = WrittenContext(2)
-            destination.prepare(written, source.read_first(1))
+            destination.prepare(2, WrittenContext(), source.read_first(1))
             source.start_record(1)
             source.stop(1)
             assert source.written_pages(1) is not None
-            destination.write_context(written, source.freeze_and_read(1))
-            destination.activate(written)
+            destination.write_context(2, source.freeze_and_read(1))
+            destination.activate(2)
             source.release(1)
             assert source.owner.mode_get(1) == destination.owner.mode_get(2) == ACTIVE
         finally:
-            for side in (source, destination):
-                side.owner.close()
+            for pf in (source, destination):
+                pf.close()
     with BlockDriver.open(other.socket("vf2"), timeout=TIMEOUT) as disk:
         assert disk.read(5).tobytes() == b"\x66" * 512
     assert breaches(server) == before

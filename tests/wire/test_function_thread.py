@@ -194,6 +194,8 @@ def test_a_bug_ends_one_function(
         assert thread.join(5)
         assert second.read(0, 0, 1) == b"\xaa"
     assert thread.failed
+    # Nothing that was under way keeps its owner waiting, or its disk locked.
+    assert function.told[-1] == "detach"
     assert not other.failed
     assert "ZeroDivisionError: a bug" in caplog.text
     other.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import select
@@ -165,6 +166,35 @@ def test_it_waits_for_one_who_is_not_there_yet(tmp_path: Path, opened: ExitStack
     hand.until_link(True)
     peer.send(FRAME)
     assert hand.next() == FRAME
+
+
+class _Exhausted:
+    """A listener in a process without descriptors: who waits there stays an event."""
+
+    def __init__(self, real: socket.socket) -> None:
+        self._real = real
+        self.asked = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._real, name)
+
+    def accept(self) -> None:
+        self.asked += 1
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_without_descriptors_it_lets_nobody_in_and_is_not_busy(tmp_path: Path, opened: ExitStack) -> None:
+    port = StreamPort(tmp_path / "net", server=True)
+    opened.callback(port.close)
+    assert port._listener is not None
+    listener = _Exhausted(port._listener)
+    port._listener = listener  # type: ignore[assignment]
+    os.eventfd_write(port._news, 1)
+    peer = opened.enter_context(socket.socket(socket.AF_UNIX))
+    peer.connect(os.fspath(tmp_path / "net"))
+    hand = Hand(port)
+    assert hand.quiet()
+    assert listener.asked == 1
 
 
 def test_a_server_takes_one_peer_after_another(tmp_path: Path, opened: ExitStack) -> None:
@@ -370,6 +400,31 @@ def test_datagrams_to_one_who_does_not_read_wait_without_being_busy(
     for frame in frames[sent : sent + 5]:
         assert hand.send(frame)
         assert peer.recv(1 << 17) == frame
+
+
+def test_room_is_told_of_though_another_frame_was_taken(datagrams: tuple[Hand, socket.socket]) -> None:
+    """One queue's frame was refused, another queue's is taken: the first one still waits to be asked for."""
+    hand, peer = datagrams
+    while hand.send(FRAME):
+        pass
+    assert hand.quiet()
+    peer.recv(1 << 17)
+    assert hand.send(FRAME)
+    peer.recv(1 << 17)
+    assert hand.wait()
+
+
+def test_room_is_no_event_for_what_is_not_sent_again(datagrams: tuple[Hand, socket.socket]) -> None:
+    """As after a reset of the queue whose frame was refused."""
+    hand, peer = datagrams
+    sent = 0
+    while hand.send(FRAME):
+        sent += 1
+    for _ in range(sent):
+        peer.recv(1 << 17)
+    assert hand.wait()
+    assert hand.receive() is None
+    assert hand.quiet()
 
 
 def test_a_datagram_socket_goes_with_its_port(tmp_path: Path, opened: ExitStack) -> None:

@@ -15,9 +15,11 @@ import pytest
 from images.qmp import QMP
 from pymodel.spec import net
 from tests.server_process import ServerProcess
+from tests.wire.driving import served
 from tests.wire.frames import BROADCAST, DEADLINE, ethernet
 from tests.wire.running import until
 from vfu_client.net import FEATURES, Header, NetDriver
+from vfu_client.sriov import SrIov
 from vfu_server.__main__ import main
 from vfu_server.networks import NetOptions, Networks
 
@@ -101,6 +103,37 @@ def test_a_large_frame_is_cut_for_one_who_takes_no_large_ones(serve: Serve) -> N
         assert b"".join(segment[54:] for segment in segments) == payload
 
 
+def test_vfs_come_and_go(serve: Serve, tmp_path: Path) -> None:
+    """VF Enable off and on: a new VF has the same port, as after a reset; of the old one nothing is left."""
+    server = serve(*FROM_PF, "--vfs", "2", "--net", f"vf2=dgram:{tmp_path / 'ours'},{tmp_path / 'theirs'}")
+    path, moved = server.socket("vf1"), bytes((2, 0, 0, 0, 0, 0x77))
+
+    def both() -> bool:
+        return served(path) and served(server.socket("vf2"))
+
+    with NetDriver.open(server.socket("pf")) as pf:
+        pf.set_mode(net.CTRL_RX_PROMISC, on=False)
+        sriov = SrIov(pf.device.function)
+        until(both, "both VFs")
+        before = server.open_files
+        for number in range(3):
+            hello, answer = ethernet(PF, moved, bytes([number])), ethernet(moved, PF, bytes([number]))
+            with NetDriver.open(path) as vf1:
+                vf1.set_mode(net.CTRL_RX_PROMISC, on=False)
+                assert vf1.mac == VF1
+                vf1.set_mac(moved)
+                vf1.send(hello)
+                assert frames(pf) == [hello]
+                pf.send(answer)
+                assert frames(vf1) == [answer]
+                sriov.disable()
+                until(lambda: not path.exists(), "VF 1 is gone")
+            pf.send(answer)
+            sriov.enable(2)
+            until(both, "both VFs again")
+            until(lambda: server.open_files == before, "as many descriptors as before")
+
+
 @pytest.fixture
 def outside(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
@@ -128,6 +161,7 @@ def test_the_switch_has_an_uplink(serve: Serve, tmp_path: Path, outside: socket.
             "dropped-sending": 0,
             "dropped-receiving": 0,
             "dropped-queueing": 0,
+            "dropped-malformed": 0,
         }
 
 

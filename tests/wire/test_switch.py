@@ -403,6 +403,16 @@ def test_what_comes_in_is_for_its_receiver_and_teaches_where_the_sender_is(
     assert net.got() == [[], [], []]
 
 
+def test_what_comes_in_and_is_no_frame_is_counted(net: Net, opened: ExitStack) -> None:
+    outside, link = uplink(net, opened)
+    group = ethernet(mac(1), b"\x01" + mac(99)[1:])
+    outside.incoming.append(np.frombuffer(bytearray(bytes(12) + group), np.uint8))
+    outside.incoming.append(np.frombuffer(bytearray(bytes(12) + ethernet(mac(1), mac(99))), np.uint8))
+    outside.tell()
+    assert net.hands[0].next() == ethernet(mac(1), mac(99))
+    assert link.counters()["dropped-malformed"] == 1
+
+
 def test_an_uplink_without_offloads_has_segments(net: Net, opened: ExitStack) -> None:
     outside, _ = uplink(net, opened)
     header, frame = tcp_frame(bytes(2500))

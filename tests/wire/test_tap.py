@@ -91,9 +91,10 @@ def ip(*arguments: str) -> str:
     return done.stdout
 
 
-def tap(name: str, opened: ExitStack) -> TapPort:
-    links = LinkWatch()
-    opened.callback(links.close)
+def tap(name: str, opened: ExitStack, links: LinkWatch | None = None) -> TapPort:
+    if links is None:
+        links = LinkWatch()
+        opened.callback(links.close)
     port = TapPort(name, links)
     opened.callback(port.close)
     return port
@@ -177,7 +178,7 @@ def test_the_link_follows_the_interface(both: tuple[Hand, socket.socket]) -> Non
 
 
 def test_an_interface_that_is_deleted_is_let_go(
-    both: tuple[Hand, socket.socket], caplog: pytest.LogCaptureFixture
+    both: tuple[Hand, socket.socket], opened: ExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     hand, _ = both
     ip("link", "delete", "t0")
@@ -188,6 +189,14 @@ def test_an_interface_that_is_deleted_is_let_go(
     assert hand.send(FRAME)
     assert caplog.text.count("tap t0 is gone") == 1
     assert hand.quiet()
+    # One of the same name is another one; the next interface's news comes after its own.
+    ip("tuntap", "add", "dev", "t0", "mode", "tap")
+    ip("link", "set", "t0", "up")
+    assert isinstance(hand.port, TapPort)
+    other = Hand(tap("t1", opened, hand.port._links))
+    ip("link", "set", "t1", "up")
+    other.until_link(True)
+    assert not hand.port.link_up
 
 
 def test_an_interface_that_exists_is_used_and_left(space: None, opened: ExitStack) -> None:

@@ -1,0 +1,80 @@
+"""The BAR of the virtio structures, each in a page of its own. virtio 1.4, "Virtio Over PCI Bus"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from pymodel.pci.virtio_capabilities import VirtioCapability
+from pymodel.spec import virtio_pci
+from pymodel.transport.transport import Transport
+
+VIRTIO_BAR: Final = 0
+COMMON_AT: Final = 0x0000
+ISR_AT: Final = 0x1000
+DEVICE_AT: Final = 0x2000
+NOTIFY_AT: Final = 0x3000
+_PAGE: Final = 0x1000
+
+NOTIFY_MULTIPLIER: Final = 4
+"""Bytes from one queue's address for notifications to the next one's."""
+
+
+class VirtioBar:
+    """What a client's accesses to the structures of `transport` do.
+
+    `device_accessed` is told of a "read" or "write" of device configuration. Raises ValueError for more
+    queues than have an address in the notify structure.
+    """
+
+    size = 0x4000
+
+    def __init__(self, transport: Transport, device_accessed: Callable[[str], None]) -> None:
+        self._transport = transport
+        self._device_accessed = device_accessed
+        self._notify_size = NOTIFY_MULTIPLIER * (max(transport.queues) + 1)
+        if self._notify_size > _PAGE:
+            raise ValueError(f"{len(transport.queues)} queues; {_PAGE // NOTIFY_MULTIPLIER} are possible")
+
+    def capabilities(self) -> tuple[VirtioCapability, ...]:
+        """Where the structures are."""
+        rows = (
+            ("common", virtio_pci.CAP_COMMON_CFG, COMMON_AT, 0x40, None),
+            ("notify", virtio_pci.CAP_NOTIFY_CFG, NOTIFY_AT, self._notify_size, NOTIFY_MULTIPLIER),
+            ("isr", virtio_pci.CAP_ISR_CFG, ISR_AT, 1, None),
+            ("device", virtio_pci.CAP_DEVICE_CFG, DEVICE_AT, self._transport.config_length, None),
+        )
+        return tuple(
+            VirtioCapability(name, kind, VIRTIO_BAR, at, length, multiplier)
+            for name, kind, at, length, multiplier in rows
+        )
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read; 0 where there is nothing."""
+        structure, at = offset // _PAGE * _PAGE, offset % _PAGE
+        if structure == COMMON_AT:
+            return self._transport.common.registers.read(at, length)
+        if structure == ISR_AT and at == 0:
+            return self._transport.read_isr().to_bytes(length, "little")
+        if structure == DEVICE_AT:
+            self._device_accessed("read")
+            return self._transport.read_config(at, length)
+        return bytes(length)
+
+    def write(self, offset: int, data: bytes, *, frozen: bool) -> None:
+        """Write. In Freeze nothing is taken (DEV-25), during a device reset notifications only."""
+        structure, at = offset // _PAGE * _PAGE, offset % _PAGE
+        if structure == DEVICE_AT:
+            self._device_accessed("write")
+        if frozen:
+            return
+        if structure == NOTIFY_AT:
+            index, rest = divmod(at, NOTIFY_MULTIPLIER)
+            if not rest:
+                self._transport.kick(index, data)
+        elif self._transport.resetting:
+            return
+        elif structure == COMMON_AT:
+            self._transport.common.registers.write(at, data)
+        elif structure == DEVICE_AT:
+            self._transport.device.write_config(at, data)

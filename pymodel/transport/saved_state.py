@@ -1,0 +1,61 @@
+"""The state of a function's virtio side as plain values: how it is taken, and what of it is believed."""
+
+from __future__ import annotations
+
+from pymodel.errors import InvalidField
+from pymodel.migration.state import FunctionState
+from pymodel.spec import virtio, virtio_pci
+from pymodel.transport import status as machine
+from pymodel.transport.transport import Transport
+
+
+def capture(transport: Transport, since: int | None = None) -> FunctionState:
+    """All that a device context says of a function; with `since`, see `Device.capture_fields`."""
+    return FunctionState(
+        virtio_id=transport.device.virtio_id,
+        device_features=transport.offered,
+        driver_features=transport.accepted,
+        device_feature_select=transport.common.device_feature_select,
+        driver_feature_select=transport.common.driver_feature_select,
+        config_msix_vector=transport.config_vector,
+        num_queues=transport.num_queues,
+        queue_select=transport.common.queue_select,
+        device_status=transport.status,
+        config_generation=transport.generation,
+        device_config=transport.device.read_config(0, transport.config_length),
+        queues=[queue.capture() for queue in transport.queues.values()],
+        isr=transport.isr,
+        config_changed=transport.config_owed,
+        device=transport.device.capture_fields(since),
+    )
+
+
+def check(transport: Transport, state: FunctionState) -> None:
+    """Raise `InvalidField`, with the reason, for a state that the function cannot be in."""
+    if state.virtio_id != transport.device.virtio_id:
+        raise InvalidField(f"device type {state.virtio_id}, here it is {transport.device.virtio_id}")
+    extra = state.driver_features & ~transport.offered
+    if extra:
+        raise InvalidField(f"driver features {extra:#x} are not offered here")
+    features_ok = state.device_status & virtio.STATUS_FEATURES_OK
+    if not machine.legal(state.device_status):
+        raise InvalidField(f"no driver can have reached device status {state.device_status:#x}")
+    if features_ok and not state.driver_features >> virtio.F_VERSION_1 & 1:
+        raise InvalidField("FEATURES_OK without VERSION_1")
+    if features_ok and (reason := transport.device.acceptable(state.driver_features)):
+        raise InvalidField(f"driver features {state.driver_features:#x}: {reason}")
+    if state.num_queues != transport.num_queues:
+        raise InvalidField(f"{state.num_queues} queues, here there are {transport.num_queues}")
+    vectors = [state.config_msix_vector]
+    for entry in state.queues:
+        queue = transport.queues.get(entry.index)
+        if queue is None:
+            raise InvalidField(f"queue {entry.index} does not exist here")
+        if entry.enable and not features_ok:
+            raise InvalidField(f"queue {entry.index} is enabled before FEATURES_OK")
+        queue.check(entry, state.driver_features)
+        vectors.append(entry.msix_vector)
+    for vector in vectors:
+        if transport.bus.msix_vectors <= vector != virtio_pci.NO_VECTOR:
+            raise InvalidField(f"MSI-X vector {vector}, here there are {transport.bus.msix_vectors}")
+    transport.device.check(state.device_config, state.device)
