@@ -30,6 +30,18 @@ class GuestMemory(Protocol):
         """
         ...
 
+    def views(
+        self, segments: Sequence[tuple[int, int]], start: int, length: int, *, write: bool
+    ) -> list[Bytes]:
+        """The same for [start, start + length) of a scatter-gather list of (address, length), cut at its end.
+
+        Segments that follow each other in memory are covered together.
+        """
+        found: list[Bytes] = []
+        for address, size in runs(segments, start, length):
+            found += self.view(address, size, write=write)
+        return found
+
     def read(self, address: int, length: int) -> bytes:
         """Copy `length` bytes out; for small structures, where a view would cost more than the copy."""
         views = self.view(address, length, write=False)
@@ -55,6 +67,31 @@ class GuestMemory(Protocol):
         ...
 
 
+def runs(segments: Sequence[tuple[int, int]], start: int, length: int) -> list[tuple[int, int]]:
+    """[start, start + length) of a scatter-gather list, as (address, length) with what is adjacent joined."""
+    found: list[tuple[int, int]] = []
+    first = end = 0
+    for address, size in segments:
+        if length <= 0:
+            break
+        if start >= size:
+            start -= size
+            continue
+        count = min(size - start, length)
+        if end != first and address + start == end:
+            end += count
+        else:
+            if end != first:
+                found.append((first, end - first))
+            first = address + start
+            end = first + count
+        length -= count
+        start = 0
+    if end != first:
+        found.append((first, end - first))
+    return found
+
+
 class Segments:
     """A scatter-gather list in guest memory, read and written as if it were one run of bytes.
 
@@ -73,23 +110,11 @@ class Segments:
 
     def views(self, start: int, length: int, *, write: bool) -> list[Bytes]:
         """Byte views of [start, start + length), cut at the end of the list. Raises `MemoryFault`."""
-        found: list[Bytes] = []
-        for address, size in self._segments:
-            if length <= 0:
-                break
-            if start >= size:
-                start -= size
-                continue
-            count = min(size - start, length)
-            found += self._memory.view(address + start, count, write=write)
-            length -= count
-            start = 0
-        return found
+        return self._memory.views(self._segments, start, length, write=write)
 
     def probe(self, *, write: bool) -> None:
         """Raise `MemoryFault` unless all of the list can be accessed now."""
-        for address, size in self._segments:
-            self._memory.view(address, size, write=write)
+        self._memory.views(self._segments, 0, self.length, write=write)
 
     def read(self, start: int, length: int) -> bytes:
         """Copy up to `length` bytes out from `start` on, to the end of the list. Raises `MemoryFault`."""

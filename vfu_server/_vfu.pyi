@@ -60,6 +60,11 @@ class GuestMemory:
     def view(self, address: int, length: int, *, write: bool) -> list[Bytes]:
         """Byte views over [address, address + length), one for each region crossed. Raises `MemoryFault`."""
 
+    def views(
+        self, segments: Sequence[tuple[int, int]], start: int, length: int, *, write: bool
+    ) -> list[Bytes]:
+        """The same for a part of a scatter-gather list; neighbours are joined. Raises `MemoryFault`."""
+
     def read(self, address: int, length: int) -> bytes:
         """Copy `length` bytes out. Raises `MemoryFault`."""
 

@@ -12,7 +12,7 @@ from time import monotonic
 from numpy import frombuffer as np_frombuffer
 
 from pymodel.errors import MemoryFault
-from pymodel.memory import HOW_TO_SHARE
+from pymodel.memory import HOW_TO_SHARE, runs
 
 cimport cython
 cimport numpy as np
@@ -299,10 +299,7 @@ cdef class GuestMemory:
         return region.host + (address - region.start)
 
     def view(self, object address, object length, *, bint write):
-        cdef uint64_t start, left, count
-        cdef Region region
-        cdef np.npy_intp size
-        cdef np.ndarray array
+        cdef uint64_t start, left
         cdef list found = []
         if length == 0:
             return found
@@ -310,6 +307,47 @@ cdef class GuestMemory:
             start, left = address, length
         except OverflowError:
             raise MemoryFault(f"guest memory at {address:#x} + {length:#x}: no such address") from None
+        self.cover(found, start, left, write)
+        return found
+
+    def views(self, object segments, long long start, long long length, *, bint write):
+        cdef uint64_t first = 0, held = 0, at, size, skip = start, left = length if length > 0 else 0
+        cdef object address
+        cdef list found = []
+        for address, size in segments:
+            if not left:
+                break
+            if skip >= size:
+                skip -= size
+                continue
+            size -= skip
+            if size > left:
+                size = left
+            try:
+                at = <uint64_t>address + skip
+            except OverflowError:
+                at = 0
+            if at < skip or (not at and address != 0):
+                # No address at all: said as the Protocol's own `views` does.
+                return [view for run in runs(segments, start, length) for view in self.view(*run, write=write)]
+            if held and at == first + held and at:  # 0: the end of all addresses is no neighbour of their start
+                held += size
+            else:
+                if held:
+                    self.cover(found, first, held, write)
+                first, held = at, size
+            left -= size
+            skip = 0
+        if held:
+            self.cover(found, first, held, write)
+        return found
+
+    cdef int cover(self, list found, uint64_t start, uint64_t left, bint write) except -1:
+        """Append views of [start, start + left), `left` not 0."""
+        cdef uint64_t count
+        cdef Region region
+        cdef np.npy_intp size
+        cdef np.ndarray array
         if left - 1 > (<uint64_t>0xFFFF_FFFF_FFFF_FFFF) - start:
             raise MemoryFault(f"guest memory at {start:#x} + {left:#x} wraps around")
         while left:
@@ -326,7 +364,7 @@ cdef class GuestMemory:
             found.append(array)
             start += count
             left -= count
-        return found
+        return 0
 
     def read(self, object address, object length):
         cdef Region region = self.recent

@@ -138,7 +138,7 @@ class BlockDevice:
 
     def accepts(self, queue: int) -> bool:
         """Whether the disk can be had, and nothing of the queue before its reset is under way."""
-        return not self._stale[queue] and self._disk.ready()
+        return not self._stale.get(queue) and self._disk.ready()
 
     def take(self, buffer: Buffer) -> None:
         """Begin one request. Raises `BrokenQueue` if it has no header or no room for a status.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,17 +44,17 @@ class Request:
 
     def go_on(self, job: Job) -> None:
         """`job` is done: the next one."""
-        self.written += job.length if job.kind in (Kind.READ, Kind.WRITE) else 0
+        self.written += job.length
         self.job = next(self.jobs, None)
 
 
-def pieces(kind: Kind, offset: int, length: int, *, durable: bool = False) -> Iterator[Job]:
+def pieces(kind: Kind, offset: int, length: int, *, durable: bool = False) -> Iterable[Job]:
     """Jobs that read or write a range, one piece each."""
+    most = block_config.SEGMENT_BYTES
+    if 0 < length <= most:
+        return (Job(kind, offset, length, durable),)
     end = offset + length
-    while offset < end:
-        count = min(end - offset, block_config.SEGMENT_BYTES)
-        yield Job(kind, offset, count, durable)
-        offset += count
+    return (Job(kind, at, min(end - at, most), durable) for at in range(offset, end, most))
 
 
 def private(length: int) -> Bytes:

@@ -97,22 +97,34 @@ class RamDisk:
     def read(self, offset: int, views: Sequence[Bytes]) -> None:
         """Fill `views` from `offset` on."""
         for view in views:
-            done = 0
-            for number, start, count in self._spans(offset, len(view)):
+            length = len(view)
+            number, start = divmod(offset, self.CHUNK)
+            if start + length <= self.CHUNK:
                 chunk = self._chunks[number]
-                view[done : done + count] = 0 if chunk is None else chunk[start : start + count]
-                done += count
-            offset += done
+                view[:] = 0 if chunk is None else chunk[start : start + length]
+            else:
+                done = 0
+                for number, start, count in self._spans(offset, length):
+                    chunk = self._chunks[number]
+                    view[done : done + count] = 0 if chunk is None else chunk[start : start + count]
+                    done += count
+            offset += length
 
     def write(self, offset: int, views: Sequence[Bytes]) -> None:
         """Store `views` from `offset` on."""
+        first = offset
         for view in views:
-            done = 0
-            for number, start, count in self._spans(offset, len(view)):
-                self._own(number)[start : start + count] = view[done : done + count]
-                done += count
-            self._touch(offset, done)
-            offset += done
+            length = len(view)
+            number, start = divmod(offset, self.CHUNK)
+            if start + length <= self.CHUNK:
+                self._own(number)[start : start + length] = view
+            else:
+                done = 0
+                for number, start, count in self._spans(offset, length):
+                    self._own(number)[start : start + count] = view[done : done + count]
+                    done += count
+            offset += length
+        self._touch(first, offset - first)
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range 0. Whole chunks are given back; that counts as a change where they held something."""

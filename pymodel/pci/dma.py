@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pymodel.errors import MemoryFault
-from pymodel.memory import Bytes, GuestMemory
+from pymodel.memory import Bytes, GuestMemory, runs
 from pymodel.migration.record import WriteRecord
 
 CLOSED = "the function may not access memory now"
@@ -29,6 +31,19 @@ class Dma:
         views = target.view(address, length, write=write)
         if write and self._record is not None and self._record.active:
             self._record.add(address, length)
+        return views
+
+    def views(
+        self, segments: Sequence[tuple[int, int]], start: int, length: int, *, write: bool
+    ) -> list[Bytes]:
+        """See `GuestMemory`."""
+        target = self.target
+        if target is None:
+            raise MemoryFault(CLOSED)
+        views = target.views(segments, start, length, write=write)
+        if write and self._record is not None and self._record.active:
+            for address, size in runs(segments, start, length):
+                self._record.add(address, size)
         return views
 
     def read(self, address: int, length: int) -> bytes:

@@ -60,7 +60,7 @@ class Chain:
             raise BrokenQueue("a descriptor chain of more than 2^32 bytes")
 
 
-def walk(memory: GuestMemory, table: int, size: int, head: int, *, indirect: bool) -> Chain:
+def walk(memory: GuestMemory, table: int, size: int, head: int, indirect: bool) -> Chain:
     """Follow the chain that starts at descriptor `head` of a split queue's table of `size` descriptors.
 
     Raises `BrokenQueue` for a chain that loops, leaves its table or breaks another rule, `MemoryFault`
@@ -75,7 +75,7 @@ def walk(memory: GuestMemory, table: int, size: int, head: int, *, indirect: boo
         if flags & _INDIRECT:
             if flags & _NEXT:
                 raise BrokenQueue("a descriptor with both INDIRECT and NEXT")
-            _walk_table(read_table(memory, address, length, size, indirect=indirect), chain)
+            _walk_table(read_table(memory, address, length, size, indirect), chain)
             return chain
         chain.add(address, length, flags)
         if not flags & _NEXT:
@@ -85,7 +85,7 @@ def walk(memory: GuestMemory, table: int, size: int, head: int, *, indirect: boo
 
 
 def read_table(
-    memory: GuestMemory, table: int, length: int, limit: int, *, indirect: bool
+    memory: GuestMemory, table: int, length: int, limit: int, indirect: bool
 ) -> list[tuple[int, int, int, int]]:
     """Copy an indirect table. It may hold no more descriptors than the queue, so that a walk ends.
 

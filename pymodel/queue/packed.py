@@ -21,6 +21,8 @@ _USED_BUT_FLAGS = struct.Struct("<IH")
 _NEXT = ring.DESC_F_NEXT
 _WRITE = ring.DESC_F_WRITE
 _INDIRECT = ring.DESC_F_INDIRECT
+_FLAGS = ring.PACKED_FLAGS
+_LEN = ring.PACKED_LEN
 _BOTH = ring.PACKED_DESC_F_AVAIL | ring.PACKED_DESC_F_USED
 # What these two bits are in an available descriptor, by the driver's wrap counter.
 _AVAILABLE = (ring.PACKED_DESC_F_USED, ring.PACKED_DESC_F_AVAIL)
@@ -83,11 +85,11 @@ class PackedRing(Ring):
         self._held = _between(state.last_used, state.last_avail, state.size)
 
     def _available(self, memory: GuestMemory, offset: int, wrap: int) -> bool:
-        return memory.load_u16(self.desc + _SIZE * offset + ring.PACKED_FLAGS) & _BOTH == _AVAILABLE[wrap]
+        return memory.load_u16(self.desc + _SIZE * offset + _FLAGS) & _BOTH == _AVAILABLE[wrap]
 
     def pending(self, memory: GuestMemory) -> bool:
         """See `Ring`."""
-        place = self.desc + _SIZE * self._avail + ring.PACKED_FLAGS
+        place = self.desc + _SIZE * self._avail + _FLAGS
         self._flags = memory.load_u16(place)
         return self._flags & _BOTH == _AVAILABLE[self._avail_wrap]
 
@@ -117,7 +119,7 @@ class PackedRing(Ring):
             if flags & _INDIRECT:
                 if count > 1 or flags & _NEXT:
                     raise BrokenQueue("an indirect descriptor in a chain of a packed ring")
-                table = read_table(memory, address, length, size, indirect=self.indirect)
+                table = read_table(memory, address, length, size, self.indirect)
                 for address, length, _, flags in table:
                     chain.add(address, length, flags)
                 break
@@ -160,11 +162,11 @@ class PackedRing(Ring):
             place = self.desc + _SIZE * at
             if first < 0:
                 first, first_flags = place, flags
-                memory.write(place + ring.PACKED_LEN, _USED_BUT_FLAGS.pack(written, buffer.id))
+                memory.write(place + _LEN, _USED_BUT_FLAGS.pack(written, buffer.id))
             else:
-                memory.write(place + ring.PACKED_LEN, _USED.pack(written, buffer.id, flags))
+                memory.write(place + _LEN, _USED.pack(written, buffer.id, flags))
             at, used = offset, _BOTH if wrap else 0
-        memory.store_u16(first + ring.PACKED_FLAGS, first_flags)
+        memory.store_u16(first + _FLAGS, first_flags)
         self._used, self._used_wrap = offset, wrap
         self._held -= moved
         self.unanswered += moved

@@ -14,6 +14,11 @@ from pymodel.spec import ring
 
 # ring.USED_ELEM
 _USED = struct.Struct("<II")
+_USED_SIZE = _USED.size
+
+_FLAGS = ring.RING_FLAGS
+_IDX = ring.RING_IDX
+_ENTRIES = ring.RING_ENTRIES
 
 
 class SplitRing(Ring):
@@ -67,7 +72,7 @@ class SplitRing(Ring):
         """See `Ring`. The driver's index is read when what it said last is used up."""
         if self._seen != self._last_avail:
             return True
-        self._look(memory.load_u16(self.driver + ring.RING_IDX))
+        self._look(memory.load_u16(self.driver + _IDX))
         return self._seen != self._last_avail
 
     def _look(self, available: int) -> None:
@@ -81,10 +86,10 @@ class SplitRing(Ring):
     def take(self, memory: GuestMemory) -> Chain:
         """See `Ring`."""
         slot = self._last_avail & (self.size - 1)
-        head = memory.load_u16(self.driver + ring.RING_ENTRIES + 2 * slot)
+        head = memory.load_u16(self.driver + _ENTRIES + 2 * slot)
         if head >= self.size:
             raise BrokenQueue(f"queue {self.index}: descriptor {head} in a ring of {self.size}")
-        chain = walk(memory, self.desc, self.size, head, indirect=self.indirect)
+        chain = walk(memory, self.desc, self.size, head, self.indirect)
         self._last_avail = (self._last_avail + 1) & 0xFFFF
         return chain
 
@@ -109,20 +114,20 @@ class SplitRing(Ring):
             if len(elements) > room:
                 self._write(memory, 0, b"".join(elements[room:]))
         used = (self._used + len(buffers)) & 0xFFFF
-        memory.store_u16(self.device + ring.RING_IDX, used)
+        memory.store_u16(self.device + _IDX, used)
         self._used = used
         self.unanswered += len(buffers)
 
     def _write(self, memory: GuestMemory, index: int, elements: bytes) -> None:
-        memory.write(self.device + ring.RING_ENTRIES + _USED.size * (index & self.size - 1), elements)
+        memory.write(self.device + _ENTRIES + _USED_SIZE * (index & self.size - 1), elements)
 
     def wants_interrupt(self, memory: GuestMemory) -> bool:
         """See `Ring`."""
         if self.event_idx:
-            event = memory.load_u16(self.driver + ring.RING_ENTRIES + 2 * self.size)
+            event = memory.load_u16(self.driver + _ENTRIES + 2 * self.size)
             wanted = (self._used - event - 1) & 0xFFFF < self.unanswered
         else:
-            wanted = not memory.load_u16(self.driver + ring.RING_FLAGS) & ring.AVAIL_F_NO_INTERRUPT
+            wanted = not memory.load_u16(self.driver + _FLAGS) & ring.AVAIL_F_NO_INTERRUPT
         self.unanswered = 0
         return wanted
 
@@ -131,16 +136,16 @@ class SplitRing(Ring):
         it is moved.
         """
         if not self.event_idx:
-            memory.store_u16(self.device + ring.RING_FLAGS, ring.USED_F_NO_NOTIFY)
+            memory.store_u16(self.device + _FLAGS, ring.USED_F_NO_NOTIFY)
 
     def ask_for_kicks(self, memory: GuestMemory) -> bool:
         """See `Ring`."""
         if self.event_idx:
-            memory.store_u16(self.device + ring.RING_ENTRIES + 8 * self.size, self._seen)
+            memory.store_u16(self.device + _ENTRIES + 8 * self.size, self._seen)
         else:
-            memory.store_u16(self.device + ring.RING_FLAGS, 0)
+            memory.store_u16(self.device + _FLAGS, 0)
         memory.fence()
-        available = memory.load_u16(self.driver + ring.RING_IDX)
+        available = memory.load_u16(self.driver + _IDX)
         if available == self._seen:
             return False
         if self._seen != self._last_avail:

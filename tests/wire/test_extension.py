@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 from pymodel.errors import MemoryFault
+from pymodel.memory import Bytes, GuestMemory
 from tests.wire.raw_client import DMA_MAP, HEADER, NO_REPLY, REGION_WRITE, RESET, RawClient
 from vfu_server._vfu import CONFIG_REGION, GUARDED, Context
 
@@ -276,6 +279,56 @@ def test_many_regions(device: Device, client: RawClient) -> None:
     assert len(memory) == 200
     views = device.do(lambda: memory.view(0, 200 * PAGE, write=False))
     assert [int(view[0]) for view in views] == [pow(77, -1, 200) * i % 200 for i in range(200)]
+
+
+def test_scatter_lists_are_as_the_protocol_says(device: Device, client: RawClient) -> None:
+    """The extension's own `views` against the Protocol's, which goes by `view`: same bytes, same faults."""
+    memory = device.context.memory
+    top = (1 << 64) - PAGE
+    with memfd(6 * PAGE) as fd:
+        os.pwrite(fd, random.Random(1).randbytes(6 * PAGE), 0)
+        client.map(fd, 0, PAGE)
+        client.map(fd, PAGE, PAGE, offset=3 * PAGE)
+        client.map(fd, 2 * PAGE, PAGE, offset=2 * PAGE, flags=1)
+        client.map(fd, 4 * PAGE, PAGE, offset=4 * PAGE)
+        client.map(fd, top, PAGE, offset=5 * PAGE)
+    addresses = [0, 1, PAGE - 16, PAGE, 2 * PAGE, 2 * PAGE - 16, 3 * PAGE, 4 * PAGE, top, (1 << 64) - 16]
+    addresses += [(1 << 64) - 1, 1 << 64]
+    lengths = [0, 1, 16, 17, PAGE, 2 * PAGE, (1 << 32) - 1]
+    randomly = random.Random(2)
+    outcomes = set()
+
+    def found(
+        views: Callable[..., list[Bytes]],
+        segments: list[tuple[int, int]],
+        start: int,
+        length: int,
+        *,
+        write: bool,
+    ) -> object:
+        try:
+            return [
+                (view.tobytes(), view.flags.writeable) for view in views(segments, start, length, write=write)
+            ]
+        except MemoryFault as fault:
+            return str(fault)
+
+    def compare() -> None:
+        for _ in range(4000):
+            segments: list[tuple[int, int]] = []
+            for _ in range(randomly.randrange(6)):
+                joined = segments and randomly.randrange(3) == 0
+                address = sum(segments[-1]) if joined else randomly.choice(addresses)
+                segments.append((address, randomly.choice(lengths)))
+            start, length = randomly.choice(lengths), randomly.choice(lengths)
+            write = bool(randomly.randrange(2))
+            ours = found(memory.views, segments, start, length, write=write)
+            theirs = found(partial(GuestMemory.views, memory), segments, start, length, write=write)
+            assert ours == theirs, (segments, start, length, write)
+            outcomes.add(ours.split()[-1] if isinstance(ours, str) else len(ours))  # type: ignore[arg-type]
+
+    device.do(compare)
+    assert outcomes >= {0, 1, 2, 3, "mapped", "access", "address", "around"}
 
 
 def test_a_view_outlives_an_unmap(device: Device, client: RawClient) -> None:

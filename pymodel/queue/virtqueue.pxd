@@ -1,0 +1,54 @@
+# Types for `make ext`, which compiles virtqueue.py as it stands.
+import cython
+
+from pymodel.memory cimport Segments
+from pymodel.queue.chain cimport Chain
+from pymodel.queue.ring cimport Ring, RingBuffer
+
+cdef int _NOT_YET, _GIVEN_BACK
+
+cdef class TakenBuffer(RingBuffer):
+    cdef public long long life
+    cdef public long long number
+    cdef Virtqueue _owner
+
+cdef class Virtqueue:
+    cdef readonly int index
+    cdef readonly int max_size
+    cdef readonly int notify_data
+    cdef public int outstanding
+    cdef public long long requests
+    cdef public long long bytes
+    cdef public long long life
+    cdef public int size
+    cdef public int vector
+    cdef public bint enabled
+    cdef public object desc
+    cdef public object driver
+    cdef public object device
+    cdef public bint owed
+    cdef public bint waiting
+    cdef public bint untouched
+    cdef public Ring ring
+    cdef object _memory
+    cdef list _completed
+    cdef object _line
+    cdef list _further
+    cdef bint _given_back
+    cdef long long _taken
+    cdef bint _in_order
+    cdef bint _refetchable
+    cdef int _shown_notify_data
+
+    cpdef run(self, memory, consumer)
+
+    @cython.locals(ring=Ring, life=cython.longlong, rounds=int, enough=cython.longlong, buffer=TakenBuffer)
+    cdef bint _rounds(self, memory, consumer) except -1
+
+    cdef TakenBuffer _take(self, memory)
+    cpdef TakenBuffer take_next(self)
+    cpdef take_back(self, TakenBuffer buffer)
+    cpdef completed(self, TakenBuffer buffer)
+    cpdef publish(self, memory)
+    cdef _publish(self, memory)
+    cpdef settle(self, memory)
