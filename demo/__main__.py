@@ -33,6 +33,7 @@ BUILD = Path(__file__).resolve().parent.parent / "build"
 ADMIN_VQ = 41
 SECTORS_WANTED = 20_000
 PR_SET_PDEATHSIG = 1
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 VFS = [MovedVf(Vf(1, server), Vf(1, server)) for server in ("disk", "net")]
 
 
@@ -55,7 +56,7 @@ class Moved:
 def main() -> int:
     """Run the demo; returns the exit status."""
     _end_with_make()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _heed_signals()
     started = time.monotonic()
     try:
         with Stage("a", "b") as stage:
@@ -122,7 +123,7 @@ def _move(
         target = stage.machine(*destination.devices(), incoming=True)
         clock = traffic.clock()
         move = Move(source.side("source", guest), destination.side("destination", target), VFS)
-        report = asyncio.run(move.run())
+        report = _made(move)
         guest.close()
         traffic.moved(target)
     with _stage("it goes on there"):
@@ -143,6 +144,32 @@ def _move(
     for warning in report.warnings:
         print(f"    warning: {warning}")
     return target, moved
+
+
+def _made(move: Move) -> Report:
+    """Make a move. A signal has it go back, and then is a KeyboardInterrupt as ever. Raises MoveError."""
+    told = False
+
+    def give_up() -> None:
+        nonlocal told
+        told = True
+        move.cancel()
+
+    async def run() -> Report:
+        for number in SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, give_up)
+        return await move.run()
+
+    try:
+        report = asyncio.run(run())
+    except MoveError:
+        if not told:
+            raise
+    finally:
+        _heed_signals()  # asyncio leaves them with what they had by default
+    if told:
+        raise KeyboardInterrupt
+    return report
 
 
 def _tcp(moves: list[Moved], guest: Figures, peer: Figures) -> dict[str, Any]:
@@ -215,6 +242,11 @@ def _stage(what: str) -> Iterator[None]:
         print()
         raise
     print(f"[{time.monotonic() - started:.1f} s]", flush=True)
+
+
+def _heed_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler)
 
 
 def _end_with_make() -> None:

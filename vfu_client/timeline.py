@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
 
@@ -102,7 +102,7 @@ def svg(moves: Iterable[tuple[str, Report, Gaps]]) -> str:
 
 
 def charts(report: Report, gaps: Gaps) -> list[Chart]:
-    """The steps in groups that each get a time axis of their own. Gaps stand below the stop of the guest."""
+    """The steps in groups, each with a time axis of its own; below them the gaps up to the guest's return."""
     order = {name: number for number, name in enumerate(STEPS)}
     steps = sorted(report.steps, key=lambda step: (step.back, order.get(step.name, len(order)), step.start))
     stopped = [step for step in steps if _standing(step, report)]
@@ -115,19 +115,22 @@ def charts(report: Report, gaps: Gaps) -> list[Chart]:
         Chart("the guest runs at the source again", [_row(step, RUNNING) for step in back]),
         Chart("the guest runs at the destination", [_row(step, RUNNING) for step in after]),
     ]
+    if before:
+        first, last = found[0].axis
+        found[0].rows.extend(_gap_rows(gaps, lambda start, end: first <= start and end <= last))
     if stopped:
-        found[1].rows.extend(_gap_rows(found[1].axis, gaps))
+        begin, end = found[1].axis
+        found[1].rows.extend(_gap_rows(gaps, lambda start, stop: start < end and begin < stop))
     return [chart for chart in found if chart.rows]
 
 
-def _gap_rows(axis: tuple[float, float], gaps: Gaps) -> list[Row]:
-    """Those gaps that the stop has a part in, and what is between them."""
-    first, last = axis
+def _gap_rows(gaps: Gaps, belongs: Callable[[float, float], bool]) -> list[Row]:
+    """A row for each kind of traffic that has gaps which belong here. They may make the axis longer."""
     rows = []
     for name, spans in gaps.items():
-        near = [(start, end) for start, end in spans if start < last and end > first]
-        if near:
-            rows.append(Row(f"gap: {name}", near, GAP, "nothing came through; the longest time is given"))
+        here = [span for span in spans if belongs(*span)]
+        if here:
+            rows.append(Row(f"gap: {name}", here, GAP, "no traffic; the longest such time is given"))
     return rows
 
 

@@ -1,0 +1,212 @@
+"""The move of a guest whose VFs belong to several servers: a disk and a network card, both in use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from images.job import Job
+from images.machine import Machine
+from pymodel.spec import context
+from tests.guest.conftest import DISK_SIZE
+from tests.guest.guest_disk import disk_of, progress, start_io, wait_written
+from tests.guest.guest_disk import finish as finish_disk
+from tests.guest.guest_net import finish as finish_tcp
+from tests.guest.guest_net import set_up, start_receiver, start_sender, wait_records
+from tests.server_process import ServerProcess
+from vfu_client.admin import AdminError
+from vfu_client.migrate import Move
+from vfu_client.move_report import STEPS, MoveError, Report
+from vfu_client.moved_vf import MovedVf, Vf
+from vfu_client.owner import OwnerDriver
+from vfu_client.pf import Pf
+from vfu_client.qemu import Qemu
+from vfu_client.side import Side
+
+KINDS = ("disk", "net")
+
+
+@dataclass
+class Host:
+    """A server of each kind, and which VF of each is the guest's while it is here."""
+
+    servers: dict[str, ServerProcess]
+    numbers: dict[str, int]
+
+    def devices(self) -> list[dict[str, object]]:
+        """What the guest has here."""
+        return [{**self.servers[kind].qemu_device(f"vf{self.numbers[kind]}"), "id": kind} for kind in KINDS]
+
+    def side(self, name: str, machine: Machine) -> Side:
+        """One side of a move."""
+        folders = {kind: self.servers[kind].folder for kind in KINDS}
+        return Side(name, Qemu(name, machine.qmp_path, machine.qtest_path), folders)
+
+    def check_at_rest(self) -> None:
+        """The VFs are active, and nothing of a move is left of them."""
+        for kind, server in self.servers.items():
+            with OwnerDriver.open(server.socket("pf")) as owner:
+                assert owner.mode_get(self.numbers[kind]) == context.MODE_ACTIVE
+                with pytest.raises(AdminError):
+                    owner.write_record_read(self.numbers[kind])
+
+
+@dataclass
+class Traveller:
+    """A guest with a VF of each server of `here`; it writes to its disk and talks TCP all the time."""
+
+    guest: Machine
+    disk: Job
+    tcp: Job
+    peer: Job
+    here: Host
+    there: Host
+
+    def move(self, target: Machine, fail: str | None = None) -> Report:
+        """Move to the other host, or fail as the step begins."""
+
+        def hook(step: str) -> None:
+            if step == fail:
+                raise RuntimeError("made to fail")
+
+        vfs = [
+            MovedVf(Vf(self.here.numbers[kind], kind), Vf(self.there.numbers[kind], kind)) for kind in KINDS
+        ]
+        source, destination = self.here.side("source", self.guest), self.there.side("destination", target)
+        return asyncio.run(Move(source, destination, vfs, before_step=hook).run())
+
+    def arrived(self, target: Machine) -> None:
+        """Note that the guest is in `target` now, on the other host."""
+        self.guest.close()
+        self.guest = target
+        self.disk, self.tcp = self.disk.moved(target.check), self.tcp.moved(target.check)
+        self.here, self.there = self.there, self.here
+
+    def check_runs(self) -> None:
+        """Disk and connection go on where the guest is."""
+        assert self.guest.qmp("query-status")["status"] == "running"
+        wait_written(self.disk, progress(self.disk)["sectors_written"] + 500)
+        wait_records(self.tcp, 200)
+        wait_records(self.peer, 200)
+
+
+@pytest.fixture(scope="module")
+def traveller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traveller]:
+    """See `Traveller`. The peer is a guest on another VF of the first host's network server."""
+    image = tmp_path_factory.mktemp("travel") / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(DISK_SIZE)
+    with contextlib.ExitStack() as stack:
+        wire = str(tmp_path_factory.mktemp("w") / "wire")
+        hosts = []
+        for number, uplink in ((1, f"stream:{wire},server"), (2, f"stream:{wire}")):
+            disk = stack.enter_context(
+                ServerProcess("--vfs", "1", "--disk", str(image), "--disk", "pf=ram:1M")
+            )
+            net = stack.enter_context(ServerProcess("--vfs", "3", "--uplink", uplink, device="net"))
+            hosts.append(Host({"disk": disk, "net": net}, {"disk": 1, "net": number}))
+        here, there = hosts
+        other = stack.enter_context(Machine(devices=[here.servers["net"].qemu_device("vf3")], memory_mib=128))
+        guest = Machine(devices=here.devices()).__enter__()
+        found = None
+        try:
+            for machine, address in ((other, "10.9.0.1"), (guest, "10.9.0.2")):
+                machine.wait_ready(timeout=120)
+                set_up(machine, address)
+            peer = start_receiver(other)
+            disk_job = start_io(guest, disk_of(guest, "vf1"), depth=2, more="--rest-us 5000")
+            tcp = start_sender(guest, "10.9.0.1")
+            found = Traveller(guest, disk_job, tcp, peer, here, there)
+            wait_records(tcp, 200)
+            yield found
+        finally:
+            (guest if found is None else found.guest).close()
+
+
+@pytest.fixture
+def target(traveller: Traveller) -> Iterator[Machine]:
+    """A QEMU on the other host that waits for the guest; it stays when the guest moved in."""
+    machine = Machine(devices=traveller.there.devices(), incoming=True).__enter__()
+    try:
+        yield machine
+    finally:
+        if traveller.guest is not machine:
+            machine.close()
+
+
+@pytest.mark.parametrize("step", ["prepare", "copy-ram", "mark-pages", "activate", "continue"])
+def test_failure_goes_back(traveller: Traveller, target: Machine, step: str) -> None:
+    """The VFs of all servers are as before: both kinds of traffic go on, over the same connection."""
+    with pytest.raises(MoveError, match=f"{step}.*made to fail") as caught:
+        traveller.move(target, fail=step)
+    assert caught.value.source_runs, caught.value
+    traveller.check_runs()
+    traveller.here.check_at_rest()
+    traveller.there.check_at_rest()
+
+
+def test_one_server_refuses(traveller: Traveller, target: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second server fails while the first is in the middle of the same step: both go back."""
+    activate = Pf.activate
+
+    def refuse(self: Pf, vf: int) -> None:
+        if self.name == "destination server net":
+            raise RuntimeError("made to refuse")
+        activate(self, vf)
+
+    monkeypatch.setattr(Pf, "activate", refuse)
+    with pytest.raises(MoveError, match=r"activate.*made to refuse") as caught:
+        traveller.move(target)
+    assert caught.value.source_runs, caught.value
+    traveller.check_runs()
+    traveller.here.check_at_rest()
+    traveller.there.check_at_rest()
+
+
+def test_refused_without_one_of_them(traveller: Traveller, target: Machine) -> None:
+    """A VF that is not named would be left behind; the command line, and a guest that goes on."""
+    done = command(traveller, target, "--vf", "disk/vf1")
+    assert done.returncode == 1
+    assert "other vfio-user devices too (net)" in done.stderr
+    traveller.check_runs()
+
+
+def test_there_and_back(traveller: Traveller) -> None:
+    """By the library, then by the command; the connection holds, and nothing of the disk is lost."""
+    for way in ("library", "command"):
+        target = Machine(devices=traveller.there.devices(), incoming=True).__enter__()
+        try:
+            if way == "library":
+                report = traveller.move(target)
+                assert report.warnings == []
+                assert {step.name for step in report.steps} == set(STEPS)
+            else:
+                done = command(traveller, target, "--vf", "disk/vf1", "--vf", "net/vf2:vf1", "--json")
+                assert done.returncode == 0, done.stderr
+                assert json.loads(done.stdout)["warnings"] == []
+            traveller.arrived(target)
+        finally:
+            if traveller.guest is not target:
+                target.close()
+        traveller.check_runs()
+        traveller.there.check_at_rest()
+    finish_tcp(traveller.tcp, traveller.peer)
+    assert finish_disk(traveller.disk)["sectors_written"] > 1000
+
+
+def command(traveller: Traveller, target: Machine, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run `vfu-migrate` to the other host."""
+    words = [sys.executable, "-m", "vfu_client.migrate_cli", *options]
+    ends = (("from", traveller.guest, traveller.here), ("to", target, traveller.there))
+    for end, machine, host in ends:
+        words += [f"--{end}-qmp", str(machine.qmp_path), f"--{end}-qtest", str(machine.qtest_path)]
+        for kind, server in host.servers.items():
+            words += [f"--{end}-server", f"{kind}={server.folder}"]
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
