@@ -293,7 +293,7 @@ def test_what_can_not_be_opened_leaves_nothing_open(
 
 
 def open_files() -> set[tuple[str, str]]:
-    """This process's file descriptors, and what each is of."""
+    """The process's own file descriptors, and what each is of."""
     found = set()
     for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # that of the folder itself
