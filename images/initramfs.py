@@ -102,7 +102,7 @@ def _inputs() -> str:
     """A hash over everything that the images are made of."""
     digest = hashlib.sha256((ROOT / CONTENTS).read_bytes())
     digest.update(_module_folder().name.encode())
-    for path in sorted([*SOURCES.glob("*.c"), Path(__file__), Path(__file__).with_name("cpio.py")]):
+    for path in sorted([*SOURCES.glob("*.[ch]"), Path(__file__), Path(__file__).with_name("cpio.py")]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest() + "\n"
 

@@ -46,6 +46,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "crc32c.h"
+
 enum { SECTOR = 512, RECENT = 16, MAX_DEPTH = 256, MAX_FAULTS_SHOWN = 20, CLOCKS = 3 };
 
 #define MAGIC UINT64_C(0x7966697265766f69) /* "ioverify" in memory */
@@ -81,35 +83,6 @@ static atomic_uint threads_running;
 static const clockid_t clocks[CLOCKS] = {CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_REALTIME};
 static pthread_mutex_t gap_lock = PTHREAD_MUTEX_INITIALIZER;
 static uint64_t last_answer[CLOCKS], longest_gap[CLOCKS];
-
-static uint32_t crc_table[8][256];
-
-static void make_crc_table(void)
-{
-    for (uint32_t byte = 0; byte < 256; byte++) {
-        uint32_t crc = byte;
-        for (int bit = 0; bit < 8; bit++)
-            crc = (crc >> 1) ^ (crc & 1 ? 0x82f63b78u : 0); /* CRC32C (Castagnoli), reflected */
-        crc_table[0][byte] = crc;
-    }
-    for (uint32_t byte = 0; byte < 256; byte++)
-        for (int slice = 1; slice < 8; slice++)
-            crc_table[slice][byte] =
-                (crc_table[slice - 1][byte] >> 8) ^ crc_table[0][crc_table[slice - 1][byte] & 0xff];
-}
-
-/* CRC32C of a whole number of 8-byte words, eight bytes a step. */
-static uint32_t crc32c(const uint64_t *words, size_t count)
-{
-    uint32_t crc = 0xffffffffu;
-    for (size_t index = 0; index < count; index++) {
-        uint64_t word = words[index] ^ crc;
-        crc = crc_table[7][word & 0xff] ^ crc_table[6][(word >> 8) & 0xff] ^ crc_table[5][(word >> 16) & 0xff] ^
-              crc_table[4][(word >> 24) & 0xff] ^ crc_table[3][(word >> 32) & 0xff] ^
-              crc_table[2][(word >> 40) & 0xff] ^ crc_table[1][(word >> 48) & 0xff] ^ crc_table[0][word >> 56];
-    }
-    return ~crc;
-}
 
 static uint64_t random_step(uint64_t *state)
 {

@@ -52,6 +52,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "crc32c.h"
+
 enum { RECORD = 1024, BATCH = 64, TICK_MS = 10, RETRY_MS = 100, DATA = 0, END = 1 };
 
 #define MAGIC UINT64_C(0x666972657674656e) /* "netverif" in memory */
@@ -80,34 +82,10 @@ static struct record outgoing[BATCH], incoming[BATCH];
 static size_t out_begin, out_end, in_end; /* in bytes */
 static uint64_t next_sent, next_expected;
 
-static uint32_t crc_table[8][256];
-
-static void make_crc_table(void)
-{
-    for (uint32_t byte = 0; byte < 256; byte++) {
-        uint32_t crc = byte;
-        for (int bit = 0; bit < 8; bit++)
-            crc = (crc >> 1) ^ (crc & 1 ? 0x82f63b78u : 0); /* CRC32C (Castagnoli), reflected */
-        crc_table[0][byte] = crc;
-    }
-    for (uint32_t byte = 0; byte < 256; byte++)
-        for (int slice = 1; slice < 8; slice++)
-            crc_table[slice][byte] =
-                (crc_table[slice - 1][byte] >> 8) ^ crc_table[0][crc_table[slice - 1][byte] & 0xff];
-}
-
 static uint32_t checksum_of(struct record *record)
 {
-    uint32_t crc = 0xffffffffu;
-    const uint64_t *words = (const uint64_t *)record;
     record->checksum = 0;
-    for (size_t index = 0; index < RECORD / 8; index++) {
-        uint64_t word = words[index] ^ crc;
-        crc = crc_table[7][word & 0xff] ^ crc_table[6][(word >> 8) & 0xff] ^ crc_table[5][(word >> 16) & 0xff] ^
-              crc_table[4][(word >> 24) & 0xff] ^ crc_table[3][(word >> 32) & 0xff] ^
-              crc_table[2][(word >> 40) & 0xff] ^ crc_table[1][(word >> 48) & 0xff] ^ crc_table[0][word >> 56];
-    }
-    return ~crc;
+    return crc32c((const uint64_t *)record, RECORD / 8);
 }
 
 static uint64_t now(void)
