@@ -57,8 +57,6 @@ class DriverQueue(ABC):
     relies on the machine's store order (x86) and on `_fence`.
     """
 
-    parts: tuple[Buffer, Buffer, Buffer]
-
     def __init__(
         self,
         memory: GuestMemory,
@@ -83,6 +81,11 @@ class DriverQueue(ABC):
         # By what `add` returned, oldest first.
         self._added: dict[int, Added] = {}
         self._tables: dict[int, Buffer] = {}
+        self.parts = self._make_rings(memory, size)
+
+    @abstractmethod
+    def _make_rings(self, memory: GuestMemory, size: int) -> tuple[Buffer, Buffer, Buffer]:
+        """Make the rings of `size` descriptors and all that the format keeps of them; its `parts`."""
 
     @property
     def in_flight(self) -> int:

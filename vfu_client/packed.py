@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from numpy import uint16, void
 from numpy.typing import NDArray
@@ -15,9 +15,8 @@ from vfu_client.driver_queue import (
     DriverQueue,
     QueueFullError,
     Segment,
-    Waitable,
 )
-from vfu_client.memory import GuestMemory
+from vfu_client.memory import Buffer, GuestMemory
 
 # ring.PACKED_DESC, and its words; numpy's own way to one element takes several times as long.
 _DESC = struct.Struct("<QIHH")
@@ -33,32 +32,11 @@ class PackedQueue(DriverQueue):
     wrap counter, flags), for tests that break the rules. `add` returns the buffer id.
     """
 
-    def __init__(
-        self,
-        memory: GuestMemory,
-        index: int,
-        size: int,
-        *,
-        notify: Callable[[int, int], None],
-        interrupt: Waitable | None = None,
-        event_idx: bool = False,
-        indirect: bool = False,
-        in_order: bool = False,
-    ) -> None:
-        super().__init__(
-            memory,
-            index,
-            size,
-            notify=notify,
-            interrupt=interrupt,
-            event_idx=event_idx,
-            indirect=indirect,
-            in_order=in_order,
-        )
+    def _make_rings(self, memory: GuestMemory, size: int) -> tuple[Buffer, Buffer, Buffer]:
+        """See `DriverQueue`."""
         self.desc_buffer = memory.allocate(size * _SIZE, ring.DESC_ALIGN)
         self.driver_buffer = memory.allocate(ring.EVENT_SUPPRESS.itemsize, ring.EVENT_ALIGN)
         self.device_buffer = memory.allocate(ring.EVENT_SUPPRESS.itemsize, ring.EVENT_ALIGN)
-        self.parts = (self.desc_buffer, self.driver_buffer, self.device_buffer)
         self.desc: NDArray[void] = self.desc_buffer.view.view(ring.PACKED_DESC)
         self.driver_event: NDArray[uint16] = self.driver_buffer.view.view("<u2")
         self.device_event: NDArray[uint16] = self.device_buffer.view.view("<u2")
@@ -71,6 +49,7 @@ class PackedQueue(DriverQueue):
         self._ids = list(range(size - 1, -1, -1))
         self._since_kick = 0
         self._collected = 0
+        return self.desc_buffer, self.driver_buffer, self.device_buffer
 
     def ahead(self, position: int, count: int) -> int:
         """The position `count` descriptors (at most a lap) behind `position`."""

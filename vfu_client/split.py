@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from numpy import uint16, void
 from numpy.typing import NDArray
@@ -15,9 +15,8 @@ from vfu_client.driver_queue import (
     DriverQueue,
     QueueFullError,
     Segment,
-    Waitable,
 )
-from vfu_client.memory import GuestMemory
+from vfu_client.memory import Buffer, GuestMemory
 
 # ring.DESC and ring.USED_ELEM.
 _DESC = struct.Struct("<QIHH")
@@ -30,33 +29,12 @@ class SplitQueue(DriverQueue):
     loads and stores.
     """
 
-    def __init__(
-        self,
-        memory: GuestMemory,
-        index: int,
-        size: int,
-        *,
-        notify: Callable[[int, int], None],
-        interrupt: Waitable | None = None,
-        event_idx: bool = False,
-        indirect: bool = False,
-        in_order: bool = False,
-    ) -> None:
-        super().__init__(
-            memory,
-            index,
-            size,
-            notify=notify,
-            interrupt=interrupt,
-            event_idx=event_idx,
-            indirect=indirect,
-            in_order=in_order,
-        )
+    def _make_rings(self, memory: GuestMemory, size: int) -> tuple[Buffer, Buffer, Buffer]:
+        """See `DriverQueue`."""
         self.desc_buffer = memory.allocate(size * ring.DESC.itemsize, ring.DESC_ALIGN)
         self.avail_buffer = memory.allocate(ring.RING_ENTRIES + 2 * size + 2, ring.AVAIL_ALIGN)
         used_size = ring.RING_ENTRIES + ring.USED_ELEM.itemsize * size + 2
         self.used_buffer = memory.allocate(used_size, ring.USED_ALIGN)
-        self.parts = (self.desc_buffer, self.avail_buffer, self.used_buffer)
         self.desc: NDArray[void] = self.desc_buffer.view.view(ring.DESC)
         self.avail: NDArray[uint16] = self.avail_buffer.view.view("<u2")
         self.used: NDArray[uint16] = self.used_buffer.view.view("<u2")
@@ -70,6 +48,7 @@ class SplitQueue(DriverQueue):
         self._avail_idx = 0
         self._kicked_idx = 0
         self._used_idx = 0
+        return self.desc_buffer, self.avail_buffer, self.used_buffer
 
     @property
     def device_used_idx(self) -> int:
