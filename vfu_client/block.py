@@ -6,13 +6,13 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 
 from pymodel.spec import block, virtio
 from vfu_client.connection import DEFAULT_TIMEOUT
+from vfu_client.driver import Driver
 from vfu_client.driver_queue import DriverQueue
 from vfu_client.memory import Buffer, Bytes, GuestMemory
 from vfu_client.pci import field_range
@@ -67,7 +67,7 @@ class BlockRequest:
             raise BlockError(NO_STATUS if self.status is None else self.status)
 
 
-class BlockDriver:
+class BlockDriver(Driver):
     """Drives a block function. Made ready to run by the constructor, on `queues` request queues."""
 
     def __init__(
@@ -80,8 +80,7 @@ class BlockDriver:
         features: frozenset[int] = KNOWN_FEATURES | FEATURES,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        self.device = device
-        self.timeout = timeout
+        super().__init__(device, timeout)
         device.initialize(wanted=features, required=(virtio.F_VERSION_1,), use_msix=use_msix, timeout=timeout)
         self.queues: list[DriverQueue] = [
             device.setup_queue(index, size=queue_size) for index in range(queues)
@@ -116,18 +115,6 @@ class BlockDriver:
         except BaseException:
             device.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Hang up."""
-        self.device.close()
 
     @property
     def capacity(self) -> int:

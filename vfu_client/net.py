@@ -10,13 +10,13 @@ import struct
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 import numpy as np
 
 from pymodel.spec import net, virtio
 from vfu_client.connection import DEFAULT_TIMEOUT
+from vfu_client.driver import Driver
 from vfu_client.driver_queue import Completion, DriverQueue
 from vfu_client.memory import Buffer, GuestMemory
 from vfu_client.pci import field_range
@@ -103,7 +103,7 @@ class Slots:
         return self.of_head.pop(head)
 
 
-class NetDriver:
+class NetDriver(Driver):
     """Drives a network function. Made ready to run by the constructor, on `pairs` queue pairs.
 
     `features` and `ring_features` are those that the driver takes where they are offered. Receive queues are
@@ -124,8 +124,7 @@ class NetDriver:
         fill: bool = True,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        self.device = device
-        self.timeout = timeout
+        super().__init__(device, timeout)
         self.pairs = pairs
         device.initialize(
             wanted=ring_features | frozenset(features),
@@ -192,18 +191,6 @@ class NetDriver:
         except BaseException:
             device.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Hang up."""
-        self.device.close()
 
     # Configuration.
 

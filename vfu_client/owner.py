@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from pymodel.spec import admin, context, virtio
 from vfu_client.admin import AdminError, AdminQueue, AdminReply, PendingCommand
 from vfu_client.connection import DEFAULT_TIMEOUT
+from vfu_client.driver import Driver
 from vfu_client.memory import PAGE, Buffer, Bytes, GuestMemory
 from vfu_client.sriov import SrIov
 from vfu_client.stream import BadContextError, ContextWalker, ReadBytes, as_view, is_whole
@@ -36,8 +36,10 @@ class DriverRuleError(Exception):
     """What was asked for would break a rule for drivers; nothing was sent."""
 
 
-class OwnerDriver:
-    """Drives a PF with its admin queue, until `close`.
+class OwnerDriver(Driver):
+    """Drives a PF with its admin queue.
+
+    `close` leaves modes, read positions and contexts of the VFs as they are (A-29).
 
     With `obey` (the default) it refuses what the draft forbids a driver to do (DRV-03, -04, -07 to -09).
     `commands` is what the device lists for its VFs and this driver has chosen; a device that goes by the
@@ -52,7 +54,7 @@ class OwnerDriver:
         obey: bool = True,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        self.device = device
+        super().__init__(device, timeout)
         self.base = context_opcodes
         self.obey = obey
         self.commands: frozenset[int] = frozenset()
@@ -86,18 +88,6 @@ class OwnerDriver:
         except BaseException:
             device.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Hang up. Modes, read positions and contexts of the VFs stay as they are (A-29)."""
-        self.device.close()
 
     # The group.
 
