@@ -14,7 +14,7 @@ import numpy as np
 
 from bench.measure import BenchError, Benchmark, Progress, Result, alternate
 from bench.mmio import read_us
-from bench.processes import make_disk, scratch, server
+from bench.processes import make_disk, on_processor, scratch, server
 from pymodel.spec import context
 from vfu_client.block import BlockDriver
 from vfu_client.connection import Connection
@@ -208,9 +208,12 @@ def _cycle(progress: Progress) -> Result:
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(scratch())
         disk = make_disk(folder / "disk", MIB)
+        with on_processor(1):
+            for name in ("a", "b"):
+                stack.enter_context(server(folder / name, "--vfs", "1", "--disk", f"vf{VF}={disk}"))
+        stack.enter_context(on_processor(0))
         owners = []
         for name in ("a", "b"):
-            stack.enter_context(server(folder / name, "--vfs", "1", "--disk", f"vf{VF}={disk}"))
             device = VirtioPci.open(folder / name / "pf.sock", memory=memory, posted_writes=True)
             owners.append(OwnerDriver(stack.enter_context(device), timeout=PATIENCE))
         source, destination = owners

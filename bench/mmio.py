@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.measure import Benchmark, Progress, Result, alternate
-from bench.processes import sample, scratch, server
+from bench.processes import on_processor, sample, scratch, server
 from vfu_client import protocol
 from vfu_client.connection import Connection
 
@@ -34,13 +35,14 @@ class Mmio:
 
     def run(self, names: Sequence[str], progress: Progress) -> Iterator[Result]:
         """Measure a server of one VF and the C sample through the same client code."""
-        with (
-            scratch() as folder,
-            server(folder / "ours", "--vfs", "1"),
-            sample(folder / "sample.sock"),
-            Connection(folder / "ours" / "vf1.sock") as ours,
-            Connection(folder / "sample.sock") as theirs,
-        ):
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(scratch())
+            with on_processor(1):
+                stack.enter_context(server(folder / "ours", "--vfs", "1"))
+                stack.enter_context(sample(folder / "sample.sock"))
+            stack.enter_context(on_processor(0))
+            ours = stack.enter_context(Connection(folder / "ours" / "vf1.sock"))
+            theirs = stack.enter_context(Connection(folder / "sample.sock"))
             for connection in (ours, theirs):
                 read_us(connection, WARM_UP)
             left, right = alternate(

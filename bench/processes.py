@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import select
 import shutil
 import signal
@@ -47,6 +48,20 @@ def make_disk(path: Path, size: int) -> Path:
         for _ in range(size // len(block)):
             image.write(block)
     return path
+
+
+@contextlib.contextmanager
+def on_processor(number: int) -> Iterator[None]:
+    """Keep this thread, and for their whole life the processes that it starts meanwhile, on one processor.
+
+    Counts those that this thread may use, and begins anew where there are fewer.
+    """
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(allowed)[number % len(allowed)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 @contextlib.contextmanager

@@ -408,6 +408,7 @@ class Function:
         self._set_gate()
         if not self.frozen:
             self.transport.thaw()
-        # Behind a closed gate there is nothing to do, and waking a thread for it costs its owner's time.
-        if self.may_access:
+        # Where nothing may be fetched there is nothing to do, and waking a thread costs its owner's time: what is
+        # outstanding comes to its end without.
+        if self.may_fetch:
             self.transport.rescan()
