@@ -30,10 +30,10 @@ demo: ext images
 	@echo "demo: running"
 	$(BIN)/python -m demo
 
-## All tests. PYTEST_ARGS="tests/model -k ring" narrows them.
+## All tests, one at a time on each processor. PYTEST_ARGS="tests/model -k ring" narrows them, "-n 0" is for a debugger.
 test: ext images
 	@echo "test: running"
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 	$(if $(PYTEST_ARGS),,$(BIN)/python -m tests.requirements --check --run)
 
 ## Measure every speed that the project claims. BENCH_ARGS="mmio-read move-downtime" takes only those.

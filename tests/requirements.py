@@ -28,6 +28,7 @@ TABLE: Final = ROOT / "docs" / "requirements.md"
 RESULTS: Final = ROOT / "build" / "requirements.json"
 ID: Final = re.compile(r"(DEV|DRV)-\d\d")
 RINGS: Final = ("wire", "model", "guest")
+PROPERTY: Final = "requirements"
 
 # ID: (level, what it asks for)
 REQUIREMENTS: Final[Mapping[str, tuple[str, str]]] = {
@@ -128,18 +129,23 @@ def marked(items: Iterable[pytest.Item]) -> list[Marked]:
 
 
 class Recorder:
-    """The pytest plugin: keeps the outcome of every marked test, and writes RESULTS at the end of a run."""
+    """The pytest plugin: keeps the outcome of every marked test, and writes RESULTS at the end of a run.
+
+    What a test is marked with travels in its reports, so that those of pytest-xdist's workers, which run the
+    tests, tell the process that writes.
+    """
 
     def __init__(self) -> None:
-        self._marked: list[Marked] = []
         self._outcomes: dict[str, str] = {}
 
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Note which of the tests that will run are marked."""
-        self._marked = marked(session.items)
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        """Note in the test's reports that it names requirements."""
+        item.user_properties += [(PROPERTY, test.ids) for test in marked([item])]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """The worst of setup, call and teardown is what counts."""
+        if all(name != PROPERTY for name, _ in report.user_properties):
+            return
         outcome = "xfailed" if hasattr(report, "wasxfail") else report.outcome
         if outcome != "passed" or report.when == "call":
             before = self._outcomes.get(report.nodeid, "passed")
@@ -148,12 +154,12 @@ class Recorder:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write what is known now."""
         config = session.config
-        if config.option.collectonly or not self._marked:
+        if hasattr(config, "workerinput") or not self._outcomes:
             return
         chosen = config.option.keyword or config.option.markexpr
         everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not chosen
         known = {} if everything else load()
-        known.update({test.nodeid: self._outcomes.get(test.nodeid, "not run") for test in self._marked})
+        known.update(self._outcomes)
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
 

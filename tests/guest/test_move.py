@@ -281,7 +281,10 @@ def test_several_vfs(
     first = server("--vfs", "2", "--disk", f"vf1={image}", "--disk", "vf2=ram:32M")
     second = server("--vfs", "2", "--disk", f"vf2={image}", "--disk", "vf1=ram:32M")
     guest = machine(devices=[first.qemu_device("vf1"), first.qemu_device("vf2")], cpus=2)
-    jobs = [start_io(guest, disk_of(guest, f"vf{vf}"), offset="16M") for vf in (1, 2)]
+    disks = [disk_of(guest, f"vf{vf}") for vf in (1, 2)]
+    guest.check(f"dd if=/dev/urandom of={disks[1]} bs=1M count=16 conv=fsync")
+    still = guest.check(f"dd if={disks[1]} bs=1M count=16 iflag=direct 2>/dev/null | md5sum")
+    jobs = [start_io(guest, disk, offset="16M", length="4M") for disk in disks]
     for job in jobs:
         wait_written(job, 4000)
     target = machine(
@@ -292,8 +295,11 @@ def test_several_vfs(
         traveller.move(target, vfs=[MovedVf(Vf(1), Vf(2))])
     report = traveller.move(target, vfs=[MovedVf(Vf(1), Vf(2)), MovedVf(Vf(2), Vf(1))])
     assert report.warnings == []
+    # While the guest stood, only what its job writes to: the other 16 MiB had gone before.
     assert 0 < report.context_bytes < 8 << 20
     guest.close()
+    there = disk_of(target, "vf1")
+    assert target.check(f"dd if={there} bs=1M count=16 iflag=direct 2>/dev/null | md5sum") == still
     for job in jobs:
         moved = job.moved(target.check)
         wait_written(moved, progress(moved)["sectors_written"] + 1000)
