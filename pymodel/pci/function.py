@@ -408,7 +408,7 @@ class Function:
         self._set_gate()
         if not self.frozen:
             self.transport.thaw()
-        # Where nothing may be fetched there is nothing to do, and waking a thread costs its owner's time: what is
-        # outstanding comes to its end without.
+        # Where nothing may be fetched there is nothing to do, as what is outstanding ends by itself; waking a
+        # thread for it would cost its owner's time.
         if self.may_fetch:
             self.transport.rescan()

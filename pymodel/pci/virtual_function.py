@@ -8,7 +8,7 @@ from typing import Any
 
 from pymodel.admin.rules import Rules
 from pymodel.devices.device import Device
-from pymodel.host import NOBODY, Observer
+from pymodel.host import FUNCTION_DETACHED, NOBODY, Observer
 from pymodel.migration.member import Member
 from pymodel.pci.function import Delays, Function
 
@@ -32,6 +32,7 @@ class VirtualFunction(Function):
         rules: Rules | None = None,
     ) -> None:
         self._vf_memory = vf_memory
+        self._removed = False
         super().__init__(
             f"vf{number}", device, lock, delays=delays, without=without, observer=observer, rules=rules
         )
@@ -43,9 +44,36 @@ class VirtualFunction(Function):
         """Whether the BARs answer: not while the PF's VF MSE is clear."""
         return self._vf_memory() and super().memory_space
 
+    def detach(self) -> None:
+        """The client left. Of a VF that was removed nothing is left to reset."""
+        if self._removed:
+            self.event(FUNCTION_DETACHED, {})
+        else:
+            super().detach()
+
+    def config_write(self, offset: int, data: bytes) -> None:
+        """See `Function`; ignored by a VF that was removed."""
+        if not self._removed:
+            super().config_write(offset, data)
+
+    def bar_write(self, bar: int, offset: int, data: bytes) -> None:
+        """See `Function`; ignored by a VF that was removed."""
+        if not self._removed:
+            super().bar_write(bar, offset, data)
+
+    def device_reset(self) -> None:
+        """See `Function`; ignored by a VF that was removed."""
+        if not self._removed:
+            super().device_reset()
+
     def remove(self) -> None:
-        """VF Enable was cleared: forget everything, and let commands that wait for this VF end."""
+        """VF Enable was cleared: forget everything, and let commands that wait for this VF end.
+
+        Its client may be there for a while; the disk or port may be another VF's by then, so this one does
+        nothing to it any more.
+        """
         with self.lock:
             self._memory = None
             self._finish_flr()
             self.as_member.settled()
+            self._removed = True
