@@ -37,6 +37,13 @@ COMMAND_NAMES = {
     context.WRITE_RECORD_READ: "WRITE_RECORD_READ",
     context.WRITE_RECORD_STOP: "WRITE_RECORD_STOP",
 }
+STANDARD_NAMES = {
+    admin.LIST_QUERY: "LIST_QUERY",
+    admin.LIST_USE: "LIST_USE",
+    admin.CAP_ID_LIST_QUERY: "CAP_ID_LIST_QUERY",
+    admin.DEVICE_CAP_GET: "DEVICE_CAP_GET",
+    admin.DRIVER_CAP_SET: "DRIVER_CAP_SET",
+}
 ADVICE = {
     admin.Q_INVALID_OPCODE: "the device does not have this command there: `vfu-owner ... commands` lists what"
     " it has; the server's --context-opcodes must equal the one given here",
@@ -276,8 +283,7 @@ def _commands(options: argparse.Namespace) -> Any:
         listed, vfs = sorted(owner.listed), owner.sriov.enabled
     rows = []
     for opcode in listed:
-        name = {admin.LIST_QUERY: "LIST_QUERY", admin.LIST_USE: "LIST_USE"}.get(opcode)
-        name = name or COMMAND_NAMES.get(opcode - options.context_opcodes)
+        name = STANDARD_NAMES.get(opcode) or COMMAND_NAMES.get(opcode - options.context_opcodes)
         rows.append({"opcode": opcode, "name": name})
         _say(options, f"{opcode:#06x}  {name or '?'}")
     if not vfs:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.server_process import ServerProcess
 from vfu_client import owner_cli
 from vfu_client.admin import AdminError
 from vfu_client.context import compare, decode
@@ -164,3 +165,22 @@ def test_refusals_say_what_to_do() -> None:
     assert "freeze first" in owner_cli.explain(AdminError(0x44, 22, 1), 0x40)
     assert "discard it" in owner_cli.explain(AdminError(0x41, 22, 1), 0x40)
     assert "--context-opcodes" in owner_cli.explain(AdminError(0x41, 22, 2), 0x40)
+
+
+def test_commands_have_names(shared: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    """`vfu-owner commands` names all that the device lists, for people and for programs."""
+    options = ["--pf", str(shared.socket("pf"))]
+    assert owner_cli.main([*options, "commands"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:6] == [
+        "0x0000  LIST_QUERY",
+        "0x0001  LIST_USE",
+        "0x0007  CAP_ID_LIST_QUERY",
+        "0x0008  DEVICE_CAP_GET",
+        "0x0009  DRIVER_CAP_SET",
+        "0x0040  DEV_MODE_GET",
+    ]
+    assert owner_cli.main([*options, "--json", "commands"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [f"{row['opcode']:#06x}  {row['name']}" for row in said["commands"]] == lines
+    assert said["vfs"] == 3
