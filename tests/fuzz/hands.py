@@ -77,7 +77,6 @@ class Hands:
         Packed queues have the driver's event structure at AVAIL, the device's at USED.
         """
         self.map_loose(True)
-        self.poke(DESC, bytes(DATA - DESC))
         wanted = {virtio.F_VERSION_1, virtio.F_RING_RESET, virtio.F_ADMIN_VQ, virtio.F_SR_IOV}
         if self.device.device_type == virtio.ID_BLOCK:
             wanted |= {block.F_CONFIG_WCE, block.F_DISCARD, block.F_WRITE_ZEROES}
@@ -87,6 +86,8 @@ class Hands:
         wanted |= {virtio.F_IN_ORDER} if in_order else set()
         required = {virtio.F_VERSION_1} | ({virtio.F_ADMIN_VQ} if self._wanted_index < 0 else set())
         self.device.initialize(wanted=wanted, required=required)
+        # Not before: until its reset the device may be at work on the rings of the case before.
+        self.poke(DESC, bytes(DATA - DESC))
         common = self.device.common
         self.index = common.read("admin_queue_index") if self._wanted_index < 0 else self._wanted_index
         common.write("queue_select", self.index)
