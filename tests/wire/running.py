@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 from tests.server_process import ServerProcess
 
-STOP_SECONDS = 5.0
 # Generous: machines that run tests do other things too.
+STOP_SECONDS = 20.0
 WAIT_SECONDS = 10.0
 
 
@@ -21,7 +21,7 @@ def sockets(server: ServerProcess) -> list[str]:
 
 
 def stop(server: ServerProcess, seconds: float = STOP_SECONDS) -> None:
-    """SIGTERM; asserts the end within `seconds`, with status 0, no sockets left and no bug of ours logged."""
+    """SIGTERM; asserts the end within `seconds`: status 0, all threads ended, no sockets, no bug logged."""
     if server.alive:
         try:
             server.stop(timeout=seconds)
@@ -29,7 +29,7 @@ def stop(server: ServerProcess, seconds: float = STOP_SECONDS) -> None:
             raise AssertionError(f"no end within {seconds} s of SIGTERM; log:\n{server.log}") from None
     assert server.process.returncode == 0, server.log
     assert list(server.folder.glob("*.sock")) == []
-    for bug in ("Traceback", "internal error"):
+    for bug in ("Traceback", "internal error", "did not stop"):
         assert bug not in server.log, server.log
 
 
