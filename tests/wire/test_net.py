@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.server_process import ServerProcess
-from tests.wire.draft_rig import monitor
+from tests.wire.draft_rig import monitor, outstanding
 from tests.wire.frames import BROADCAST, ethernet, mac
 from tests.wire.running import running, until
 from vfu_client.connection import Connection
@@ -319,12 +319,13 @@ def test_announce_self(server: ServerProcess) -> None:
 def test_stop_waits_for_what_is_being_sent() -> None:
     """A frame held by --io-delay-ms: Stop is answered when it is used. Receive buffers hold nothing up."""
     with running() as start:
-        server = start(*SERVER, "--io-delay-ms", "300")
+        server = start(*SERVER, "--io-delay-ms", "1000")
         with (
             OwnerDriver.open(server.socket("pf"), timeout=TIMEOUT) as owner,
             drivers(server, {}, {}) as (one, two),
         ):
             one.send(ethernet(TWO, ONE))
+            until(lambda: outstanding(server, "vf1") == 1, "fetched")
             assert one.transmitters[0].device_used_idx == 0
             owner.mode_set(1, STOP)
             assert one.transmitters[0].device_used_idx == 1
