@@ -6,7 +6,7 @@
 # commands as wrappers that run the package in this folder: an edit of a .py file counts at once, but for the few that
 # have a .pxd beside them. Those are compiled (COMPILED=no leaves them as they are). It is not an editable install, because that
 # of meson-python runs a build whenever the package is imported, and server processes that start together would race.
-# `pip install .` works too, for use rather than development.
+# `pip install .` works too, for use rather than development, once `python3 -m images libvfio-user` has brought the library.
 
 PYTHON ?= python3
 CC ?= cc
