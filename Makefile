@@ -52,7 +52,7 @@ check: ext
 	@echo "check: layers"
 	$(BIN)/lint-imports
 	@echo "check: stub of the extension"
-	$(BIN)/stubtest vfu_server._vfu --ignore-missing-stub
+	$(BIN)/stubtest vfu_server.vfio._vfu --ignore-missing-stub
 	@echo "check: requirement table"
 	$(BIN)/python -m tests.requirements --check
 
@@ -75,7 +75,7 @@ $(VENV)/.stamp: pyproject.toml
 	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	  print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
-	@for command in server:vfu_server.__main__ owner:vfu_client.owner_cli migrate:vfu_client.migrate_cli; do \
+	@for command in server:vfu_server.__main__ owner:vfu_client.owner.cli migrate:vfu_client.move.cli; do \
 	  script="$(BIN)/vfu-$${command%%:*}"; \
 	  printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s/python" -m %s "$$@"\n' \
 	    "$(CURDIR)" "$(CURDIR)/$(BIN)" "$${command#*:}" > "$$script" && chmod +x "$$script" || exit 1; \

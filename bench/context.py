@@ -16,11 +16,11 @@ from bench.measure import BenchError, Benchmark, Progress, Result, alternate
 from bench.mmio import read_us
 from bench.processes import make_disk, on_processor, scratch, server
 from pymodel.spec import context
-from vfu_client.block import BlockDriver
-from vfu_client.connection import Connection
-from vfu_client.memory import Buffer, Bytes, GuestMemory
-from vfu_client.owner import OwnerDriver
-from vfu_client.virtio import MEMORY_SIZE, VirtioPci
+from vfu_client.drivers.block import BlockDriver
+from vfu_client.owner.owner import OwnerDriver
+from vfu_client.vfio.connection import Connection
+from vfu_client.vfio.memory import Buffer, Bytes, GuestMemory
+from vfu_client.virtio.function import MEMORY_SIZE, VirtioPci
 
 VF = 1
 MIB = 1 << 20

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from bench.measure import Benchmark, Progress, Result, alternate
 from bench.processes import on_processor, sample, scratch, server
-from vfu_client import protocol
-from vfu_client.connection import Connection
+from vfu_client.vfio import protocol
+from vfu_client.vfio.connection import Connection
 
 PAIRS = 41
 READS = 400

@@ -10,9 +10,9 @@ from bench.measure import BenchError, Benchmark, Progress, Result, alternate
 from bench.mmio import read_us
 from bench.processes import scratch, server
 from pymodel.spec import block
-from vfu_client.block import NO_STATUS, BlockDriver
-from vfu_client.driver_queue import Segment
-from vfu_client.memory import Buffer
+from vfu_client.drivers.block import NO_STATUS, BlockDriver
+from vfu_client.vfio.memory import Buffer
+from vfu_client.virtio.driver_queue import Segment
 
 VF = 1
 PAIRS = 15

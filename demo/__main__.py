@@ -24,10 +24,10 @@ from demo.stage import Host, Server, Stage, StageError
 from demo.traffic import LostError, Traffic
 from images.machine import Machine, MachineError
 from images.workspace import SetupError
-from vfu_client import timeline
-from vfu_client.migrate import Move
-from vfu_client.move_report import MoveError, Report
-from vfu_client.moved_vf import MovedVf, Vf
+from vfu_client.move import timeline
+from vfu_client.move.move import Move
+from vfu_client.move.moved_vf import MovedVf, Vf
+from vfu_client.move.report import MoveError, Report
 
 BUILD = Path(__file__).resolve().parent.parent / "build"
 ADMIN_VQ = 41

@@ -14,8 +14,8 @@ from typing import Any, Self
 
 from demo.network import open_network
 from images.machine import DIE_WITH_PARENT, Machine
-from vfu_client.qemu import Qemu
-from vfu_client.side import Side
+from vfu_client.move.qemu import Qemu
+from vfu_client.move.side import Side
 
 DISK_SIZE = 64 << 20
 STOP_SECONDS = 10.0

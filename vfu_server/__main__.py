@@ -14,13 +14,20 @@ from pymodel import build
 from pymodel.admin.rules import Rules
 from pymodel.pci.function import Delays
 from pymodel.transport.features import OPTIONAL
-from vfu_server._vfu import keep_freed_memory
-from vfu_server.disks import RAM_DISK, disk_option, open_disks
+from vfu_server.disks.options import RAM_DISK, disk_option, open_disks
 from vfu_server.function_thread import TRACE
-from vfu_server.monitor import SOCKET_NAME, Monitor
-from vfu_server.networks import NetOptions, Networks, mac_option, mtu_option, net_option, uplink_option
+from vfu_server.monitor.monitor import SOCKET_NAME, Monitor
+from vfu_server.networks.options import (
+    NetOptions,
+    Networks,
+    mac_option,
+    mtu_option,
+    net_option,
+    uplink_option,
+)
 from vfu_server.server import Folder, FolderTakenError, Server
 from vfu_server.turn_lock import TurnLock
+from vfu_server.vfio._vfu import keep_freed_memory
 
 KEPT_MEMORY: Final = 256 << 20
 """Bytes of freed memory that the process keeps for itself."""

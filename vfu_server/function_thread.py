@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 from pymodel.host import Host
-from vfu_server._vfu import CONFIG_REGION, Context, GuestMemory
+from vfu_server.vfio._vfu import CONFIG_REGION, Context, GuestMemory
 
 LIBRARY_MESSAGES: Final = 50
 """What the library may log for one connection. A hostile client could fill a disk with its complaints."""
@@ -271,7 +271,7 @@ class FunctionThread:
 
 
 class _Accesses:
-    """A client's accesses, on their way from the library into the model (`vfu_server._vfu.Handler`)."""
+    """A client's accesses, on their way from the library into the model (`vfu_server.vfio._vfu.Handler`)."""
 
     def __init__(self, function: Served, log: logging.Logger) -> None:
         self._function = function

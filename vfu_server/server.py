@@ -14,12 +14,10 @@ from types import FrameType, TracebackType
 from typing import Final, Protocol, Self
 
 from vfu_server.function_thread import FunctionThread, Served
+from vfu_server.socket_path import SOCKET_PATH_MAX
 
 STOP_SECONDS: Final = 5.0
 """How long all functions together may take to stop."""
-
-SOCKET_PATH_MAX: Final = 107
-"""Bytes in the name of a Unix socket (unix(7)), less the NUL."""
 
 log: Final = logging.getLogger("virtio.server")
 

@@ -6,8 +6,10 @@ import os
 import socket
 import stat
 from pathlib import Path
+from typing import Final
 
-from vfu_server.server import SOCKET_PATH_MAX
+SOCKET_PATH_MAX: Final = 107
+"""Bytes in the name of a Unix socket (unix(7)), less the NUL."""
 
 
 def bound(kind: socket.SocketKind, path: Path) -> socket.socket:

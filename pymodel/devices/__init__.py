@@ -1,1 +1,1 @@
-"""Device types, one file each."""
+"""Device types: what one is, a folder for each, and the table of them."""

@@ -11,8 +11,8 @@ import numpy as np
 from pymodel.spec import block, virtio, virtio_pci
 from tests.fuzz.packed import BarePacked
 from tests.fuzz.world import Finding, World
-from vfu_client.memory import GuestMemory
-from vfu_client.virtio import VirtioPci
+from vfu_client.vfio.memory import GuestMemory
+from vfu_client.virtio.function import VirtioPci
 
 # Guest memory: where rings and buffers are, a region that comes and goes, one that is read-only, and two that
 # touch, so that a buffer may cross them.

@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 
 from pymodel.build import Options, build
-from pymodel.devices.port import NetBackend
-from pymodel.devices.ram_disk import RamDisk
+from pymodel.devices.block.ram_disk import RamDisk
+from pymodel.devices.net.port import NetBackend
 from pymodel.errors import MemoryFault
 from pymodel.memory import Bytes, GuestMemory
 from pymodel.pci.function import Function
 from tests.fuzz.world import DISKS, PATIENCE, STALL, Finding
-from vfu_client import protocol
-from vfu_client.connection import Connection
-from vfu_server.switch import Switch, SwitchPort
+from vfu_client.vfio import protocol
+from vfu_client.vfio.connection import Connection
+from vfu_server.networks.switch import Switch, SwitchPort
 
 # Turns of all functions after one access. A guest may keep its own function busy for ever.
 TURNS = 64
 
 
 class LocalMemory(GuestMemory):
-    """The memory that a client mapped, with the faults of the real one (`vfu_server._vfu.GuestMemory`)."""
+    """The memory that a client mapped, with the faults of the real one (`vfu_server.vfio`)."""
 
     def __init__(self) -> None:
         self._regions: list[tuple[int, Bytes, bool]] = []

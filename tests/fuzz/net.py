@@ -17,10 +17,10 @@ from tests.fuzz.campaign import Step
 from tests.fuzz.context import decode, encode, part
 from tests.fuzz.owner import ACTIVE, FREEZE, Owner
 from tests.fuzz.world import Finding, World
-from vfu_client.driver_queue import DriverQueue, QueueFullError
-from vfu_client.memory import GuestMemory
-from vfu_client.net import FEATURES, Header, NetDriver
-from vfu_client.virtio import VirtioPci
+from vfu_client.drivers.net import FEATURES, Header, NetDriver
+from vfu_client.vfio.memory import GuestMemory
+from vfu_client.virtio.driver_queue import DriverQueue, QueueFullError
+from vfu_client.virtio.function import VirtioPci
 
 MEMORY = 8 << 20
 # Above what the driver itself allocates: it takes from the bottom.

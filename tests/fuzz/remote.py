@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tests.fuzz.world import DISKS, PATIENCE, STALL, Finding, memory_bound
 from tests.server_process import ServerProcess
-from vfu_client.block import BlockDriver
-from vfu_client.connection import Connection
-from vfu_client.net import NetDriver
+from vfu_client.drivers.block import BlockDriver
+from vfu_client.drivers.net import NetDriver
+from vfu_client.vfio.connection import Connection
 
 # Between two looks of the neighbour; a machine that lets a sleeper oversleep by more than the second says
 # nothing about the server.

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from pymodel.migration.member import STAGING_SLACK
 from pymodel.spec.context import MAX_FIELD_LENGTH
-from vfu_client.connection import Connection
+from vfu_client.vfio.connection import Connection
 
 MIB: Final = 1 << 20
 DISKS: Final = {"pf": MIB, "vf1": MIB, "vf2": MIB // 2, "vf3": MIB}

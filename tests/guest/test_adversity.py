@@ -12,7 +12,7 @@ import pytest
 from images.machine import Machine
 from tests.guest.guest_disk import disk_of, progress, start_io, verify
 from tests.server_process import ServerProcess
-from vfu_client.block import BlockDriver
+from vfu_client.drivers.block import BlockDriver
 
 SHARED = "memory-backend=mem"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from images.machine import Machine
 from tests.guest.guest_disk import disk_of, finish, progress, start_io, wait_written
 from tests.server_process import ServerProcess
-from vfu_client.owner import OwnerDriver
+from vfu_client.owner.owner import OwnerDriver
 
 ACTIVE, STOP, FREEZE = 0, 1, 2
 

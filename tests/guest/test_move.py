@@ -22,13 +22,13 @@ from pymodel.spec import context
 from tests.guest.conftest import DISK_SIZE
 from tests.guest.guest_disk import disk_of, finish, progress, start_io, wait_written
 from tests.server_process import ServerProcess
-from vfu_client.admin import AdminError
-from vfu_client.migrate import Move
-from vfu_client.move_report import STEPS, MoveError, Report
-from vfu_client.moved_vf import MovedVf, Vf
-from vfu_client.owner import OwnerDriver
-from vfu_client.qemu import Qemu
-from vfu_client.side import Side
+from vfu_client.move.move import Move
+from vfu_client.move.moved_vf import MovedVf, Vf
+from vfu_client.move.qemu import Qemu
+from vfu_client.move.report import STEPS, MoveError, Report
+from vfu_client.move.side import Side
+from vfu_client.owner.admin import AdminError
+from vfu_client.owner.owner import OwnerDriver
 
 OPTIONS = ["--vfs", "4", "--disk", "pf=ram:1M"]
 
@@ -313,7 +313,7 @@ def test_several_vfs(
 def command(traveller: Traveller, target: Machine, *options: str) -> list[str]:
     """The command line of `vfu-migrate` for a move to the other server."""
     ends = (("from", traveller.guest, traveller.here), ("to", target, traveller.there))
-    words = [sys.executable, "-m", "vfu_client.migrate_cli", "--vf", "vf1", *options]
+    words = [sys.executable, "-m", "vfu_client.move.cli", "--vf", "vf1", *options]
     for end, machine, server in ends:
         words += [f"--{end}-qmp", str(machine.qmp_path), f"--{end}-qtest", str(machine.qtest_path)]
         words += [f"--{end}-server", str(server.folder)]

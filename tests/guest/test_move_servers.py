@@ -21,14 +21,14 @@ from tests.guest.guest_disk import finish as finish_disk
 from tests.guest.guest_net import finish as finish_tcp
 from tests.guest.guest_net import set_up, start_receiver, start_sender, wait_records
 from tests.server_process import ServerProcess
-from vfu_client.admin import AdminError
-from vfu_client.migrate import Move
-from vfu_client.move_report import STEPS, MoveError, Report
-from vfu_client.moved_vf import MovedVf, Vf
-from vfu_client.owner import OwnerDriver
-from vfu_client.pf import Pf
-from vfu_client.qemu import Qemu
-from vfu_client.side import Side
+from vfu_client.move.move import Move
+from vfu_client.move.moved_vf import MovedVf, Vf
+from vfu_client.move.pf import Pf
+from vfu_client.move.qemu import Qemu
+from vfu_client.move.report import STEPS, MoveError, Report
+from vfu_client.move.side import Side
+from vfu_client.owner.admin import AdminError
+from vfu_client.owner.owner import OwnerDriver
 
 KINDS = ("disk", "net")
 
@@ -203,7 +203,7 @@ def test_there_and_back(traveller: Traveller) -> None:
 
 def command(traveller: Traveller, target: Machine, *options: str) -> subprocess.CompletedProcess[str]:
     """Run `vfu-migrate` to the other host."""
-    words = [sys.executable, "-m", "vfu_client.migrate_cli", *options]
+    words = [sys.executable, "-m", "vfu_client.move.cli", *options]
     ends = (("from", traveller.guest, traveller.here), ("to", target, traveller.there))
     for end, machine, host in ends:
         words += [f"--{end}-qmp", str(machine.qmp_path), f"--{end}-qtest", str(machine.qtest_path)]

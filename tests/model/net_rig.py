@@ -10,14 +10,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from pymodel.devices.net import NetDevice
-from pymodel.devices.port import Filter, NetBackend
+from pymodel.devices.net.device import NetDevice
+from pymodel.devices.net.port import Filter, NetBackend
 from pymodel.memory import Bytes
 from pymodel.pci.function import Function
 from tests.fuzz.local import LocalWorld
-from vfu_client.memory import GuestMemory
-from vfu_client.net import NetDriver
-from vfu_client.virtio import VirtioPci
+from vfu_client.drivers.net import NetDriver
+from vfu_client.vfio.memory import GuestMemory
+from vfu_client.virtio.function import VirtioPci
 
 MAC = b"\x02\x00\x00\x00\x00\x01"
 PEER = b"\x02\x00\x00\x00\x00\x99"

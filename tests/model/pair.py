@@ -9,10 +9,10 @@ from typing import Self
 from pymodel.memory import Buffer
 from pymodel.queue.virtqueue import Virtqueue
 from tests.fuzz.local import LocalMemory
-from vfu_client.driver_queue import Completion, DriverQueue
-from vfu_client.memory import GuestMemory
-from vfu_client.packed import PackedQueue
-from vfu_client.split import SplitQueue
+from vfu_client.vfio.memory import GuestMemory
+from vfu_client.virtio.driver_queue import Completion, DriverQueue
+from vfu_client.virtio.packed import PackedQueue
+from vfu_client.virtio.split import SplitQueue
 
 INDIRECT, EVENT_IDX, VERSION_1, RING_PACKED, IN_ORDER = 28, 29, 32, 34, 35
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from pymodel.devices.block import BlockDevice
-from pymodel.devices.disk import Job, Kind, Shape
-from pymodel.devices.ram_disk import RamDisk
+from pymodel.devices.block.device import BlockDevice
+from pymodel.devices.block.disk import Job, Kind, Shape
+from pymodel.devices.block.ram_disk import RamDisk
 from pymodel.errors import BrokenQueue, InvalidCommand, InvalidField, MemoryFault
 from pymodel.memory import Buffer, Bytes, Segments
 from tests.model.fakes import FakeMemory

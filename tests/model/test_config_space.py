@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from pymodel.build import Options, build
-from pymodel.devices.ram_disk import RamDisk
+from pymodel.devices.block.ram_disk import RamDisk
 from pymodel.pci.config_space import bar_masks
 from pymodel.pci.function import Delays, Function
 from pymodel.pci.physical_function import PhysicalFunction

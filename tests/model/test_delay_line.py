@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pymodel.build import Options, build
-from pymodel.devices.ram_disk import RamDisk
+from pymodel.devices.block.ram_disk import RamDisk
 from pymodel.pci.function import Delays
 from tests.fuzz.local import LocalHost, LocalWorld
-from vfu_client.block import BlockDriver, BlockRequest
-from vfu_client.memory import GuestMemory
-from vfu_client.virtio import VirtioPci
+from vfu_client.drivers.block import BlockDriver, BlockRequest
+from vfu_client.vfio.memory import GuestMemory
+from vfu_client.virtio.function import VirtioPci
 
 VERSION_1, RING_RESET, RING_PACKED, IN_ORDER = 32, 40, 34, 35
 ACTIVE, STOP, FREEZE = 0, 1, 2

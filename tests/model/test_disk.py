@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pymodel.devices.block_content import capture
-from pymodel.devices.ram_disk import RamDisk
+from pymodel.devices.block.content import capture
+from pymodel.devices.block.ram_disk import RamDisk
 from pymodel.errors import InvalidField
 from pymodel.memory import Bytes
 

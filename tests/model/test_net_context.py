@@ -13,7 +13,7 @@ from pymodel.errors import InvalidField
 from pymodel.memory import Segments
 from tests.model.fakes import FakeMemory, context, part, segments, split
 from tests.model.net_rig import MAC, PEER, NetRig, ethernet, udp
-from vfu_client.net import FEATURES
+from vfu_client.drivers.net import FEATURES
 
 RX_MODE, MAC_TABLE, VLANS, PAIRS, HASH, RSS, OFFLOADS = range(0x100, 0x107)
 DRIVER_FEATURES, COMMON, CONFIG = 0x11, 0x12, 0x13

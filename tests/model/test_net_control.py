@@ -7,9 +7,9 @@ import struct
 import numpy as np
 import pytest
 
-from pymodel.devices.net_control import Command, Refused, carry_out
-from pymodel.devices.net_filter import ReceiveFilter
-from pymodel.devices.net_settings import MacTable, Rss, Settings
+from pymodel.devices.net.control import Command, Refused, carry_out
+from pymodel.devices.net.filter import ReceiveFilter
+from pymodel.devices.net.settings import MacTable, Rss, Settings
 from tests.model.net_rig import BROADCAST, MAC, PEER, NetRig, ethernet
 
 ALL = (1 << 64) - 1

@@ -6,11 +6,11 @@ import struct
 
 import pytest
 
-from pymodel.devices.net import NetDevice
-from pymodel.devices.port import NetBackend
+from pymodel.devices.net.device import NetDevice
+from pymodel.devices.net.port import NetBackend
 from tests.model.net_rig import BROADCAST, MAC, PEER, FakePort, NetRig, ethernet, udp
-from vfu_client.net import FEATURES, Header
-from vfu_client.virtio import KNOWN_FEATURES, NegotiationError
+from vfu_client.drivers.net import FEATURES, Header
+from vfu_client.virtio.function import KNOWN_FEATURES, NegotiationError
 
 CSUM, GUEST_CSUM, GUEST_TSO4, HOST_TSO4, GUEST_ECN, MRG_RXBUF = 0, 1, 7, 11, 9, 15
 CTRL_VQ, CTRL_RX, GUEST_ANNOUNCE, MQ, HASH_REPORT, RSS = 17, 18, 21, 22, 57, 60

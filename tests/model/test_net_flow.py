@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from pymodel.devices.net_flow import Flow, Toeplitz, flow_of
+from pymodel.devices.net.flow import Flow, Toeplitz, flow_of
 
 KEY = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa")
 IPV4, TCPV4, UDPV4, IPV6, TCPV6, UDPV6 = 1, 2, 4, 8, 16, 32

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from pymodel.devices.net_header import RECEIVE, TRANSMIT, checked, received
+from pymodel.devices.net.header import RECEIVE, TRANSMIT, checked, received
 
 NEEDS_CSUM, DATA_VALID = 1, 2
 TCPV4, UDP, TCPV6, UDP_L4, ECN = 1, 3, 4, 5, 0x80

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pymodel.memory import Buffer
 from tests.model.pair import EVENT_IDX, IN_ORDER, INDIRECT, RING_PACKED, Holder, Pair
-from vfu_client.driver_queue import QueueFullError
+from vfu_client.virtio.driver_queue import QueueFullError
 
 FORMATS = pytest.mark.parametrize("packed", [(), (RING_PACKED,)], ids=["split", "packed"])
 EVENTS = pytest.mark.parametrize("events", [(), (EVENT_IDX,)], ids=["flags", "event-idx"])

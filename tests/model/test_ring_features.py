@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from pymodel.build import Options, build
-from pymodel.devices.ram_disk import RamDisk
+from pymodel.devices.block.ram_disk import RamDisk
 
 RINGS = {
     "indirect": 28,

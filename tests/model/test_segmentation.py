@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pymodel.devices import segmentation
+from pymodel.devices.net import segmentation
 from pymodel.memory import Bytes
 
 NEEDS_CSUM = 1

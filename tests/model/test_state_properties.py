@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pymodel.build import Options, build
-from pymodel.devices.ram_disk import RamDisk
+from pymodel.devices.block.ram_disk import RamDisk
 from pymodel.errors import InvalidField
 from pymodel.memory import Segments
 from pymodel.migration.member import Member

@@ -6,8 +6,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from vfu_client import timeline
-from vfu_client.move_report import Report, Step
+from vfu_client.move import timeline
+from vfu_client.move.report import Report, Step
 
 REPORT = Report(
     steps=[

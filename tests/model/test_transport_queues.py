@@ -7,12 +7,12 @@ import threading
 import pytest
 
 from pymodel.build import Options, build
-from pymodel.devices.ram_disk import RamDisk
+from pymodel.devices.block.ram_disk import RamDisk
 from pymodel.memory import Buffer
 from tests.fuzz.local import LocalHost, LocalWorld
-from vfu_client.driver_queue import DriverQueue
-from vfu_client.memory import GuestMemory
-from vfu_client.virtio import VirtioPci
+from vfu_client.vfio.memory import GuestMemory
+from vfu_client.virtio.driver_queue import DriverQueue
+from vfu_client.virtio.function import VirtioPci
 
 VERSION_1, RING_PACKED, IN_ORDER = 32, 34, 35
 

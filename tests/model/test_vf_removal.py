@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from pymodel.devices.ram_disk import RamDisk
+from pymodel.devices.block.ram_disk import RamDisk
 from pymodel.pci.function import Function
 from tests.fuzz.local import LocalWorld
 from tests.fuzz.world import DISKS
-from vfu_client.memory import GuestMemory
-from vfu_client.owner import OwnerDriver
-from vfu_client.virtio import VirtioPci
+from vfu_client.owner.owner import OwnerDriver
+from vfu_client.vfio.memory import GuestMemory
+from vfu_client.virtio.function import VirtioPci
 
 DEVICE_STATUS = 20
 COMMAND, BUS_MASTER = 4, 4

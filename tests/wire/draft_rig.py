@@ -19,12 +19,12 @@ from typing import Any, Self
 
 from tests.server_process import ServerProcess
 from tests.wire.running import running
-from vfu_client.admin import PendingCommand
-from vfu_client.block import FEATURES, BlockDriver, BlockRequest
-from vfu_client.driver_queue import DriverQueue
-from vfu_client.memory import Buffer, Bytes, GuestMemory
-from vfu_client.owner import OwnerDriver
-from vfu_client.virtio import KNOWN_FEATURES, VirtioPci
+from vfu_client.drivers.block import FEATURES, BlockDriver, BlockRequest
+from vfu_client.owner.admin import PendingCommand
+from vfu_client.owner.owner import OwnerDriver
+from vfu_client.vfio.memory import Buffer, Bytes, GuestMemory
+from vfu_client.virtio.driver_queue import DriverQueue
+from vfu_client.virtio.function import KNOWN_FEATURES, VirtioPci
 
 MODE_GET, MODE_SET, SIZE_GET, CTX_READ, CTX_WRITE, FIELDS_QUERY, CTX_DISCARD = range(0x40, 0x47)
 ACTIVE, STOP, FREEZE = 0, 1, 2

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.wire.running import until
-from vfu_client.block import BlockDriver
-from vfu_client.connection import Connection, VfioUserError
-from vfu_client.memory import Buffer
-from vfu_client.split import SplitQueue
-from vfu_client.virtio import VirtioPci
+from vfu_client.drivers.block import BlockDriver
+from vfu_client.vfio.connection import Connection, VfioUserError
+from vfu_client.vfio.memory import Buffer
+from vfu_client.virtio.function import VirtioPci
+from vfu_client.virtio.split import SplitQueue
 
 VERSION_1 = 32
 INDIRECT_DESC = 28

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pymodel.devices.port import Port
+from pymodel.devices.net.port import Port
 from pymodel.memory import Bytes
 
 DEADLINE = 10.0

@@ -11,11 +11,11 @@ import pytest
 
 from tests.server_process import ServerProcess
 from tests.wire.driving import INDIRECT_DESC, NEXT, VERSION_1, WRITE
-from vfu_client.admin import AdminQueue
-from vfu_client.packed import PackedQueue
-from vfu_client.split import SplitQueue
-from vfu_client.sriov import SrIov
-from vfu_client.virtio import VirtioPci
+from vfu_client.owner.admin import AdminQueue
+from vfu_client.vfio.sriov import SrIov
+from vfu_client.virtio.function import VirtioPci
+from vfu_client.virtio.packed import PackedQueue
+from vfu_client.virtio.split import SplitQueue
 
 ADMIN_VQ, SR_IOV = 41, 37
 RING_PACKED, IN_ORDER = 34, 35

@@ -14,9 +14,9 @@ import pytest
 from tests.server_process import ServerProcess
 from tests.wire.driving import driven
 from tests.wire.running import stop
-from vfu_client.block import BlockDriver, BlockError
-from vfu_client.owner import OwnerDriver
-from vfu_server.disks import disk_option
+from vfu_client.drivers.block import BlockDriver, BlockError
+from vfu_client.owner.owner import OwnerDriver
+from vfu_server.disks.options import disk_option
 
 BOTH = pytest.mark.parametrize("name", ["pf", "vf1"])
 IOERR, UNSUPP = 1, 2

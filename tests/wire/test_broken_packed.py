@@ -14,8 +14,8 @@ import pytest
 from tests.server_process import ServerProcess
 from tests.wire.driving import INDIRECT, INDIRECT_DESC, NEXT, VERSION_1, WRITE, Grip, Neighbour
 from tests.wire.running import until
-from vfu_client.packed import PackedQueue
-from vfu_client.virtio import VirtioPci
+from vfu_client.virtio.function import VirtioPci
+from vfu_client.virtio.packed import PackedQueue
 
 EVENT_IDX, RING_PACKED, IN_ORDER, ADMIN_VQ = 29, 34, 35, 41
 FEATURES = (VERSION_1, INDIRECT_DESC, RING_PACKED)

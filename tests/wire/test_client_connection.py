@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from vfu_client.connection import (
+from vfu_client.vfio.connection import (
     Connection,
     ReplyTimeoutError,
     ServerBusyError,
     ServerUnreachableError,
     VfioUserError,
 )
-from vfu_client.memory import GuestMemory
+from vfu_client.vfio.memory import GuestMemory
 
 HEADER = struct.Struct("<HHIII")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.server_process import ServerProcess
-from vfu_client import owner_cli
-from vfu_client.admin import AdminError
-from vfu_client.context import compare, decode
-from vfu_client.stream import BadContextError, ContextWalker
+from vfu_client.owner import cli as owner_cli
+from vfu_client.owner.admin import AdminError
+from vfu_client.owner.context import compare, decode
+from vfu_client.owner.stream import BadContextError, ContextWalker
 
 START, END = 0, 1
 

@@ -7,10 +7,10 @@ import struct
 import numpy as np
 import pytest
 
-from vfu_client.driver_queue import QueueBrokenError, QueueFullError
-from vfu_client.interrupt import Interrupt
-from vfu_client.memory import GuestMemory
-from vfu_client.packed import PackedQueue
+from vfu_client.vfio.interrupt import Interrupt
+from vfu_client.vfio.memory import GuestMemory
+from vfu_client.virtio.driver_queue import QueueBrokenError, QueueFullError
+from vfu_client.virtio.packed import PackedQueue
 
 NEXT, WRITE, INDIRECT, AVAIL, USED = 1, 2, 4, 0x80, 0x8000
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vfu_client.driver_queue import QueueBrokenError, QueueFullError
-from vfu_client.interrupt import Interrupt
-from vfu_client.memory import GuestMemory, OutOfMemoryError
-from vfu_client.split import SplitQueue
+from vfu_client.vfio.interrupt import Interrupt
+from vfu_client.vfio.memory import GuestMemory, OutOfMemoryError
+from vfu_client.virtio.driver_queue import QueueBrokenError, QueueFullError
+from vfu_client.virtio.split import SplitQueue
 
 
 class Device:

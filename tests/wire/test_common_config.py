@@ -9,8 +9,8 @@ import pytest
 
 from tests.server_process import ServerProcess
 from tests.wire.driving import INDIRECT_DESC, RING_RESET, VERSION_1, bring_up, driven
-from vfu_client.common_config import CommonConfig
-from vfu_client.virtio import VirtioPci
+from vfu_client.virtio.common_config import CommonConfig
+from vfu_client.virtio.function import VirtioPci
 
 # Offset and size of every field, from the standard.
 FIELDS = {

@@ -11,9 +11,9 @@ import pytest
 from tests.server_process import ServerProcess
 from tests.wire.driving import driven, served, works
 from tests.wire.running import sockets, until
-from vfu_client.connection import Connection, VfioUserError
-from vfu_client.pci import PciFunction
-from vfu_client.virtio import VirtioPci
+from vfu_client.vfio.connection import Connection, VfioUserError
+from vfu_client.vfio.pci import PciFunction
+from vfu_client.virtio.function import VirtioPci
 
 BOTH = pytest.mark.parametrize("name", ["pf", "vf1"])
 CONFIG = 7

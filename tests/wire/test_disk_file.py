@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pymodel.devices.disk import Job, Kind
+from pymodel.devices.block.disk import Job, Kind
 from pymodel.memory import Bytes
 from tests.wire.running import until
-from vfu_server import disk_file, disk_image
-from vfu_server.disk_file import FileDisk
-from vfu_server.disk_image import IOV_MAX, Image
-from vfu_server.disk_pool import Pool
+from vfu_server.disks import file as disk_file
+from vfu_server.disks import image as disk_image
+from vfu_server.disks.file import FileDisk
+from vfu_server.disks.image import IOV_MAX, Image
+from vfu_server.disks.pool import Pool
 
 SECONDS = 10
 

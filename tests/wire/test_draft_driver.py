@@ -33,10 +33,10 @@ from tests.wire.draft_rig import (
     value,
     whole,
 )
-from vfu_client import owner_cli
-from vfu_client.block import BlockDriver
-from vfu_client.owner import DriverRuleError, OwnerDriver
-from vfu_client.pf import Pf, WrittenContext
+from vfu_client.drivers.block import BlockDriver
+from vfu_client.move.pf import Pf, WrittenContext
+from vfu_client.owner import cli as owner_cli
+from vfu_client.owner.owner import DriverRuleError, OwnerDriver
 
 COMMAND = re.compile(r"virtio\.pf: (DEV_\w+) vf(\d+): (\w+)(?:, (.*))?$")
 ACCESS = re.compile(

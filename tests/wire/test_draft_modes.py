@@ -27,7 +27,7 @@ from tests.wire.draft_rig import (
     queue_select,
     small_server,
 )
-from vfu_client.owner import OwnerDriver
+from vfu_client.owner.owner import OwnerDriver
 
 EACH = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 

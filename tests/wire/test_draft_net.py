@@ -41,9 +41,9 @@ from tests.wire.draft_rig import (
 )
 from tests.wire.frames import BROADCAST, ethernet, mac
 from tests.wire.running import running, until
-from vfu_client.driver_queue import DriverQueue
-from vfu_client.net import FEATURES, NetDriver
-from vfu_client.virtio import KNOWN_FEATURES, VirtioPci
+from vfu_client.drivers.net import FEATURES, NetDriver
+from vfu_client.virtio.driver_queue import DriverQueue
+from vfu_client.virtio.function import KNOWN_FEATURES, VirtioPci
 
 RX_MODE, MAC_TABLE, VLAN_TABLE, QUEUE_PAIRS, HASH, RSS, OFFLOADS = range(0x100, 0x107)
 FIXED = {RX_MODE: 8, VLAN_TABLE: 512, QUEUE_PAIRS: 8, HASH: 48, OFFLOADS: 8}

@@ -35,7 +35,7 @@ from tests.wire.draft_rig import (
     value,
     whole,
 )
-from vfu_client.block import BlockDriver
+from vfu_client.drivers.block import BlockDriver
 
 EACH = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 PATTERN = bytes(range(256)) * 2

@@ -36,7 +36,7 @@ from tests.wire.draft_rig import (
     value,
 )
 from tests.wire.running import until
-from vfu_client.block import BlockDriver, BlockRequest
+from vfu_client.drivers.block import BlockDriver, BlockRequest
 
 SILENT = pytest.mark.parametrize("mode", [STOP, FREEZE], ids=["stop", "freeze"])
 EACH = pytest.mark.parametrize("mode", [ACTIVE, STOP, FREEZE], ids=["active", "stop", "freeze"])

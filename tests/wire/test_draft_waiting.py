@@ -34,7 +34,7 @@ from tests.wire.draft_rig import (
     value,
 )
 from tests.wire.running import until
-from vfu_client.block import BlockDriver
+from vfu_client.drivers.block import BlockDriver
 
 DELAY_MS = "400"
 PATTERN = bytes(range(256)) * 2

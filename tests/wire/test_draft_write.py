@@ -34,7 +34,7 @@ from tests.wire.draft_rig import (
     small_server,
     value,
 )
-from vfu_client.block import BlockDriver
+from vfu_client.drivers.block import BlockDriver
 
 OUTSIDE = pytest.mark.parametrize("mode", [ACTIVE, STOP], ids=["active", "stop"])
 CHANGE = 0x201

@@ -19,7 +19,7 @@ import pytest
 from pymodel.errors import MemoryFault
 from pymodel.memory import Bytes, GuestMemory
 from tests.wire.raw_client import DMA_MAP, HEADER, NO_REPLY, REGION_WRITE, RESET, RawClient
-from vfu_server._vfu import CONFIG_REGION, GUARDED, Context
+from vfu_server.vfio._vfu import CONFIG_REGION, GUARDED, Context
 
 PAGE = 4096
 

@@ -13,9 +13,9 @@ import pytest
 
 from pymodel.host import Host
 from tests.wire.raw_client import HEADER, REGION_READ, RESET, RawClient
-from vfu_server._vfu import GUARDED
 from vfu_server.function_thread import FunctionThread
 from vfu_server.server import Folder, FolderTakenError, Server
+from vfu_server.vfio._vfu import GUARDED
 
 
 class Lock:

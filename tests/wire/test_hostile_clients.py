@@ -21,8 +21,8 @@ from tests.server_process import ServerProcess
 from tests.wire.driving import NEXT, WRITE, Driven, Neighbour, bring_up, driven, works
 from tests.wire.raw_client import DMA_MAP, HEADER, REGION_READ, REGION_WRITE, VERSION, RawClient
 from tests.wire.running import stop
-from vfu_client.memory import GuestMemory
-from vfu_client.virtio import VirtioPci
+from vfu_client.vfio.memory import GuestMemory
+from vfu_client.virtio.function import VirtioPci
 
 CONFIG = 7
 ROOM = 1 << 20
@@ -226,7 +226,7 @@ def test_an_oversized_message_is_not_waited_for(shared: ServerProcess) -> None:
 
 KILLED = """
 import sys
-from vfu_client.block import BlockDriver
+from vfu_client.drivers.block import BlockDriver
 disk = BlockDriver.open(sys.argv[1])
 print("attached", flush=True)
 while True:

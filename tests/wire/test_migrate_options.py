@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vfu_client.migrate_options import parse
-from vfu_client.moved_vf import MovedVf, Vf
+from vfu_client.move.moved_vf import MovedVf, Vf
+from vfu_client.move.options import parse
 
 SOCKETS = ["--from-qmp", "q", "--from-qtest", "t", "--to-qmp", "q", "--to-qtest", "t"]
 ONE = ["--from-server", "/run/a", "--to-server", "/run/b"]

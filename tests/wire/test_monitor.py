@@ -23,11 +23,11 @@ from pymodel.spec import context
 from tests.server_process import ServerProcess
 from tests.wire.driving import driven, works
 from tests.wire.running import until
-from vfu_client.admin import AdminError
-from vfu_client.owner import OwnerDriver
-from vfu_server import qmp
-from vfu_server.framer import MESSAGE_MAX, Framer
-from vfu_server.qmp import CLIENTS_MAX, EVENTS_MAX, MISTAKES_MAX
+from vfu_client.owner.admin import AdminError
+from vfu_client.owner.owner import OwnerDriver
+from vfu_server.monitor import qmp
+from vfu_server.monitor.framer import MESSAGE_MAX, Framer
+from vfu_server.monitor.qmp import CLIENTS_MAX, EVENTS_MAX, MISTAKES_MAX
 
 T = TypeVar("T")
 

@@ -7,10 +7,10 @@ import pytest
 from tests.server_process import ServerProcess
 from tests.wire.driving import EVENT_IDX, INDIRECT_DESC, RING_RESET, VERSION_1, Driven, driven
 from tests.wire.running import until
-from vfu_client.connection import Connection
-from vfu_client.interrupt import Interrupt
-from vfu_client.msix import Msix
-from vfu_client.pci import PciFunction
+from vfu_client.vfio.connection import Connection
+from vfu_client.vfio.interrupt import Interrupt
+from vfu_client.vfio.msix import Msix
+from vfu_client.vfio.pci import PciFunction
 
 BOTH = pytest.mark.parametrize("name", ["pf", "vf1"])
 

@@ -13,11 +13,11 @@ from tests.server_process import ServerProcess
 from tests.wire.draft_rig import monitor, outstanding
 from tests.wire.frames import BROADCAST, ethernet, mac
 from tests.wire.running import running, until
-from vfu_client.connection import Connection
-from vfu_client.memory import GuestMemory
-from vfu_client.net import FEATURES, NetDriver
-from vfu_client.owner import OwnerDriver
-from vfu_client.virtio import VirtioPci
+from vfu_client.drivers.net import FEATURES, NetDriver
+from vfu_client.owner.owner import OwnerDriver
+from vfu_client.vfio.connection import Connection
+from vfu_client.vfio.memory import GuestMemory
+from vfu_client.virtio.function import VirtioPci
 
 SERVER = ("--device", "net", "--vfs", "3", "--queues", "4", "--mac", "02:00:00:00:00:00")
 # The PF's address is given, and the VFs' count on from it.

@@ -17,8 +17,8 @@ import pytest
 
 from images.workspace import IMAGES
 from tests.wire.frames import ALL, BROADCAST, DEADLINE, Hand, Wants, ethernet, mac
-from vfu_server.datagram import DatagramPort
-from vfu_server.stream import StreamPort
+from vfu_server.networks.datagram import DatagramPort
+from vfu_server.networks.stream import StreamPort
 
 FRAME = ethernet(mac(2), mac(1), b"frame")
 LONGEST = 14 + 8 + 65535

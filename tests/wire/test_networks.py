@@ -19,10 +19,10 @@ from tests.server_process import ServerProcess
 from tests.wire.driving import served
 from tests.wire.frames import BROADCAST, DEADLINE, ethernet
 from tests.wire.running import until
-from vfu_client.net import FEATURES, Header, NetDriver
-from vfu_client.sriov import SrIov
+from vfu_client.drivers.net import FEATURES, Header, NetDriver
+from vfu_client.vfio.sriov import SrIov
 from vfu_server.__main__ import main
-from vfu_server.networks import NetOptions, Networks
+from vfu_server.networks.options import NetOptions, Networks
 
 Serve = Callable[..., ServerProcess]
 PF, VF1, VF2, OUTSIDE = (bytes((2, 0, 0, 0, 0, last)) for last in (0x10, 0x11, 0x12, 0x99))

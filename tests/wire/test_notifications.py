@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 
 from tests.server_process import ServerProcess
-from vfu_client.block import BlockDriver
-from vfu_client.virtio import VirtioPci
+from vfu_client.drivers.block import BlockDriver
+from vfu_client.virtio.function import VirtioPci
 
 VERSION_1, RING_PACKED, NOTIFICATION_DATA, NOTIF_CONFIG_DATA = 32, 34, 38, 39
 NOTIFY = 0x3000

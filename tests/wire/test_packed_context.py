@@ -10,14 +10,14 @@ import pytest
 
 from tests.server_process import ServerProcess
 from tests.wire.draft_rig import context, field, parse, patched, value
-from vfu_client.admin import AdminError
-from vfu_client.block import FEATURES, BlockDriver
-from vfu_client.context import decode
-from vfu_client.context_parts import as_reset
-from vfu_client.memory import GuestMemory
-from vfu_client.owner import OwnerDriver
-from vfu_client.packed import PackedQueue
-from vfu_client.virtio import KNOWN_FEATURES, VirtioPci
+from vfu_client.drivers.block import FEATURES, BlockDriver
+from vfu_client.owner.admin import AdminError
+from vfu_client.owner.context import decode
+from vfu_client.owner.context_parts import as_reset
+from vfu_client.owner.owner import OwnerDriver
+from vfu_client.vfio.memory import GuestMemory
+from vfu_client.virtio.function import KNOWN_FEATURES, VirtioPci
+from vfu_client.virtio.packed import PackedQueue
 
 INDIRECT, EVENT_IDX, RING_PACKED, IN_ORDER, NOTIFICATION_DATA, NOTIF_CONFIG_DATA = 28, 29, 34, 35, 38, 39
 DRIVER_FEATURES, VQ_CFG, SPLIT_STATE, PACKED_STATE = 0x11, 0x14, 0x15, 0x16

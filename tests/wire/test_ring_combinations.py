@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.server_process import ServerProcess
-from vfu_client.admin import AdminQueue
-from vfu_client.block import BlockDriver
-from vfu_client.virtio import VirtioPci
+from vfu_client.drivers.block import BlockDriver
+from vfu_client.owner.admin import AdminQueue
+from vfu_client.virtio.function import VirtioPci
 
 INDIRECT, EVENT_IDX, VERSION_1 = 28, 29, 32
 RING_PACKED, IN_ORDER, NOTIFICATION_DATA, NOTIF_CONFIG_DATA, RING_RESET = 34, 35, 38, 39, 40

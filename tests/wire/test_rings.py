@@ -25,9 +25,9 @@ from tests.wire.driving import (
     split_queue,
 )
 from tests.wire.running import until
-from vfu_client.block import BlockDriver
-from vfu_client.owner import OwnerDriver
-from vfu_client.virtio import VirtioPci
+from vfu_client.drivers.block import BlockDriver
+from vfu_client.owner.owner import OwnerDriver
+from vfu_client.virtio.function import VirtioPci
 
 BOTH = pytest.mark.parametrize("name", ["pf", "vf1"])
 FEATURE_SETS = pytest.mark.parametrize(

@@ -16,15 +16,15 @@ from pathlib import Path
 import pytest
 
 from pymodel.build import Options, build
-from pymodel.devices.disk import Job, Kind
-from pymodel.devices.ram_disk import RamDisk
+from pymodel.devices.block.disk import Job, Kind
+from pymodel.devices.block.ram_disk import RamDisk
 from tests.wire.driving import Neighbour
 from tests.wire.running import until
-from vfu_client.admin import AdminError
-from vfu_client.block import BlockDriver, BlockRequest
-from vfu_client.owner import OwnerDriver
-from vfu_server.disk_file import FileDisk
-from vfu_server.disk_image import Image
+from vfu_client.drivers.block import BlockDriver, BlockRequest
+from vfu_client.owner.admin import AdminError
+from vfu_client.owner.owner import OwnerDriver
+from vfu_server.disks.file import FileDisk
+from vfu_server.disks.image import Image
 from vfu_server.server import Folder, Server
 from vfu_server.turn_lock import TurnLock
 

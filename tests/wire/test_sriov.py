@@ -10,11 +10,11 @@ import pytest
 from tests.server_process import ServerProcess
 from tests.wire.driving import driven, served, works
 from tests.wire.running import running, sockets, until
-from vfu_client.block import BlockDriver
-from vfu_client.connection import Connection, VfioUserError
-from vfu_client.pci import PciFunction
-from vfu_client.sriov import SrIov
-from vfu_client.virtio import NegotiationError, VirtioPci
+from vfu_client.drivers.block import BlockDriver
+from vfu_client.vfio.connection import Connection, VfioUserError
+from vfu_client.vfio.pci import PciFunction
+from vfu_client.vfio.sriov import SrIov
+from vfu_client.virtio.function import NegotiationError, VirtioPci
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.fuzz.owner import WRITE as CTX_WRITE
 from tests.server_process import ServerProcess
 from tests.wire.driving import Neighbour
 from tests.wire.running import until
-from vfu_client.connection import Connection
+from vfu_client.vfio.connection import Connection
 
 MIB = 1 << 20
 # A second is promised; machines that run tests do other things too. Without slices it is ten.

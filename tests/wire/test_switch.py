@@ -10,12 +10,12 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from pymodel.devices.port import Filter
+from pymodel.devices.net.port import Filter
 from pymodel.memory import Bytes
 from tests.wire.frames import ALL, BROADCAST, DEADLINE, Hand, Wants, ethernet, mac
-from vfu_server.frame_port import NoPort
-from vfu_server.switch import Switch, SwitchPort
-from vfu_server.uplink import Uplink
+from vfu_server.networks.frame_port import NoPort
+from vfu_server.networks.switch import Switch, SwitchPort
+from vfu_server.networks.uplink import Uplink
 
 GUEST_CSUM, GUEST_TSO4 = 1 << 1, 1 << 7
 GROUP = bytes.fromhex("01005e000001")

@@ -21,10 +21,10 @@ from pathlib import Path
 import pytest
 
 from tests.wire.frames import DEADLINE, Hand, Wants, ethernet, mac
-from vfu_server.links import LinkWatch
-from vfu_server.switch import Switch
-from vfu_server.tap import TapPort
-from vfu_server.uplink import Uplink
+from vfu_server.networks.links import LinkWatch
+from vfu_server.networks.switch import Switch
+from vfu_server.networks.tap import TapPort
+from vfu_server.networks.uplink import Uplink
 
 CLONE_NEWNET = 0x40000000
 LIBC = ctypes.CDLL(None, use_errno=True)

@@ -1,0 +1,1 @@
+"""The block device, and what the disk under it has to be."""

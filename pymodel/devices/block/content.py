@@ -1,0 +1,75 @@
+"""What a block device's context says beside its configuration: the content of a disk in memory.
+
+Fields BLK_EXTENT and BLK_CHANGE (docs/wire.md). A file is taken to be shared between hosts: it has none.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+
+from pymodel.devices.block.ram_disk import RamDisk
+from pymodel.errors import InvalidField
+from pymodel.memory import Bytes
+from pymodel.migration.state import DeviceField
+from pymodel.spec import context
+
+_OFFSET = struct.Struct("<Q")
+_PER_FIELD = context.FIELD.itemsize + _OFFSET.size
+
+FIELD_LENGTHS = {context.BLK_EXTENT: context.LENGTH_VARIES, context.BLK_CHANGE: context.LENGTH_VARIES}
+
+
+def capture(disk: RamDisk, since: int | None) -> list[DeviceField]:
+    """All of a disk as extents, or what changed since a mark where that is smaller.
+
+    Sizes are compared before either is taken: what is taken costs a copy of each of its chunks that is
+    written next.
+    """
+    if since is not None:
+        count, length = disk.extent_of_changes(since)
+        of_all, all_length = disk.extent_of_snapshot()
+        if count * _PER_FIELD + length <= max(of_all, 1) * _PER_FIELD + all_length:
+            return _fields(context.BLK_CHANGE, disk.changes(since))
+    # One extent without bytes stands for an empty disk.
+    return _fields(context.BLK_EXTENT, disk.snapshot() or [(0, np.empty(0, np.uint8))])
+
+
+def check(disk: RamDisk, fields: list[DeviceField]) -> None:
+    """Raise `InvalidField` for an extent that is not on the disk."""
+    for field in fields:
+        if field.length < _OFFSET.size:
+            raise InvalidField(f"an extent of {field.length} bytes has no offset")
+        disk.check(_offset(field), field.length - _OFFSET.size)
+
+
+def restore(disk: RamDisk, fields: list[DeviceField]) -> None:
+    """Apply extents and changes in order; any extent stands for a whole disk."""
+    if any(field.type == context.BLK_EXTENT for field in fields):
+        disk.clear()
+    for field in fields:
+        offset = _offset(field)
+        skip = _OFFSET.size
+        for part in field.value:
+            data = part[skip:]
+            skip = max(0, skip - len(part))
+            if len(data):
+                disk.adopt(offset, data)
+            offset += len(data)
+
+
+def _offset(field: DeviceField) -> int:
+    """The offset that a BLK_EXTENT or BLK_CHANGE begins with."""
+    head = b""
+    for part in field.value:
+        head += part[: _OFFSET.size - len(head)].tobytes()
+        if len(head) == _OFFSET.size:
+            break
+    return int(_OFFSET.unpack(head)[0])
+
+
+def _fields(kind: int, ranges: list[tuple[int, Bytes]]) -> list[DeviceField]:
+    return [
+        DeviceField(kind, [np.frombuffer(_OFFSET.pack(offset), np.uint8), data]) for offset, data in ranges
+    ]

@@ -1,0 +1,217 @@
+"""A block device's disk in memory: it never makes anybody wait, and its content travels in contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from pymodel.devices.block.disk import Job, Kind, Shape
+from pymodel.errors import InvalidField
+from pymodel.memory import Bytes
+
+
+class RamDisk:
+    """A `Disk` of chunks that come to be when they are first written, 0 before; zeroing a whole one frees it.
+
+    `snapshot` hands out the chunks themselves; a chunk that was handed out is copied before it is
+    written again, so that a snapshot costs nothing until then. Each block remembers in which epoch it was
+    last written, so that `changes` can tell what is new since a `mark`.
+    """
+
+    CHUNK = 4 << 20
+    BLOCK = 4096
+    # What a range that was freed reads as. Never written, so it takes no memory of its own.
+    _ZEROES = np.zeros(CHUNK, np.uint8)
+    _ZEROES.flags.writeable = False
+    shape = Shape(physical=BLOCK)
+    read_only = False
+    in_order = True
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._chunks: list[Bytes | None] = [None] * -(-size // self.CHUNK)
+        self._shared: set[int] = set()
+        self._epoch = 0
+        self._written_in = np.zeros(-(-size // self.BLOCK), np.uint32)
+
+    def connect(self, wake: Callable[[], None]) -> None:
+        """See `Disk`. Nothing happens by itself."""
+
+    def ready(self) -> bool:
+        """See `Disk`."""
+        return True
+
+    def attempt(self, job: Job, views: list[Bytes]) -> bool:
+        """See `Disk`."""
+        match job.kind:
+            case Kind.READ:
+                self.read(job.offset, views)
+            case Kind.WRITE:
+                self.write(job.offset, views)
+            case Kind.ZERO | Kind.DISCARD:
+                self.zero(job.offset, job.length)
+            case Kind.FLUSH:
+                self.flush()
+        return True
+
+    def start(self, job: Job) -> None:
+        """See `Disk`. No attempt ever asks for it."""
+        raise AssertionError("a disk in memory does all at once")
+
+    def work_unlocked(self) -> bool:
+        """See `Disk`. There is none."""
+        return False
+
+    def finished(self) -> list[Job]:
+        """See `Disk`."""
+        return []
+
+    def abandon(self) -> None:
+        """See `Disk`. Nothing is ever under way."""
+
+    def release(self) -> bool:
+        """See `Disk`. Nobody else can have it."""
+        return True
+
+    def _spans(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """Cut a range at chunk borders: (chunk, start in it, bytes)."""
+        while length:
+            number, start = divmod(offset, self.CHUNK)
+            count = min(length, self.CHUNK - start)
+            yield number, start, count
+            offset += count
+            length -= count
+
+    def _own(self, number: int) -> Bytes:
+        """The chunk for writing: made if missing, copied if a snapshot holds it."""
+        chunk = self._chunks[number]
+        if chunk is None:
+            chunk = np.zeros(min(self.CHUNK, self.size - number * self.CHUNK), np.uint8)
+        elif number in self._shared:
+            chunk = chunk.copy()
+        self._shared.discard(number)
+        self._chunks[number] = chunk
+        return chunk
+
+    def read(self, offset: int, views: Sequence[Bytes]) -> None:
+        """Fill `views` from `offset` on."""
+        for view in views:
+            length = len(view)
+            number, start = divmod(offset, self.CHUNK)
+            if start + length <= self.CHUNK:
+                chunk = self._chunks[number]
+                view[:] = 0 if chunk is None else chunk[start : start + length]
+            else:
+                done = 0
+                for number, start, count in self._spans(offset, length):
+                    chunk = self._chunks[number]
+                    view[done : done + count] = 0 if chunk is None else chunk[start : start + count]
+                    done += count
+            offset += length
+
+    def write(self, offset: int, views: Sequence[Bytes]) -> None:
+        """Store `views` from `offset` on."""
+        first = offset
+        for view in views:
+            length = len(view)
+            number, start = divmod(offset, self.CHUNK)
+            if start + length <= self.CHUNK:
+                self._own(number)[start : start + length] = view
+            else:
+                done = 0
+                for number, start, count in self._spans(offset, length):
+                    self._own(number)[start : start + count] = view[done : done + count]
+                    done += count
+            offset += length
+        self._touch(first, offset - first)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range 0. Whole chunks are given back; that counts as a change where they held something."""
+        for number, start, count in self._spans(offset, length):
+            chunk = self._chunks[number]
+            if chunk is None:
+                continue
+            if count == len(chunk):
+                self._chunks[number] = None
+                self._shared.discard(number)
+            else:
+                self._own(number)[start : start + count] = 0
+            self._touch(number * self.CHUNK + start, count)
+
+    def _touch(self, offset: int, length: int) -> None:
+        self._written_in[offset // self.BLOCK : -(-(offset + length) // self.BLOCK)] = self._epoch
+
+    def flush(self) -> None:
+        """Nothing is more durable than memory here."""
+
+    def snapshot(self) -> list[tuple[int, Bytes]]:
+        """What holds data, as (offset, bytes) in rising order; it does not change afterwards."""
+        held = [(number, chunk) for number, chunk in enumerate(self._chunks) if chunk is not None]
+        self._shared.update(number for number, _ in held)
+        return [(number * self.CHUNK, chunk) for number, chunk in held]
+
+    def mark(self) -> int:
+        """Begin an epoch; what is written from now on is what `changes` gives for it."""
+        self._epoch += 1
+        return self._epoch
+
+    def changes(self, since: int) -> list[tuple[int, Bytes]]:
+        """What was written since `mark` returned `since`, as `snapshot` gives it, in runs of whole blocks."""
+        found = []
+        for number, start, length in self._runs(since):
+            chunk = self._chunks[number]
+            if chunk is None:
+                data = self._ZEROES[:length]
+            else:
+                self._shared.add(number)
+                data = chunk[start : start + length]
+            found.append((number * self.CHUNK + start, data))
+        return found
+
+    def _runs(self, since: int) -> list[tuple[int, int, int]]:
+        """Runs of blocks written since then, cut at chunk borders: (chunk, start in it, bytes)."""
+        blocks = np.flatnonzero(self._written_in >= since)
+        if not len(blocks):
+            return []
+        per_chunk = self.CHUNK // self.BLOCK
+        breaks = np.flatnonzero((np.diff(blocks) != 1) | (blocks[1:] % per_chunk == 0))
+        firsts = blocks[np.concatenate(([0], breaks + 1))]
+        lasts = blocks[np.concatenate((breaks, [len(blocks) - 1]))]
+        found = []
+        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+            number, start = divmod(first * self.BLOCK, self.CHUNK)
+            end = min((last + 1) * self.BLOCK - number * self.CHUNK, self.size - number * self.CHUNK)
+            found.append((number, start, end - start))
+        return found
+
+    def extent_of_snapshot(self) -> tuple[int, int]:
+        """(ranges, bytes) that `snapshot` would give."""
+        lengths = [len(chunk) for chunk in self._chunks if chunk is not None]
+        return len(lengths), sum(lengths)
+
+    def extent_of_changes(self, since: int) -> tuple[int, int]:
+        """(ranges, bytes) that `changes` would give."""
+        runs = self._runs(since)
+        return len(runs), sum(length for _, _, length in runs)
+
+    def check(self, offset: int, length: int) -> None:
+        """Raise `InvalidField` if [offset, offset + length) does not lie on this disk."""
+        if offset + length > self.size:
+            raise InvalidField(f"{length} bytes at {offset} lie past the end of a disk of {self.size}")
+
+    def clear(self) -> None:
+        """Make every byte 0. What was marked before is void."""
+        self._chunks = [None] * len(self._chunks)
+        self._shared.clear()
+        self._written_in[:] = 0
+
+    def adopt(self, offset: int, data: Bytes) -> None:
+        """Store `data`, which the caller gives away: whole chunks are taken over, not copied."""
+        number, start = divmod(offset, self.CHUNK)
+        if not start and len(data) == min(self.CHUNK, self.size - offset):
+            self._chunks[number] = data
+            self._shared.discard(number)
+            self._touch(offset, len(data))
+        else:
+            self.write(offset, [data])

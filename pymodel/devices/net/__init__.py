@@ -1,0 +1,1 @@
+"""The network device, and what the port under it has to be."""

@@ -1,0 +1,384 @@
+"""The network device. virtio 1.4, "Network Device"."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+import numpy as np
+
+from pymodel.devices.device import Notifier
+from pymodel.devices.net import context as net_context
+from pymodel.devices.net import header as net_header
+from pymodel.devices.net import offer as net_offer
+from pymodel.devices.net.announce import announcements
+from pymodel.devices.net.control import DATA_MAX, Command, Refused, carry_out
+from pymodel.devices.net.counters import NetCounters
+from pymodel.devices.net.filter import ReceiveFilter
+from pymodel.devices.net.port import FRAME_MAX, NetBackend
+from pymodel.devices.net.receive import Receiver
+from pymodel.devices.net.settings import Settings, default_mac
+from pymodel.devices.net.steering import Steering
+from pymodel.errors import BrokenQueue
+from pymodel.memory import Buffer, Bytes
+from pymodel.migration.state import DeviceField
+from pymodel.spec import net, virtio
+
+QUEUE_SIZE: Final = 256
+CONTROL_QUEUE_SIZE: Final = 64
+
+# Frames that one `service` takes from the port, and announcements that it sends.
+RECEIVE_BATCH: Final = 128
+ANNOUNCE_BATCH: Final = 64
+
+# Refused commands that are logged between two resets. A driver could fill a disk with them.
+REFUSALS_MAX: Final = 10
+
+_EMPTY: Final[Bytes] = np.frombuffer(net_header.EMPTY, np.uint8)
+
+
+class NetDevice:
+    """A virtio network device on a port: pairs of a receive and a transmit queue, then the control queue.
+
+    Frames come in while the driver runs it and its gate is open. What waits for the driver's buffers does not
+    travel in a context; a restored device tells the network where it is now.
+    """
+
+    virtio_id = virtio.ID_NET
+    class_code = 0x020000  # network controller, Ethernet
+    config_length = net.CONFIG.itemsize
+    content_size = 0
+    in_order = True
+
+    def __init__(self, backend: NetBackend, *, name: str, queues: int) -> None:
+        self._port = backend.port
+        self._mac = backend.mac or default_mac(name)
+        self._mtu = backend.mtu
+        self._pairs = queues
+        self._log = logging.getLogger(f"virtio.{name}")
+        self._notifier: Notifier | None = None
+        self.queue_sizes = (QUEUE_SIZE,) * (2 * queues) + (CONTROL_QUEUE_SIZE,)
+        self.features = net_offer.features(backend, queues)
+        self._counters = NetCounters(len(self.queue_sizes))
+        self._receiver = Receiver(queues, self._counters, self._enabled)
+        self._cable = True
+        self._clear(Settings(mac=self._mac))
+
+    # -- life ------------------------------------------------------------------------------------------
+
+    def _clear(self, settings: Settings) -> None:
+        self._settings = settings
+        self._features = 0
+        self._control = 2 * self._pairs
+        self._status = net.S_LINK_UP if self._link_is_up else 0
+        self._running = False
+        self._moved = False
+        self._refusals = 0
+        self._to_send: Iterator[list[Bytes]] = iter(())
+        self._unsent: list[Bytes] | None = None
+        self._blocked: set[int] = set()
+        for pair in range(self._pairs):
+            self._receiver.drop(pair)
+
+    def connect(self, notifier: Notifier) -> None:
+        """See `Device`."""
+        self._notifier = notifier
+        self._port.connect(notifier.wake)
+
+    def reset(self) -> None:
+        """Settings as the constructor made them, the port silent. The cable stays as it is."""
+        self._port.configure(0, None)
+        self._clear(Settings(mac=self._mac))
+
+    def acceptable(self, features: int) -> str | None:
+        """See `Device`."""
+        return net_offer.missing(features)
+
+    def negotiated(self, features: int) -> None:
+        """See `Device`. Without MQ and RSS the control queue comes third; without CTRL_VQ there is none."""
+        self._features = features
+        many = features & (1 << net.F_MQ | 1 << net.F_RSS)
+        self._control = 2 * self._pairs if many else 2
+        if not features >> net.F_CTRL_VQ & 1:
+            self._control = -1
+        self._steer()
+
+    @property
+    def _offered_now(self) -> int:
+        """The driver's features without the offloads that it has switched off."""
+        return self._features & ~self._settings.offloads_off
+
+    def _steer(self) -> None:
+        mtu = self._mtu if self._features >> net.F_MTU & 1 else None
+        settings = self._settings
+        if not self._features & (1 << net.F_MQ | 1 << net.F_RSS):
+            # Without them there is one pair, whatever a context says.
+            settings = replace(settings, pairs=1, rss=None)
+        self._receiver.configure(self._offered_now, mtu)
+        self._receiver.steer(settings)
+
+    def _tell_port(self) -> None:
+        """What the port has to know, once the device runs."""
+        if self._running:
+            by_vlan = bool(self._features >> net.F_CTRL_VLAN & 1)
+            wanted = ReceiveFilter(self._settings, by_vlan) if self._cable else None
+            self._port.configure(self._offered_now, wanted)
+
+    def _apply(self, settings: Settings) -> None:
+        before, self._settings = self._settings, settings
+        if settings == before:
+            return
+        if _steering_of(settings) != _steering_of(before):
+            self._steer()
+            self._wake()  # for what waits by another queue now
+        self._tell_port()
+
+    def _enabled(self, queue: int) -> bool:
+        return self._notifier is not None and self._notifier.enabled(queue)
+
+    def started(self) -> None:
+        """See `Device`: from now on frames come in."""
+        if not self._running:
+            self._running = True
+            self._tell_port()
+
+    @property
+    def waits(self) -> Sequence[tuple[int, int]]:
+        """See `Device`."""
+        return self._port.waits
+
+    # -- configuration ---------------------------------------------------------------------------------
+
+    def _config(self) -> bytes:
+        return net_offer.configuration(self._settings.mac, self._status, self._pairs, self._mtu)
+
+    def read_config(self, offset: int, length: int) -> bytes:
+        """Read configuration; bytes past its end are 0."""
+        return self._config()[offset : offset + length].ljust(length, b"\0")
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """The driver may write none of it."""
+
+    @property
+    def _link_is_up(self) -> bool:
+        return self._cable and self._port.link_up
+
+    def set_link(self, up: bool) -> None:
+        """Plug the cable in, or pull it: see `Linked`. A device without it neither sends nor receives."""
+        self._cable = up
+        self._show(net.S_LINK_UP, self._link_is_up)
+        self._tell_port()
+
+    def _show(self, bit: int, on: bool) -> None:
+        self._status = self._status | bit if on else self._status & ~bit
+
+    def _follow_link(self) -> None:
+        """Have the driver see the port's carrier."""
+        up = self._link_is_up
+        if up != bool(self._status & net.S_LINK_UP):
+            self._log.info("link %s", "up" if up else "down")
+            assert self._notifier is not None
+            self._notifier.config_changed("link", partial(self._show, net.S_LINK_UP, up))
+
+    # -- announcing ------------------------------------------------------------------------------------
+
+    def announce(self) -> None:
+        """Tell the network where this function is, and ask the driver to do so too, if one runs it.
+
+        Without a link that waits until there is one.
+        """
+        if self._running:
+            self._to_send, self._unsent = announcements(self._settings), None
+            if self._features >> net.F_GUEST_ANNOUNCE & 1:
+                assert self._notifier is not None
+                self._notifier.config_changed("announce", partial(self._show, net.S_ANNOUNCE, True))
+
+    def _send_announcements(self) -> None:
+        if not self._link_is_up:
+            return  # they wait for it
+        for _ in range(ANNOUNCE_BATCH):
+            frame = self._unsent or next(self._to_send, None)
+            if frame is None:
+                return
+            self._unsent = None
+            if not self._port.send(frame):
+                self._unsent = frame
+                return
+            self._counters.count("announcements")
+        self._wake()
+
+    def _wake(self) -> None:
+        assert self._notifier is not None
+        self._notifier.wake()
+
+    # -- queues ----------------------------------------------------------------------------------------
+
+    def service(self) -> None:
+        """Go on with what a context set, follow the port, take frames from it."""
+        self.started()
+        if self._moved:
+            self._moved = False
+            self.announce()
+        self._follow_link()
+        self._receive()
+        # After that, for asking the port for frames ends its wait for room.
+        self._send_announcements()
+        blocked, self._blocked = self._blocked, set()
+        for queue in blocked:
+            assert self._notifier is not None
+            self._notifier.resume(queue)
+
+    def _receive(self) -> None:
+        for _ in range(RECEIVE_BATCH):
+            frame = self._port.receive()
+            if frame is None:
+                return
+            self._receiver.hold(frame)
+        self._wake()
+
+    def accepts(self, queue: int) -> bool:
+        """A transmit queue while the port takes frames, a receive queue while a frame waits for it."""
+        if queue == self._control:
+            return True
+        if queue >= 2 * self._pairs:
+            return False
+        return queue not in self._blocked if queue & 1 else self._receiver.waiting(queue // 2)
+
+    def delayable(self, queue: int) -> bool:
+        """Only what the driver sends: a receive buffer is taken when there is a frame for it."""
+        return queue != self._control and bool(queue & 1)
+
+    def take(self, buffer: Buffer) -> None:
+        """Send, receive, or carry out a command. Raises `BrokenQueue` for one without room for an answer."""
+        if buffer.queue == self._control:
+            self._command(buffer)
+        elif buffer.queue & 1:
+            self._transmit(buffer)
+        else:
+            self._receiver.deliver(buffer.queue // 2, buffer)
+
+    def work_unlocked(self) -> bool:
+        """See `Device`. Nothing here waits."""
+        return False
+
+    def quiesce(self) -> bool:
+        """See `Device`. A port is this server's own."""
+        return True
+
+    def drop(self, queue: int) -> None:
+        """See `Consumer`."""
+        self._blocked.discard(queue)
+        if queue < 2 * self._pairs and not queue & 1:
+            self._receiver.drop(queue // 2)
+
+    def _transmit(self, buffer: Buffer) -> None:
+        readable, queue = buffer.readable, buffer.queue
+        start = self._receiver.header_size
+        length = readable.length - start
+        if not net.ETHERNET_HEADER <= length <= FRAME_MAX - net_header.SIZE:
+            self._refuse(buffer, "tx-dropped-length")
+            return
+        raw = readable.read(0, net_header.SIZE)
+        header = net_header.checked(raw, length, self._features, net_header.TRANSMIT)
+        if header is None:
+            self._refuse(buffer, "tx-dropped-header")
+            return
+        if not self._cable:
+            self._refuse(buffer, "tx-dropped-link-down")
+            return
+        # The header is ours: the guest may change its own after we looked.
+        first = _EMPTY if header == net_header.EMPTY else np.frombuffer(header, np.uint8)
+        if not self._port.send([first, *readable.views(start, length, write=False)]):
+            self._hold_back(buffer)
+            return
+        steering = self._receiver.steering
+        if steering.learns:
+            steering.sent(queue // 2, readable.read(start, min(length, Steering.HEAD)))
+        self._counters.sent(queue, length)
+        buffer.complete(0)
+
+    def _hold_back(self, buffer: Buffer) -> None:
+        """The port takes no frame now: the queue goes on when it does."""
+        try:
+            buffer.give_back()
+        except RuntimeError:
+            # With --io-delay-ms the buffers behind it were taken too.
+            self._refuse(buffer, "tx-dropped-congested")
+        else:
+            self._blocked.add(buffer.queue)
+
+    def _refuse(self, buffer: Buffer, reason: str) -> None:
+        self._counters.drop(reason, buffer.queue)
+        buffer.complete(0)
+
+    def _command(self, buffer: Buffer) -> None:
+        head = buffer.readable.read(0, net.CTRL_HEADER.itemsize)
+        if len(head) < net.CTRL_HEADER.itemsize or not buffer.writable.length:
+            raise BrokenQueue(f"a control command of {len(head)} bytes with no room for an answer")
+        data = buffer.readable.read(len(head), DATA_MAX + 1)
+        self._counters.count("commands")
+        try:
+            settings = carry_out(
+                (head[0], head[1]), Command(data, self._settings, self._features, self._pairs)
+            )
+        except Refused as refused:
+            self._counters.count("commands-refused")
+            if self._refusals < REFUSALS_MAX:
+                self._log.warning("control command %d/%d refused: %s", head[0], head[1], refused)
+            self._refusals += 1
+            answer = net.ERR
+        else:
+            answer = net.OK
+            before = self._config()
+            self._apply(settings)
+            if head[0] == net.CTRL_ANNOUNCE:
+                self._show(net.S_ANNOUNCE, False)
+            if self._config() != before:
+                assert self._notifier is not None
+                self._notifier.config_set()
+        buffer.writable.put(0, bytes((answer,)))
+        buffer.complete(1)
+
+    # -- what the monitor asks -------------------------------------------------------------------------
+
+    def counters(self, queue: int | None = None) -> dict[str, int]:
+        """See `Device`."""
+        return self._counters.device.copy() if queue is None else self._counters.queue(queue)
+
+    # -- state -----------------------------------------------------------------------------------------
+
+    def mark(self) -> int:
+        """See `Device`: there is no content."""
+        return 0
+
+    def field_lengths(self) -> dict[int, int]:
+        """See `Device`."""
+        return {kind: field.length for kind, field in net_context.FIELDS.items()}
+
+    def capture_fields(self, since: int | None) -> list[DeviceField]:
+        """What the driver set; its address and the status are in the configuration."""
+        return net_context.encode(self._settings)
+
+    def check(self, config: bytes, fields: list[DeviceField]) -> None:
+        """See `Device`: address and status may be others, the limits may not."""
+        net_offer.check_configuration(config, self._config())
+        net_context.decode(fields, self._settings, self._pairs)
+
+    def restore(self, config: bytes, fields: list[DeviceField]) -> None:
+        """See `Device`. The port is told, and the network, when the driver goes on."""
+        mac, status = net_offer.variable(config)
+        settings = net_context.decode(fields, self._settings, self._pairs)
+        features = self._features
+        self._port.configure(0, None)
+        self._clear(replace(settings, mac=mac))
+        self.negotiated(features)
+        self._status = status
+        self._moved = True
+
+
+def _steering_of(settings: Settings) -> tuple[object, ...]:
+    """What of the settings the receive side goes by."""
+    return settings.pairs, settings.hash_types, settings.hash_key, settings.rss, settings.offloads_off

@@ -1,0 +1,212 @@
+"""The receive side of a network device: frames that wait for a buffer, and how they are put into it.
+
+virtio 1.4, "Processing of Incoming Packets".
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from pymodel.devices.net import header as net_header
+from pymodel.devices.net.counters import NetCounters
+from pymodel.devices.net.settings import Settings
+from pymodel.devices.net.steering import NO_HASH, Steering
+from pymodel.errors import MemoryFault
+from pymodel.memory import Buffer, Bytes
+from pymodel.spec import net
+
+FRAMES_MAX: Final = 256
+"""Frames that wait for a queue's buffers; more are dropped."""
+
+BYTES_MAX: Final = 16 << 20
+"""Bytes of frames that wait for all queues of a function, each of which has its share or one frame."""
+
+# Up to here a copy into one run of bytes costs less than two writes.
+_SMALL: Final = 4096
+
+
+@dataclass(slots=True)  # frozen ones take their time to make
+class _Held:
+    """A frame on its way to the driver: `header` is the port's, checked."""
+
+    frame: Bytes
+    header: bytes
+    found: tuple[int, int] | None
+
+
+class Receiver:
+    """Holds what came in until the driver has buffers for it. `enabled` tells whether a queue is enabled."""
+
+    def __init__(self, pairs: int, counters: NetCounters, enabled: Callable[[int], bool]) -> None:
+        self._counters = counters
+        self._enabled = enabled
+        self._held: list[deque[_Held]] = [deque() for _ in range(pairs)]
+        self._bytes = [0] * pairs
+        self._share = BYTES_MAX // pairs
+        self._features = 0
+        self._merge = False
+        self._report = False
+        self._longest: int | None = None
+        # Bytes of header in front of each frame, both ways.
+        self.header_size = net_header.SIZE
+        self.steering = Steering(Settings(mac=b""), report=False)
+
+    def configure(self, features: int, mtu: int | None) -> None:
+        """What the driver agreed to, its offloads as they are now; `mtu` where it took that."""
+        self._features = features
+        self._merge = bool(features >> net.F_MRG_RXBUF & 1)
+        self._report = bool(features >> net.F_HASH_REPORT & 1)
+        self.header_size = net_header.HASHED_SIZE if self._report else net_header.SIZE
+        self._longest = None if mtu is None else mtu + net.ETHERNET_HEADER
+
+    def steer(self, settings: Settings) -> None:
+        """Choose queues by these settings and what was configured, also for the frames that wait already."""
+        self.steering = Steering(settings, report=self._report)
+        waiting = [entry.frame for held in self._held for entry in held]
+        for pair, held in enumerate(self._held):
+            held.clear()
+            self._bytes[pair] = 0
+        for frame in waiting:
+            self.hold(frame)
+
+    # -- frames in -------------------------------------------------------------------------------------
+
+    def hold(self, frame: Bytes) -> None:
+        """Take a frame from the port, and drop it if it is not good or there is no room."""
+        length = len(frame) - net_header.SIZE
+        if length < net.ETHERNET_HEADER:
+            self._counters.drop("rx-dropped-malformed")
+            return
+        header = net_header.checked(
+            frame[: net_header.SIZE].tobytes(), length, self._features, net_header.RECEIVE
+        )
+        if header is None:
+            self._counters.drop("rx-dropped-offload")
+            return
+        if self._longest is not None and length > self._longest and not header[1] and self._too_long(frame):
+            self._counters.drop("rx-dropped-too-long")
+            return
+        pair, found = 0, NO_HASH
+        if self.steering.looks:
+            start = net_header.SIZE
+            pair, found = self.steering.choose(frame[start : start + Steering.HEAD].tobytes())
+        if not self._enabled(2 * pair):
+            # "SHOULD re-select another random queue" holds for automatic steering only.
+            others = range(0 if self.steering.fixed else self.steering.pairs)
+            other = next((other for other in others if self._enabled(2 * other)), None)
+            if other is None:
+                self._counters.drop("rx-dropped-no-queue")
+                return
+            pair = other
+        held = self._held[pair]
+        if len(held) >= FRAMES_MAX or (held and self._bytes[pair] + len(frame) > self._share):
+            self._counters.drop("rx-dropped-no-buffers", 2 * pair)
+            return
+        held.append(_Held(frame, header, found if self._report else None))
+        self._bytes[pair] += len(frame)
+
+    def _too_long(self, frame: Bytes) -> bool:
+        """Whether a frame is longer than the MTU allows with the tag that it may have."""
+        assert self._longest is not None
+        at = net_header.SIZE + net.ETHERNET_HEADER - 2
+        tagged = int.from_bytes(frame[at : at + 2].tobytes()) in (
+            net.ETHERTYPE_VLAN,
+            net.ETHERTYPE_SERVICE_VLAN,
+        )
+        return len(frame) - net_header.SIZE > self._longest + net.VLAN_TAG * tagged
+
+    def waiting(self, pair: int) -> bool:
+        """Whether a frame waits for a buffer of this pair's receive queue."""
+        return bool(self._held[pair])
+
+    def drop(self, pair: int) -> None:
+        """Forget what waits for a queue."""
+        held = self._held[pair]
+        if held:
+            self._counters.drop("rx-dropped-reset", 2 * pair, len(held))
+            self._bytes[pair] = 0
+            held.clear()
+
+    # -- frames out ------------------------------------------------------------------------------------
+
+    def deliver(self, pair: int, buffer: Buffer) -> None:
+        """Put the first frame that fits into `buffer`, or give the buffer back. Raises `MemoryFault`."""
+        held = self._held[pair]
+        while held:
+            entry = held[0]
+            total = self.header_size + len(entry.frame) - net_header.SIZE
+            if total <= buffer.writable.length:
+                self._put(entry, [buffer], total)
+                break
+            if self._merge and buffer.writable.length >= self.header_size:
+                buffers = self._gather(buffer, total)
+                if not buffers:
+                    # The frame waits for the driver to add buffers.
+                    return
+                self._put(entry, buffers, total)
+                break
+            self._counters.drop("rx-dropped-buffer-too-small", 2 * pair)
+            self._done(pair)
+        else:
+            buffer.give_back()
+            return
+        self._done(pair)
+        self._counters.received(2 * pair, len(entry.frame) - net_header.SIZE)
+
+    def _done(self, pair: int) -> None:
+        self._bytes[pair] -= len(self._held[pair].popleft().frame)
+
+    @staticmethod
+    def _gather(first: Buffer, total: int) -> list[Buffer]:
+        """Buffers with room for `total` bytes; none if there are not enough, all then given back."""
+        buffers = [first]
+        room = first.writable.length
+        try:
+            while room < total:
+                more = first.next()
+                if more is None:
+                    room = -1
+                    break
+                buffers.append(more)
+                room += more.writable.length
+        except MemoryFault:
+            for taken in reversed(buffers[1:]):
+                taken.give_back()
+            raise
+        if room >= total:
+            return buffers
+        for taken in reversed(buffers):
+            taken.give_back()
+        return []
+
+    def _put(self, entry: _Held, buffers: list[Buffer], total: int) -> None:
+        """Write header and frame over `buffers`, and complete them."""
+        header = net_header.received(entry.header, len(buffers), entry.found)
+        body = entry.frame[net_header.SIZE :]
+        if len(buffers) == 1:
+            if total <= _SMALL:
+                buffers[0].writable.put(0, header + body.tobytes())
+            else:
+                buffers[0].writable.write(0, [np.frombuffer(header, np.uint8), body])
+            buffers[0].complete(total)
+            return
+        written = []
+        try:
+            start = 0
+            for number, buffer in enumerate(buffers):
+                sources = [np.frombuffer(header, np.uint8)] if number == 0 else []
+                room = buffer.writable.length - sum(len(source) for source in sources)
+                sources.append(body[start : start + room])
+                start += len(sources[-1])
+                written.append(buffer.writable.write(0, sources))
+        except MemoryFault:
+            for taken in reversed(buffers[1:]):
+                taken.give_back()
+            raise
+        for buffer, count in zip(buffers, written, strict=True):
+            buffer.complete(count)

@@ -1,0 +1,1 @@
+"""Moves of a running QEMU guest with its VFs."""

@@ -1,0 +1,389 @@
+"""The move of a running guest, with its VFs, from one QEMU and its servers to another.
+
+QEMU copies RAM and CPUs with its own `migrate`. What it leaves out comes from here: the VFs' contexts, the
+PCI registers that QEMU keeps for them, and the memory that the VFs wrote while QEMU copied it. The guest
+stands still from QEMU's STOP at the source to its RESUME at the destination. `move_report.STEPS` names what
+happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from vfu_client.move.moved_vf import MovedVf
+from vfu_client.move.pci_state import Address, PciState
+from vfu_client.move.pf import Pf, WrittenContext
+from vfu_client.move.qemu import QemuError
+from vfu_client.move.report import MoveError, Report, Step
+from vfu_client.move.side import Side, reason
+from vfu_client.move.way_back import AT_REST, WayBack
+
+DOWNTIME_LIMIT_MS = 20
+# What remains of RAM is sent while the guest stands still; QEMU's default of 128 MiB/s is made for a network.
+MAX_BANDWIDTH = 16 << 30
+# A guest that writes faster than the limit allows for gets twice the limit after each of these.
+PATIENCE_SECONDS = 3.0
+# Below this, a guest switches RAM and ROM on and off (a PC's PAM registers and SMRAM).
+LOW_MEMORY = 1 << 20
+
+
+class Move:
+    """One move; `run` it once. Not for several at a time on one QEMU or server.
+
+    `before_step` is called with the name of each step when it begins, and what it raises counts as a failure
+    of that step. `say` gets a line for people now and then.
+    """
+
+    def __init__(
+        self,
+        source: Side,
+        destination: Side,
+        vfs: Sequence[MovedVf],
+        *,
+        ram_socket: Path | None = None,
+        timeout: float = 120.0,
+        downtime_limit_ms: int = DOWNTIME_LIMIT_MS,
+        before_step: Callable[[str], None] | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.source = source
+        self.destination = destination
+        self.vfs = list(vfs)
+        self.timeout = timeout
+        self.downtime_limit_ms = downtime_limit_ms
+        self.report = Report()
+        self._ram_socket = ram_socket
+        self._before_step = before_step
+        self._say = say or (lambda _: None)
+        self._start = self._wall = 0.0
+        self._step_name = "check"
+        self._task: asyncio.Task[None] | None = None
+        self._cancelled = False
+        self._going_back = False
+        self._continued = self._arrived = False
+        self._way_back = WayBack(source, destination, self.report.warnings, timeout)
+        self._devices: list[tuple[str, str]] = []
+        self._addresses: list[Address] = []
+        self._functions: list[PciState] = []
+        self._ram: list[range] = []
+
+    # -- life
+
+    async def run(self) -> Report:
+        """Make the move. Raises MoveError; cancellation, here or by `cancel`, is a failure like any other.
+
+        A failure leaves the guest running at the source, as if nothing had happened. Only where the
+        destination does not say whether the guest runs there, nothing more is touched, and the message tells
+        what to do.
+        """
+        self._start, self._wall = time.monotonic(), time.time()
+        self.report.began = self._start
+        self._task = asyncio.ensure_future(self._go())
+        try:
+            await self._task
+        except (Exception, asyncio.CancelledError) as error:  # whatever went wrong, the guest must run again
+            if not self._arrived:
+                raise await self._failed(error) from error
+            self.report.warnings.append(f"after the move: {reason(error)}")
+        finally:
+            await self.source.close()
+            await self.destination.close()
+        return self.report
+
+    def cancel(self) -> bool:
+        """Give the move up and go back; False where it is too late for that, or it goes back already."""
+        if self._task is None or self._continued or self._going_back:
+            return False
+        self._cancelled = True
+        return self._task.cancel()
+
+    async def _go(self) -> None:
+        with contextlib.ExitStack() as folders:
+            if self._ram_socket is None:
+                folder = folders.enter_context(tempfile.TemporaryDirectory(prefix="vfu-migrate-"))
+                self._ram_socket = Path(folder) / "ram.sock"
+            await self._check()
+            await self._prepare()
+            await self._copy_ram(self._ram_socket)
+            await _together(self._stop_vfs(), self._read_pci())
+            await self._mark_pages()
+            await _together(self._move_contexts(), self._move_machine())
+            await self._activate()
+            await self._continue()
+            await self._release()
+
+    @contextlib.asynccontextmanager
+    async def _step(self, name: str) -> AsyncIterator[None]:
+        """Put a step into the report, whether or not it succeeds; a failure gets its name as a note."""
+        self._step_name = name
+        start = time.monotonic() - self._start
+        try:
+            if not (self._going_back or self._continued):
+                if self._cancelled and self._task is not None:
+                    # For a cancellation that was lost in what the task waited for.
+                    self._task.cancel()
+                    await asyncio.sleep(0)
+                if self._before_step is not None:
+                    self._before_step(name)
+            yield
+        except Exception as error:
+            error.add_note(name)
+            raise
+        finally:
+            end = time.monotonic() - self._start
+            self.report.steps.append(Step(name, start, end, self._going_back))
+
+    async def _each(self, work: Callable[[MovedVf], Coroutine[Any, Any, None]]) -> None:
+        """For each VF: those of one server of the source in turn, all servers at once."""
+
+        async def in_turn(vfs: Sequence[MovedVf]) -> None:
+            for vf in vfs:
+                await work(vf)
+
+        servers: dict[str, list[MovedVf]] = {}
+        for vf in self.vfs:
+            servers.setdefault(vf.source.server, []).append(vf)
+        await _together(*map(in_turn, servers.values()))
+
+    # -- while the guest runs
+
+    async def _check(self) -> None:
+        async with self._step("check"):
+            await _together(self.source.open(), self.destination.open())
+            await self._check_machines()
+            for vf in self.vfs:
+                here = await self.source.device(vf.source, vf.source_device)
+                there = await self.destination.device(vf.destination, vf.destination_device)
+                if await self.source.qemu.place(here) != await self.destination.qemu.place(there):
+                    raise QemuError(
+                        f"device {there} of the destination is not on the same bus and slot as {here} of the"
+                        " source: start the destination with the source's options"
+                    )
+                self._devices.append((here, there))
+            left = set(await self.source.qemu.devices()) - {here for here, _ in self._devices}
+            if left:
+                raise QemuError(
+                    f"the source has other vfio-user devices too ({', '.join(sorted(left))}), and QEMU would"
+                    " leave their state behind: name their VFs too, or unplug them"
+                )
+            for vf in self.vfs:
+                await self.source.call(vf.source, Pf.check_source)
+                await self.destination.call(vf.destination, Pf.check_destination)
+
+    async def _check_machines(self) -> None:
+        source, destination = self.source.qemu, self.destination.qemu
+        status = await source.status()
+        if status != "running":
+            raise QemuError(f"the guest is {status!r} at the source: only a running guest moves")
+        status = await destination.status()
+        if status != "inmigrate":
+            raise QemuError(
+                f"the destination is {status!r}: start it with the source's options and -incoming defer"
+            )
+        status = await source.migration()
+        if status not in AT_REST:
+            raise QemuError(
+                f"a migration of the source is under way ({status}): wait for it, or migrate_cancel"
+            )
+        here, there = await source.memory_size(), await destination.memory_size()
+        if here != there:
+            raise QemuError(f"the source has {here >> 20} MiB of memory, the destination {there >> 20} MiB")
+
+    async def _prepare(self) -> None:
+        async with self._step("prepare"):
+            self._addresses = await self.source.qemu.addresses([here for here, _ in self._devices])
+            self._ram = await self.source.qemu.ram()
+            await self._each(self._prepare_vf)
+            await self._way_back.set_up_migration(
+                {"downtime-limit": self.downtime_limit_ms, "max-bandwidth": MAX_BANDWIDTH}
+            )
+            await self._each(self._start_record)
+
+    async def _prepare_vf(self, vf: MovedVf) -> None:
+        first = await self.source.call(vf.source, Pf.read_first)
+        found = self._way_back.contexts[vf.destination] = WrittenContext()
+        await self.destination.call(vf.destination, Pf.prepare, found, first)
+
+    async def _start_record(self, vf: MovedVf) -> None:
+        self._way_back.recorded.append(vf.source)
+        await self.source.call(vf.source, Pf.start_record)
+
+    async def _copy_ram(self, ram_socket: Path) -> None:
+        async with self._step("copy-ram"):
+            self._say("copying the guest's memory while it runs")
+            self._way_back.incoming = True
+            # With this, the destination waits for `cont` when it has everything.
+            await self.destination.qemu.execute("stop")
+            incoming = {"uri": f"unix:{ram_socket}", "exit-on-error": False}
+            await self.destination.qemu.execute("migrate-incoming", incoming)
+            await self.source.qemu.execute("migrate", {"uri": f"unix:{ram_socket}"})
+            await self._explained(self._converge())
+            self._note_times()
+
+    async def _converge(self) -> None:
+        """Wait until QEMU has stopped the guest, and allow it to stop it for longer where it must."""
+        limit, deadline = self.downtime_limit_ms, time.monotonic() + self.timeout
+        while True:
+            patience = min(PATIENCE_SECONDS, max(deadline - time.monotonic(), 0.1))
+            try:
+                await self.source.qemu.await_migration("pre-switchover", patience)
+                break
+            except TimeoutError:
+                if time.monotonic() > deadline:
+                    raise
+            limit *= 2
+            await self.source.qemu.execute("migrate-set-parameters", {"downtime-limit": limit})
+            self._say(f"the guest writes its memory fast: the rest of it may now take {limit} ms")
+
+    # -- while the guest stands still
+
+    async def _stop_vfs(self) -> None:
+        async with self._step("stop-vfs"):
+            await self._each(lambda vf: self.source.call(vf.source, Pf.stop))
+
+    async def _read_pci(self) -> None:
+        async with self._step("read-pci"):
+            for address in self._addresses:
+                self._functions.append(
+                    await self.source.outside(PciState.read, self.source.qemu.qtest, address)
+                )
+
+    async def _mark_pages(self) -> None:
+        """Only now: a page must not change between the read and the write that mark it."""
+        async with self._step("mark-pages"):
+            pages: set[int] = set()
+
+            async def read_record(vf: MovedVf) -> None:
+                pages.update(await self.source.call(vf.source, Pf.written_pages))
+
+            await self._each(read_record)
+            if any(page < LOW_MEMORY or not self._is_ram(page) for page in pages):
+                # The guest may have changed what is RAM there since; asking takes some milliseconds.
+                self._ram = await self.source.qemu.ram()
+            marked = sorted(filter(self._is_ram, pages))
+            self.report.pages = len(marked)
+            await self.source.outside(self.source.qemu.qtest.touch, marked)
+
+    def _is_ram(self, page: int) -> bool:
+        return any(page in part for part in self._ram)
+
+    async def _move_contexts(self) -> None:
+        async with self._step("move-contexts"):
+            await self._each(self._move_context)
+
+    async def _move_context(self, vf: MovedVf) -> None:
+        pieces = await self.source.call(vf.source, Pf.freeze_and_read)
+        self.report.context_bytes += sum(len(piece) for piece in pieces)
+        await self.destination.call(vf.destination, Pf.write_context, pieces)
+
+    async def _move_machine(self) -> None:
+        await self._finish_ram()
+        await self._write_pci()
+
+    async def _finish_ram(self) -> None:
+        async with self._step("finish-ram"):
+            await self.source.qemu.execute("migrate-continue", {"state": "pre-switchover"})
+            await self._explained(self.source.qemu.await_migration("completed", self.timeout))
+            await self._explained(self.destination.qemu.await_migration("completed", self.timeout))
+
+    async def _write_pci(self) -> None:
+        async with self._step("write-pci"):
+            there = await self.destination.qemu.addresses([there for _, there in self._devices])
+            for function, address in zip(self._functions, there, strict=True):
+                if function.address != address:
+                    raise QemuError(f"a VF is at {address} now, at {function.address} when the move began")
+                await self.destination.outside(function.write, self.destination.qemu.qtest)
+
+    async def _activate(self) -> None:
+        async with self._step("activate"):
+            await self._each(lambda vf: self.destination.call(vf.destination, Pf.activate))
+
+    async def _continue(self) -> None:
+        async with self._step("continue"):
+            # From `cont` on there may be no way back, so see that it can be carried out.
+            status = await self.destination.qemu.status()
+            if status != "paused":
+                raise QemuError(f"the destination is {status!r}, and should wait with the guest's state")
+            self._continued = True
+            try:
+                await self.destination.qemu.execute("cont")
+            except QemuError:
+                # Where it does not say, `_continued` stays, and nothing is undone.
+                with contextlib.suppress(QemuError):
+                    self._continued = self._arrived = await self.destination.qemu.status() == "running"
+                if not self._arrived:
+                    raise
+            self._arrived = True
+            self._note_times()
+
+    def _note_times(self) -> None:
+        """When the guest stopped and when it went on, as QEMU said it."""
+        stopped, resumed = self.source.qemu.last("STOP"), None
+        if self._continued:
+            resumed = self.destination.qemu.last("RESUME")
+        elif self._going_back:
+            resumed = self.source.qemu.last("RESUME")
+        self.report.stopped = None if stopped is None else stopped - self._wall
+        self.report.resumed = None if resumed is None else resumed - self._wall
+
+    # -- after it
+
+    async def _release(self) -> None:
+        """The guest runs at the destination: what fails here is a warning."""
+        async with self._step("release"):
+            for vf in self.vfs:
+                work = self.source.call(vf.source, Pf.release)
+                await self._way_back.attempt(f"{vf.source} at the source", work)
+            await self._way_back.restore_settings(destination=True)
+
+    async def _failed(self, error: BaseException) -> MoveError:
+        """Go back, and say what happened."""
+        step = next(iter(getattr(error, "__notes__", [])), self._step_name)
+        why = "it was cancelled" if isinstance(error, asyncio.CancelledError) else reason(error)
+        if self._continued:
+            state = (
+                "It is not known whether the guest runs at the destination, so nothing more was touched."
+                " If it does, the move is done. If it does not: end the destination QEMU, make the source's"
+                " VFs active with `vfu-owner`, and `cont` the source QEMU."
+            )
+            return MoveError(step, why, state, source_runs=False, report=self.report)
+        if step == "check":
+            return MoveError(step, why, "Nothing was touched.", source_runs=True, report=self.report)
+        self._going_back = True
+        self._say(f"going back, as {step} failed")
+        runs = await self._way_back.go(self._step)
+        self._note_times()
+        state = "The guest runs at the source as before." if runs else "The guest may not run at the source."
+        if self._way_back.incoming:
+            state += " The destination QEMU had taken a part of it and was ended: start it anew to try again."
+        if self.report.warnings:
+            state += " On the way back: " + "; ".join(self.report.warnings)
+        return MoveError(step, why, state, source_runs=runs, report=self.report)
+
+    async def _explained(self, work: Coroutine[Any, Any, None]) -> None:
+        """The source often knows only that the connection broke: add what the destination knows."""
+        try:
+            await work
+        except QemuError as error:
+            try:
+                await self.destination.qemu.check_migration()
+            except QemuError as why:
+                if str(why) != str(error):
+                    raise QemuError(f"{error}; {why}") from error
+            raise
+
+
+async def _together(*work: Coroutine[Any, Any, None]) -> None:
+    """Do these at once. When one fails the others are cancelled, and the first failure is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for each in work:
+                group.create_task(each)
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None

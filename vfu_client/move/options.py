@@ -1,0 +1,168 @@
+"""The command line of `vfu-migrate`: which servers there are, and which VF moves where to."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vfu_client.move.move import DOWNTIME_LIMIT_MS
+from vfu_client.move.moved_vf import MovedVf, Vf
+from vfu_client.owner.owner import CONTEXT_OPCODES
+
+EXAMPLE = """\
+Both QEMUs have the same options, apart from the sockets of the VFs, and besides
+
+  -qmp unix:QMP,server=on,wait=off -qtest unix:QTEST,server=on,wait=off -qtest-log none
+
+and the destination has -incoming defer too. Nobody else may hold either pf.sock while the guest moves.
+
+  vfu-migrate --from-qmp a/qmp --from-qtest a/qtest --from-server /run/vfu-a \\
+              --to-qmp b/qmp --to-qtest b/qtest --to-server /run/vfu-b --vf vf1 --vf vf2:vf5
+
+Where VFs of several servers are the guest's, each server has a name:
+
+  ... --from-server disk=/run/a-disk --from-server net=/run/a-net \\
+      --to-server disk=/run/b-disk --to-server net=/run/b-net --vf disk/vf1 --vf net/vf1:vf3
+"""
+
+NAME = r"[A-Za-z0-9][\w-]*"
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options. `from_server` and `to_server` are folders by name, `moved` is a list of MovedVf.
+
+    Ends the program with status 2 where they make no sense.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.from_server, options.to_server = map(_servers, (options.from_server, options.to_server))
+        options.moved = _moved(options)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vfu-migrate",
+        description="Move a running QEMU guest with its VFs from one QEMU and its servers to another.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for end, name in (("from", "source"), ("to", "destination")):
+        group = parser.add_argument_group(name)
+        group.add_argument(
+            f"--{end}-qmp", type=Path, required=True, metavar="SOCKET", help="QMP monitor of QEMU"
+        )
+        group.add_argument(
+            f"--{end}-qtest", type=Path, required=True, metavar="SOCKET", help="qtest server of QEMU"
+        )
+        group.add_argument(
+            f"--{end}-server", type=_server, action="append", required=True, metavar="[NAME=]DIR",
+            help="folder of a vfu-server, with a name where there are several; repeats",
+        )  # fmt: skip
+    parser.add_argument(
+        "--vf", type=_vf, action="append", required=True, metavar="[NAME/]VF[:[NAME/]VF]",
+        help="a VF of the guest, as vf1, or NAME/vf1 of that server; vf1:vf3 where it gets another number"
+        " at the destination; repeats",
+    )  # fmt: skip
+    parser.add_argument(
+        "--device", type=_device, action="append", default=[], metavar="ID[:ID]",
+        help="the VF's device id in QEMU, source and destination (default: found by its socket)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ram-socket", type=Path, metavar="PATH", help="where QEMU sends memory (default: temporary)"
+    )
+    parser.add_argument(
+        "--downtime-limit", type=_positive, default=DOWNTIME_LIMIT_MS, metavar="MS",
+        help="for the rest of the memory; doubled when the guest writes too fast (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timeout",
+        type=_positive,
+        default=120,
+        metavar="SECONDS",
+        help="for the copy of the memory (default: 120)",
+    )
+    parser.add_argument(
+        "--context-opcodes", type=lambda text: int(text, 0), default=CONTEXT_OPCODES, metavar="BASE",
+        help="opcode of the servers' first context command (default: 0x40)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the result for programs")
+    parser.add_argument("--timeline", type=Path, metavar="FILE.svg", help="draw the timeline")
+    return parser
+
+
+def _server(text: str) -> tuple[str, Path]:
+    """Name, empty where none is given, and folder. A folder with a = in its name begins with / or ./ ."""
+    found = re.fullmatch(rf"(?:({NAME})=)?(.+)", text, re.DOTALL)
+    if found is None:
+        raise argparse.ArgumentTypeError("give the folder of a vfu-server")
+    return found[1] or "", Path(found[2])
+
+
+def _vf(text: str) -> tuple[Vf, Vf | None]:
+    """The VF at the source and at the destination, as far as it is said."""
+    one = rf"(?:({NAME})/)?(?:vf)?([1-9]\d*)"
+    found = re.fullmatch(rf"{one}(?::{one})?", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no VF: give vf1, or vf1:vf3, or NAME/vf1")
+    there = Vf(int(found[4]), found[3] or "") if found[4] else None
+    return Vf(int(found[2]), found[1] or ""), there
+
+
+def _servers(given: Sequence[tuple[str, Path]]) -> dict[str, Path]:
+    """The servers of one side by name. Raises ValueError where they cannot be told apart."""
+    if len(given) > 1 and not all(name for name, _ in given):
+        raise ValueError("several servers need names: NAME=DIR")
+    servers = dict(given)
+    if len(servers) < len(given):
+        raise ValueError("two servers of one side have the same name")
+    return servers
+
+
+def _moved(options: argparse.Namespace) -> list[MovedVf]:
+    """Who moves where to. Raises ValueError when the options contradict each other."""
+    if options.device and len(options.device) != len(options.vf):
+        raise ValueError("give --device as often as --vf, in the same order, or not at all")
+    devices = options.device or [(None, None)] * len(options.vf)
+    moved: list[MovedVf] = []
+    for (here, there), (here_id, there_id) in zip(options.vf, devices, strict=True):
+        source = _of(here.server, here.number, options.from_server, "source")
+        # Without a name of its own it goes to the server of the same name, or to the only one.
+        name, number = ("", source.number) if there is None else (there.server, there.number)
+        if not name and len(options.to_server) > 1:
+            name = source.server
+        destination = _of(name, number, options.to_server, "destination")
+        moved.append(MovedVf(source, destination, here_id, there_id))
+    for end in ("source", "destination"):
+        if len({getattr(vf, end) for vf in moved}) < len(moved):
+            raise ValueError("a VF is given twice")
+    return moved
+
+
+def _of(name: str, number: int, servers: Mapping[str, Path], side: str) -> Vf:
+    """A VF of that server, or of the only one. Raises ValueError for another server than there is."""
+    if not name and len(servers) == 1:
+        name = next(iter(servers))
+    if name not in servers:
+        names = ", ".join(filter(None, servers)) or "one without a name"
+        if not name:
+            raise ValueError(f"whose vf{number} at the {side}? Give NAME/vf{number}; the servers are {names}")
+        raise ValueError(f"no server at the {side} is called {name}: there is {names}")
+    return Vf(number, name)
+
+
+def _device(text: str) -> tuple[str, str]:
+    here, _, there = text.partition(":")
+    return here, there or here
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number <= 0:
+        raise ValueError(text)
+    return number

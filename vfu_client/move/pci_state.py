@@ -1,0 +1,189 @@
+"""PCI registers of a function that live in QEMU and do not travel with `migrate`: BARs, command, MSI-X.
+
+QEMU emulates them for a passthrough function. They are read and written through qtest, as by the guest's CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pymodel.spec import pci
+from vfu_client.move.qtest import CONFIG_ADDRESS, CONFIG_DATA, ENABLE, QTest
+
+BAR_FIRST, BAR_LAST = 0x10, 0x24
+ROM_ADDRESS = 0x30
+COMMAND = 0x04
+CACHE_LINE_SIZE = 0x0C
+CAPABILITIES = 0x34
+INTERRUPT_LINE = 0x3C
+HEADER_WORDS = (
+    0,
+    COMMAND,
+    CACHE_LINE_SIZE,
+    *range(BAR_FIRST, BAR_LAST + 4, 4),
+    ROM_ADDRESS,
+    CAPABILITIES,
+    0x3C,
+)
+FIRST_CAPABILITY = 0x40
+CAPABILITY_WORDS = {
+    pci.CAP_ID_EXPRESS: (pci.EXPRESS_DEVCTL, pci.EXPRESS_LNKCTL, pci.EXPRESS_DEVCTL2),
+    pci.CAP_ID_MSIX: (pci.MSIX_TABLE,),
+    pci.CAP_ID_PM: (pci.PM_PMCSR,),
+}
+"""The words of capabilities that are read besides the first, which has MSI-X control."""
+
+
+class PciStateError(Exception):
+    """The function at the destination is not the one that was read, or does not take its registers."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a function is on the machine's PCI buses."""
+
+    bus: int
+    slot: int
+    function: int
+
+    def select(self, offset: int) -> str:
+        """The qtest command that selects a register (PCI configuration mechanism 1)."""
+        value = ENABLE | self.bus << 16 | self.slot << 11 | self.function << 8 | offset & 0xFC
+        return f"outl {CONFIG_ADDRESS:#x} {value:#x}"
+
+    def write(self, offset: int, size: int, value: int) -> list[str]:
+        """The qtest commands that write a register."""
+        letter = {1: "b", 2: "w", 4: "l"}[size]
+        return [self.select(offset), f"out{letter} {CONFIG_DATA + (offset & 3):#x} {value:#x}"]
+
+    def __str__(self) -> str:
+        return f"{self.bus:02x}:{self.slot:02x}.{self.function}"
+
+
+@dataclass(frozen=True)
+class PciState:
+    """One function's registers: 32-bit words of its configuration space, by offset, and of its MSI-X table.
+
+    Not all of it is read, as each read may be a message to the server, and as a read of virtio's PCI_CFG data
+    has side effects. `capabilities` says where the first capability of each id begins.
+    """
+
+    address: Address
+    words: dict[int, int]
+    capabilities: dict[int, int]
+    table: list[int]
+
+    @classmethod
+    def read(cls, qtest: QTest, address: Address) -> PciState:
+        """Read them; the machine must be stopped. Raises QTestError, PciStateError when no function is there.
+
+        The guest may stand between its own write of the address register and that of the data, so the
+        register gets its old value back.
+        """
+        state = cls(address, {}, {}, [])
+        selected = qtest.run([f"inl {CONFIG_ADDRESS:#x}"])[0]
+        try:
+            state._read_words(qtest, HEADER_WORDS)
+            if state.register(0, 2) == 0xFFFF:
+                raise PciStateError(f"no function answers at {address}")
+            offset = state.register(CAPABILITIES, 1) & 0xFC
+            while offset >= FIRST_CAPABILITY and offset not in state.words:
+                state._read_words(qtest, (offset,))
+                state.capabilities.setdefault(state.register(offset, 1), offset)
+                offset = state.register(offset + 1, 1) & 0xFC
+            wanted = [
+                state.capabilities[capability] + at
+                for capability, offsets in CAPABILITY_WORDS.items()
+                for at in offsets
+                if capability in state.capabilities
+            ]
+            state._read_words(qtest, wanted)
+        finally:
+            qtest.run([f"outl {CONFIG_ADDRESS:#x} {selected:#x}"])
+        state.table.extend(qtest.run([f"readl {at:#x}" for at in state._table_addresses()]))
+        return state
+
+    def _read_words(self, qtest: QTest, offsets: Sequence[int]) -> None:
+        commands: list[str] = []
+        for offset in offsets:
+            commands += [self.address.select(offset), f"inl {CONFIG_DATA:#x}"]
+        self.words.update(zip(offsets, qtest.run(commands)[1::2], strict=True))
+
+    def write(self, qtest: QTest) -> None:
+        """Give the registers to the same function of a machine that is stopped; MSI-X control comes last.
+
+        QEMU then gives the device its interrupts. Raises PciStateError where the function is another one or
+        its BARs do not answer where they should, QTestError; some registers are written then.
+        """
+        address = self.address
+        commands = [f"inl {CONFIG_ADDRESS:#x}", address.select(0), f"inl {CONFIG_DATA:#x}"]
+        for offset, size in self._plain():
+            commands += address.write(offset, size, self.register(offset, size))
+        words = self._table_addresses()
+        commands += [f"writel {at:#x} {word:#x}" for at, word in zip(words, self.table, strict=True)]
+        checks = [f"readl {at:#x}" for at in words]
+        selected, _, identity, *answers = qtest.run(commands + checks)
+        try:
+            if identity != self.register(0, 4):
+                expected = f"{self.register(0, 2):04x}:{self.register(2, 2):04x}"
+                raise PciStateError(
+                    f"at {address} is {identity & 0xFFFF:04x}:{identity >> 16:04x}, at the source there was"
+                    f" {expected}: start the destination with the source's options"
+                )
+            if words and answers[-len(words) :] != self.table:
+                raise PciStateError(
+                    f"the BARs of {address} do not answer: the bridges above it differ from the source's"
+                )
+            last: list[str] = []
+            for offset, size in self._last():
+                last += address.write(offset, size, self.register(offset, size))
+            qtest.run(last)
+        finally:
+            qtest.run([f"outl {CONFIG_ADDRESS:#x} {selected:#x}"])
+
+    def register(self, offset: int, size: int) -> int:
+        """A register as it was read; bits that start something are 0."""
+        value = self.words[offset & ~3] >> 8 * (offset & 3) & (1 << 8 * size) - 1
+        express = self.capabilities.get(pci.CAP_ID_EXPRESS)
+        if express is not None and offset == express + pci.EXPRESS_DEVCTL:
+            value &= ~pci.EXPRESS_DEVCTL_FLR
+        return value
+
+    def _plain(self) -> list[tuple[int, int]]:
+        """(offset, size) of what is written before the MSI-X table, in order: the command register opens the
+        BARs.
+        """
+        registers = [(offset, 4) for offset in (*range(BAR_FIRST, BAR_LAST + 4, 4), ROM_ADDRESS)]
+        registers += [(CACHE_LINE_SIZE, 1), (INTERRUPT_LINE, 1)]
+        express = self.capabilities.get(pci.CAP_ID_EXPRESS)
+        if express is not None:
+            registers += [
+                (express + at, 2) for at in (pci.EXPRESS_DEVCTL, pci.EXPRESS_LNKCTL, pci.EXPRESS_DEVCTL2)
+            ]
+        return [*registers, (COMMAND, 2)]
+
+    def _last(self) -> list[tuple[int, int]]:
+        """(offset, size) of what is written after the table: MSI-X control, then the power state."""
+        registers: list[tuple[int, int]] = []
+        msix = self.capabilities.get(pci.CAP_ID_MSIX)
+        if msix is not None:
+            registers.append((msix + pci.MSIX_CONTROL, 2))
+        power = self.capabilities.get(pci.CAP_ID_PM)
+        if power is not None and self.register(power + pci.PM_PMCSR, 2) & pci.PM_STATE_MASK:
+            registers.append((power + pci.PM_PMCSR, 2))
+        return registers
+
+    def _table_addresses(self) -> list[int]:
+        """The guest addresses of the MSI-X table's words; none while the BARs are closed."""
+        msix = self.capabilities.get(pci.CAP_ID_MSIX)
+        if msix is None or not self.register(COMMAND, 2) & pci.COMMAND_MEMORY:
+            return []
+        vectors = (self.register(msix + pci.MSIX_CONTROL, 2) & pci.MSIX_MAX_VECTORS - 1) + 1
+        table = self.register(msix + pci.MSIX_TABLE, 4)
+        bar = BAR_FIRST + 4 * (table & 7)
+        base = self.register(bar, 4)
+        if base & pci.BAR_MEMORY_64:
+            base |= self.register(bar + 4, 4) << 32
+        start = (base & ~pci.BAR_FLAGS) + (table & ~7)
+        return [start + 4 * word for word in range(vectors * pci.MSIX_ENTRY.itemsize // 4)]

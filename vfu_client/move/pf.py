@@ -1,0 +1,221 @@
+"""The PF of one server of a move: what its admin queue does for the VFs there. Everything here blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pymodel.spec import context
+from vfu_client.owner.admin import AdminError
+from vfu_client.owner.context import Field, compare
+from vfu_client.owner.context_parts import as_reset, common_part
+from vfu_client.owner.owner import OwnerDriver
+from vfu_client.vfio.connection import ServerBusyError, ServerUnreachableError
+from vfu_client.vfio.memory import Bytes
+
+NEGOTIATION_SECONDS = 3.0
+COMMAND_SECONDS = 30.0
+# The guest stands still while its VFs finish their requests.
+STOP_SECONDS = 5.0
+# The common fields of a context fit into this.
+FIRST_LOOK = 64 << 10
+
+
+class SideError(Exception):
+    """A server, its PF or a VF of it is not fit for the move."""
+
+
+@dataclass
+class WrittenContext:
+    """What a VF at the destination had before it gets a context: mode and context, once known."""
+
+    mode: int | None = None
+    found: list[Bytes] | None = None
+
+
+class Pf:
+    """The owner of the PF in `folder`. `name` is what messages call its server. VFs go by their numbers."""
+
+    def __init__(self, name: str, folder: Path, context_opcodes: int) -> None:
+        self.name = name
+        self.folder = folder
+        self._opcodes = context_opcodes
+        self._owner: OwnerDriver | None = None
+
+    def open(self) -> None:
+        """Attach to the PF. Raises SideError when nobody is there or somebody else has it."""
+        self._owner = self._attach()
+
+    def close(self) -> None:
+        """Hang up; the server goes on."""
+        if self._owner is not None:
+            self._owner.close()
+
+    @property
+    def owner(self) -> OwnerDriver:
+        """The owner driver. Raises SideError before `open` made it."""
+        if self._owner is None:
+            raise SideError(f"{self.name}: the PF was not reached")
+        return self._owner
+
+    def _attach(self) -> OwnerDriver:
+        path = self.folder / "pf.sock"
+        try:
+            return OwnerDriver.open(
+                path,
+                context_opcodes=self._opcodes,
+                timeout=COMMAND_SECONDS,
+                negotiation_timeout=NEGOTIATION_SECONDS,
+            )
+        except ServerUnreachableError as error:
+            raise SideError(
+                f"no server listens on {path}: start vfu-server there, or name another folder"
+            ) from error
+        except ServerBusyError as error:
+            raise SideError(
+                f"{path} is in use, and a move needs the PF to itself: end the guest or owner that has it"
+            ) from error
+
+    def check_source(self, vf: int) -> None:
+        """Raise SideError unless the VF can be moved from here."""
+        self._check(vf, range(context.MODE_GET, context.WRITE_RECORD_STOP + 1))
+        if self.owner.mode_get(vf) != context.MODE_ACTIVE:
+            raise SideError(
+                f"VF {vf} of the {self.name} is not active: `vfu-owner mode {vf} active` makes it so"
+            )
+
+    def check_destination(self, vf: int) -> None:
+        """Raise SideError unless the VF can be moved to here."""
+        self._check(vf, range(context.MODE_GET, context.CTX_DISCARD + 1))
+
+    def _check(self, vf: int, needed: range) -> None:
+        existing = self.owner.sriov.enabled
+        if vf > existing:
+            raise SideError(
+                f"the {self.name} has no VF {vf}: VFs 1 to {existing} exist" if existing else "no VFs exist"
+            )
+        missing = [
+            self._opcodes + number for number in needed if self._opcodes + number not in self.owner.commands
+        ]
+        if missing:
+            listed = ", ".join(f"{opcode:#x}" for opcode in missing)
+            raise SideError(f"the {self.name} lacks the commands {listed}: see its --context-opcodes")
+
+    def peek(self, vf: int) -> list[Field]:
+        """The common fields of a VF's present context."""
+        owner = self.owner
+        owner.context_discard(vf)
+        room = owner.device.memory.allocate(FIRST_LOOK)
+        try:
+            size, _ = owner.context_read_into(vf, room)
+            return common_part(memoryview(room.view[:size].tobytes()))
+        finally:
+            owner.device.memory.free(room)
+            owner.context_discard(vf)
+
+    def read_first(self, vf: int) -> list[Bytes]:
+        """Read the whole context of a running VF. A read in Freeze then has only what changed of a disk."""
+        self.owner.context_discard(vf)
+        return list(self.owner.context_read(vf))
+
+    def prepare(self, vf: int, written: WrittenContext, first: list[Bytes]) -> None:
+        """Freeze a VF, note how it was, and write a first context of the source's VF.
+
+        Raises SideError with the differences when it does not take it.
+        """
+        owner = self.owner
+        mode = owner.mode_get(vf)
+        owner.context_discard(vf)
+        written.mode = mode
+        owner.mode_set(vf, context.MODE_FREEZE)
+        written.found = list(owner.context_read(vf))
+        try:
+            owner.context_write(vf, first)
+        except AdminError as error:
+            unfit = _unfit(common_part(memoryview(first[0].tobytes())), self.peek(vf))
+            raise SideError(f"VF {vf} of the {self.name} cannot take the source's state: {unfit}") from error
+
+    def start_record(self, vf: int) -> None:
+        """Begin to record what the VF writes."""
+        self.owner.write_record_start(vf)
+
+    def stop(self, vf: int) -> None:
+        """Have the VF finish what it began, and stop. Raises SideError when that takes too long."""
+        try:
+            self.owner.mode_set(vf, context.MODE_STOP, timeout=STOP_SECONDS)
+        except TimeoutError as error:
+            # The command waits at the head of the admin queue until its owner leaves.
+            self.owner.close()
+            self._owner = self._attach()
+            raise SideError(
+                f"VF {vf} of the {self.name} does not finish what it began within {STOP_SECONDS:g} s:"
+                " look at its disk"
+            ) from error
+
+    def written_pages(self, vf: int) -> set[int]:
+        """The guest addresses of all pages that a stopped VF wrote."""
+        pages: set[int] = set()
+        left = 1
+        while left:
+            records, left = self.owner.write_record_read(vf)
+            for record in records:
+                start, length = int(record["address"]), int(record["length"])
+                pages.update(range(start & ~0xFFF, start + length, 0x1000))
+        return pages
+
+    def freeze_and_read(self, vf: int) -> list[Bytes]:
+        """Freeze a stopped VF and read its context."""
+        self.owner.mode_set(vf, context.MODE_FREEZE)
+        return list(self.owner.context_read(vf))
+
+    def write_context(self, vf: int, pieces: list[Bytes]) -> None:
+        """Write the context of the move."""
+        self.owner.context_write(vf, pieces)
+
+    def activate(self, vf: int) -> None:
+        """Have the VF run."""
+        self.owner.mode_set(vf, context.MODE_ACTIVE)
+
+    def resume(self, vf: int) -> None:
+        """Have a VF of the source run as before the move."""
+        self.owner.mode_set(vf, context.MODE_ACTIVE)
+        self.owner.write_record_stop(vf)
+
+    def restore(self, vf: int, written: WrittenContext) -> None:
+        """Give a VF of the destination its former context and mode. It finishes what it began first."""
+        owner = self.owner
+        if written.mode is None:
+            return
+        # Fails at once where the server is gone; a command would be waited for, and the guest stands still.
+        owner.device.function.config_bytes(0, 4)
+        owner.mode_set(vf, context.MODE_FREEZE)
+        owner.context_discard(vf)
+        if written.found is not None:
+            owner.context_write(vf, written.found)
+        owner.mode_set(vf, written.mode)
+
+    def release(self, vf: int) -> None:
+        """Reset a frozen VF whose guest runs elsewhere, and have it active for the next one."""
+        self.owner.write_record_stop(vf)
+        self.owner.context_write(vf, as_reset(self.peek(vf)))
+        self.owner.mode_set(vf, context.MODE_ACTIVE)
+
+
+def _unfit(source: list[Field], destination: list[Field]) -> str:
+    """Why a device refused a context, as far as the common fields tell."""
+    ours = {field.type: field for field in source}
+    theirs = {field.type: field for field in destination}
+    found: list[str] = []
+    wanted = int.from_bytes(ours[context.DRIVER_FEATURES].value, "little")
+    offered = int.from_bytes(theirs[context.DEVICE_FEATURES].value, "little")
+    missing = [str(bit) for bit in range(128) if wanted & ~offered & 1 << bit]
+    if missing:
+        found.append(f"it does not offer feature {', '.join(missing)}, which the guest uses")
+    for difference in compare(list(ours.values()), list(theirs.values())):
+        one, two = difference.first, difference.second
+        if one is None or two is None or one.type not in (context.DEVICE_ID, context.DEVICE_CFG):
+            continue
+        found.append(
+            f"{difference.label} differs: {one.text()} at the source, {two.text()} at the destination"
+        )
+    return "; ".join(found) or "the server's log says more"

@@ -1,0 +1,106 @@
+"""One side of a move, source or destination: a QEMU, and the PFs of the servers whose VFs that QEMU has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar, TypeVarTuple
+
+from vfu_client.move.moved_vf import Vf
+from vfu_client.move.pf import Pf
+from vfu_client.move.qemu import Qemu, QemuError, same_socket
+from vfu_client.owner.admin import AdminError
+from vfu_client.owner.cli import explain
+from vfu_client.owner.owner import CONTEXT_OPCODES
+
+Parameters = TypeVarTuple("Parameters")
+T = TypeVar("T")
+
+
+def reason(error: BaseException) -> str:
+    """A failure in words."""
+    if isinstance(error, AdminError):
+        return explain(error, CONTEXT_OPCODES)
+    return str(error) or type(error).__name__
+
+
+class Side:
+    """A QEMU and its servers: the folder of each by its name, which is empty where there is only one.
+
+    What blocks runs in threads: one for each PF and one for qtest, one call at a time in each. A call that is
+    cancelled runs on in its thread; calls that follow come after it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        qemu: Qemu,
+        servers: Mapping[str, Path],
+        *,
+        context_opcodes: int = CONTEXT_OPCODES,
+    ) -> None:
+        self.name = name
+        self.qemu = qemu
+        self._pfs = {
+            server: Pf(f"{name} server {server}".strip(), folder, context_opcodes)
+            for server, folder in servers.items()
+        }
+        self._threads = {
+            server: ThreadPoolExecutor(1, thread_name_prefix=f"{name}-{server or 'owner'}")
+            for server in servers
+        }
+        self._qtest_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-qtest")
+
+    async def open(self) -> None:
+        """Connect to QEMU and to the PFs. Raises QemuError, QTestError or SideError; `close` is due in any
+        case.
+        """
+        await self.qemu.connect()
+        for server, pf in self._pfs.items():
+            await _run(self._threads[server], pf.open)
+
+    async def close(self) -> None:
+        """Hang up on all; all go on."""
+        await self.qemu.close()
+        for server, pf in self._pfs.items():
+            await _run(self._threads[server], pf.close)
+        for thread in (*self._threads.values(), self._qtest_thread):
+            thread.shutdown()
+
+    async def call(self, vf: Vf, function: Callable[[Pf, int, *Parameters], T], *arguments: *Parameters) -> T:
+        """Run a method of Pf for a VF, in its PF's thread, after what that is doing."""
+        return await _run(self._threads[vf.server], function, self._pfs[vf.server], vf.number, *arguments)
+
+    async def outside(self, function: Callable[[*Parameters], T], *arguments: *Parameters) -> T:
+        """Run something with qtest, in its thread, after what that is doing."""
+        return await _run(self._qtest_thread, function, *arguments)
+
+    async def settle(self) -> None:
+        """Wait for what cancelled calls left running."""
+        for thread in (*self._threads.values(), self._qtest_thread):
+            await _run(thread, lambda: None)
+
+    async def device(self, vf: Vf, given: str | None) -> str:
+        """The id of the QEMU device that is this VF; one that is given must exist. Raises QemuError."""
+        devices = await self.qemu.devices()
+        if given is not None:
+            if given not in devices:
+                has = ", ".join(devices) or "none"
+                raise QemuError(f"the {self.name} QEMU has no vfio-user device {given!r}: it has {has}")
+            return given
+        socket = self._pfs[vf.server].folder / f"vf{vf.number}.sock"
+        for name, named in devices.items():
+            if same_socket(named, socket):
+                return name
+        raise QemuError(
+            f"no device of the {self.name} QEMU is connected to {socket}: look at --vf, or name the device"
+            " with --device (it needs an id)"
+        )
+
+
+async def _run(
+    thread: ThreadPoolExecutor, function: Callable[[*Parameters], T], *arguments: *Parameters
+) -> T:
+    return await asyncio.get_running_loop().run_in_executor(thread, function, *arguments)

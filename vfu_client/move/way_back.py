@@ -1,0 +1,111 @@
+"""The way back of a move that failed: what it has touched so far, and how that becomes as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from vfu_client.move.moved_vf import Vf
+from vfu_client.move.pf import Pf, WrittenContext
+from vfu_client.move.qemu import CAPABILITIES, Qemu, QemuError
+from vfu_client.move.side import Side, reason
+
+# States of a migration in which nothing is under way.
+AT_REST = ("none", "completed", "failed", "cancelled")
+POLL_SECONDS = 0.005
+
+
+class WayBack:
+    """Notes what a move touches before it does, for `go`. What cannot be undone becomes a warning."""
+
+    def __init__(self, source: Side, destination: Side, warnings: list[str], seconds: float) -> None:
+        self._source = source
+        self._destination = destination
+        self._warnings = warnings
+        self._seconds = seconds
+        self._settings: list[tuple[Qemu, dict[str, bool]]] = []
+        self._parameters: dict[str, Any] = {}
+        self.contexts: dict[Vf, WrittenContext] = {}
+        """VFs at the destination that were frozen for a context, and how they were found."""
+        self.recorded: list[Vf] = []
+        """VFs at the source that record what they write, and from some point on stand still."""
+        self.incoming = False
+        """The destination QEMU began to take the guest, and can take no other any more."""
+
+    async def set_up_migration(self, parameters: dict[str, Any]) -> None:
+        """Give both QEMUs the capabilities of a move, and the source these parameters. Raises QemuError."""
+        for qemu in (self._source.qemu, self._destination.qemu):
+            self._settings.append((qemu, await qemu.capabilities()))
+            await qemu.set_capabilities(CAPABILITIES)
+        found = await self._source.qemu.execute("query-migrate-parameters")
+        self._parameters = {name: found[name] for name in parameters if name in found}
+        await self._source.qemu.execute("migrate-set-parameters", parameters)
+
+    async def restore_settings(self, *, destination: bool) -> None:
+        """Give the QEMUs their capabilities and parameters back."""
+        for qemu, found in self._settings:
+            if destination or qemu is not self._destination.qemu:
+                await self.attempt(f"migration capabilities of {qemu.name}", qemu.set_capabilities(found))
+        if self._parameters:
+            setting = self._source.qemu.execute("migrate-set-parameters", self._parameters)
+            await self.attempt("migration parameters of the source", setting)
+
+    async def attempt(self, what: str, work: Coroutine[Any, Any, Any]) -> bool:
+        """Do something whose failure must not keep the rest from being done; whether it was done."""
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001  # whatever it is, what comes after it must be done too
+            self._warnings.append(f"{what}: {reason(error)}")
+            return False
+        return True
+
+    async def go(self, step: Callable[[str], AbstractAsyncContextManager[None]]) -> bool:
+        """Undo all; whether the guest runs at the source as before.
+
+        The destination's VFs must do nothing any more before the source goes on: they share disks. Its QEMU
+        waits with a guest that nobody continues, and may be slow to answer when its server is gone.
+        """
+        runs = True
+        await self._source.settle()
+        await self._destination.settle()
+        if self.contexts:
+            async with step("restore-destination"):
+                await asyncio.gather(*(self._restore(vf, found) for vf, found in self.contexts.items()))
+        if self.recorded:
+            async with step("activate-source"):
+                runs &= all(await asyncio.gather(*map(self._resume, self.recorded)))
+        if self.incoming:
+            async with step("continue-source"):
+                runs &= await self.attempt("the source QEMU", self._continue_source())
+            async with step("end-destination"):
+                # It has a part of the guest, or all of it, which must not run there by mistake.
+                with contextlib.suppress(QemuError):
+                    await self._destination.qemu.execute("quit")
+        await self.restore_settings(destination=not self.incoming)
+        return runs
+
+    async def _restore(self, vf: Vf, found: WrittenContext) -> bool:
+        return await self.attempt(f"{vf} at the destination", self._destination.call(vf, Pf.restore, found))
+
+    async def _resume(self, vf: Vf) -> bool:
+        return await self.attempt(f"{vf} at the source", self._source.call(vf, Pf.resume))
+
+    async def _continue_source(self) -> None:
+        """End the migration, whatever its state, and have the guest run. Raises QemuError."""
+        qemu = self._source.qemu
+        deadline = time.monotonic() + self._seconds
+        if await qemu.migration() not in AT_REST:
+            await qemu.execute("migrate_cancel")
+        # Not by events: their connection may have been in the middle of anything.
+        while await qemu.migration() not in AT_REST and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_SECONDS)
+        # QEMU itself has a guest run again whose migration was cancelled; after a completed one it does not.
+        while (status := await qemu.status()) != "running":
+            if time.monotonic() > deadline:
+                raise QemuError(f"{qemu.name}: the guest is {status!r}: try `cont`")
+            with contextlib.suppress(QemuError):
+                await qemu.execute("cont")

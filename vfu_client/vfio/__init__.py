@@ -1,0 +1,1 @@
+"""A client of vfio-user, and PCI through it: configuration space, BARs, interrupts, guest memory."""

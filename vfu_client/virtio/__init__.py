@@ -1,0 +1,1 @@
+"""Virtio over PCI from the driver's side: structures, initialization, virtqueues."""

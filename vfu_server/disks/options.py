@@ -1,0 +1,105 @@
+"""The option `--disk`: what each virtio-blk function keeps its sectors on.
+
+    [F=]ram:SIZE
+    [F=]FILE[,size=SIZE][,readonly][,direct]
+
+A comma in FILE is written twice, as for QEMU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pymodel.devices.block.disk import Disk
+from pymodel.devices.block.ram_disk import RamDisk
+from vfu_server.disks.file import FileDisk
+from vfu_server.disks.image import SECTOR
+
+RAM_DISK: Final = "ram:64M"
+
+_UNITS: Final = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@dataclass(frozen=True, slots=True)
+class DiskChoice:
+    """What `--disk` says of a disk: in memory (`file` is None), or in a file that may be made with `size`."""
+
+    file: Path | None = None
+    size: int | None = None
+    read_only: bool = False
+    direct: bool = False
+
+
+def disk_option(text: str) -> tuple[str | None, DiskChoice]:
+    """(function or None for all, its disk)."""
+    match = re.fullmatch(r"(?:(pf|vf[1-9][0-9]*)=)?(.+)", text, re.DOTALL)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no disk: give ram:64M or a file")
+    return match[1], _choice(match[2])
+
+
+def _choice(text: str) -> DiskChoice:
+    # NUL, which is in no file's name, stands in for a comma that was written twice.
+    name, *options = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
+    if name.startswith("ram:"):
+        if options:
+            raise argparse.ArgumentTypeError(f"{text}: a disk in memory has no options")
+        return DiskChoice(size=_size(text, name.removeprefix("ram:")))
+    size, read_only, direct = None, False, False
+    for option in options:
+        match option.split("=", 1):
+            case ["size", value]:
+                size = _size(text, value)
+            case ["readonly"]:
+                read_only = True
+            case ["direct"]:
+                direct = True
+            case _:
+                raise argparse.ArgumentTypeError(
+                    f"{text}: options of a file are size=SIZE, readonly and direct; "
+                    "a comma in its name is written twice"
+                )
+    if not name:
+        raise argparse.ArgumentTypeError(f"{text}: no file is named")
+    return DiskChoice(Path(name), size, read_only, direct)
+
+
+def _size(text: str, size: str) -> int:
+    match = re.fullmatch(r"([0-9]+)([kMGT]?)", size)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"{text}: give a size such as ram:64M or size=64M, with k, M, G or T"
+        )
+    count = int(match[1]) * _UNITS[match[2]]
+    if count == 0 or count % SECTOR:
+        raise argparse.ArgumentTypeError(f"{text}: the size is no multiple of {SECTOR} above 0")
+    return count
+
+
+def open_disks(given: Sequence[tuple[str | None, DiskChoice]], names: Sequence[str]) -> dict[str, Disk]:
+    """A disk for each function. Raises OSError or ValueError."""
+    chosen = dict.fromkeys(names, _choice(RAM_DISK))
+    for function, disk in given:
+        if function is None:
+            chosen.update(dict.fromkeys(names, disk))
+    for function, disk in given:
+        if function is not None:
+            if function not in chosen:
+                raise ValueError(f"there is no function {function}: --total-vfs says how many VFs there are")
+            chosen[function] = disk
+    return {name: _open_disk(disk) for name, disk in chosen.items()}
+
+
+def _open_disk(choice: DiskChoice) -> Disk:
+    if choice.file is None:
+        assert choice.size is not None
+        return RamDisk(choice.size)
+    try:
+        return FileDisk(choice.file, size=choice.size, read_only=choice.read_only, direct=choice.direct)
+    except FileNotFoundError:
+        raise ValueError(f"{choice.file} does not exist: `,size=64M` behind it would make it") from None

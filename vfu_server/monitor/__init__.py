@@ -1,0 +1,1 @@
+"""The monitor: what is asked of a running server over QMP."""

@@ -1,0 +1,221 @@
+"""The server's monitor, `DIR/monitor.sock`: what the functions do, and ways to make things happen to them.
+
+docs/monitor.md describes commands and events.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from pymodel.admin.rules import RULES, Rules
+from pymodel.devices.device import Linked
+from pymodel.migration.member import MODE_NAMES
+from pymodel.pci.function import Function
+from pymodel.pci.physical_function import PhysicalFunction
+from pymodel.queue.virtqueue import Virtqueue
+from pymodel.spec import context
+from pymodel.transport import status
+from vfu_server.function_thread import FunctionThread
+from vfu_server.monitor.qmp import Command, CommandFailed, QmpServer
+from vfu_server.networks.options import Networks
+
+SOCKET_NAME: Final = "monitor.sock"
+
+CALL_SECONDS: Final = 5.0
+"""How long a function's thread may take to begin what it is asked for: its client may hold it up."""
+
+
+class Monitor:
+    """Watches the functions (`pymodel.host.Observer`), and serves those who want to know while `serving`."""
+
+    def __init__(self, path: Path, networks: Networks | None = None) -> None:
+        """`networks` are what network functions are connected to."""
+        self._networks = networks
+        self._device: PhysicalFunction | None = None
+        self._threads: Callable[[], Mapping[str, FunctionThread]] = dict
+        self._rules: Rules | None = None
+        self._qmp = QmpServer(
+            path,
+            {
+                "query-functions": Command(
+                    self._query_functions, {"function": str}, optional=frozenset({"function"})
+                ),
+                "query-rules": Command(self._query_rules),
+                "query-uplink": Command(self._query_uplink),
+                "config-change": Command(self._config_change, {"function": str}),
+                "set-link": Command(self._set_link, {"function": str, "up": bool}),
+                "announce-self": Command(self._announce_self, {"function": str}),
+            },
+            _version(),
+        )
+
+    def event(self, function: str, kind: str, data: Mapping[str, Any]) -> None:
+        """Tell all clients. Never waits."""
+        self._qmp.publish(kind, {"function": function, **data})
+
+    @contextmanager
+    def serving(
+        self,
+        device: PhysicalFunction,
+        threads: Callable[[], Mapping[str, FunctionThread]],
+        rules: Rules | None,
+    ) -> Iterator[None]:
+        """Serve: `threads` are those of the functions by name. Raises OSError for the socket."""
+        self._device, self._threads, self._rules = device, threads, rules
+        self._qmp.start()
+        try:
+            yield
+        finally:
+            self._qmp.close()
+
+    # -- commands --------------------------------------------------------------------------------------
+
+    def _query_functions(self, function: str | None = None) -> list[dict[str, Any]]:
+        names = self._functions if function is None else [function]
+        found = []
+        for name in list(names):
+            try:
+                found.append(self._describe(*self._find(name)))
+            except CommandFailed:
+                if function is not None:
+                    raise  # else the VF went meanwhile
+        return found
+
+    def _query_rules(self) -> list[dict[str, Any]]:
+        if self._rules is None:
+            raise CommandFailed("drivers are not checked: start vfu-server with --check-driver")
+        breaches = self._rules.breaches()
+        return [
+            {
+                "rule": name,
+                "level": rule.level,
+                "text": rule.text,
+                "breaches": [
+                    {"function": breach.function, "command": breach.command, "count": breach.count}
+                    for breach in breaches
+                    if breach.rule == name
+                ],
+            }
+            for name, rule in RULES.items()
+        ]
+
+    def _query_uplink(self) -> dict[str, Any]:
+        uplink = self._networks.uplink if self._networks is not None else None
+        if uplink is None:
+            raise CommandFailed("there is no uplink: start vfu-server with --uplink")
+        return {"carrier": uplink.port.link_up, **uplink.counters()}
+
+    def _config_change(self, function: str) -> None:
+        found, thread = self._find(function)
+        _on_thread(thread, found.transport.config_changed)
+
+    def _set_link(self, function: str, up: bool) -> None:
+        found, thread, device = self._find_linked(function)
+        _on_thread(thread, partial(found.transport.config_changed, "link", partial(device.set_link, up)))
+
+    def _announce_self(self, function: str) -> None:
+        _, thread, device = self._find_linked(function)
+        _on_thread(thread, device.announce)
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    @property
+    def _functions(self) -> dict[str, Function]:
+        assert self._device is not None
+        # A copy, as the PF's thread may change it.
+        return {"pf": self._device, **{vf.name: vf for vf in self._device.vfs.copy().values()}}
+
+    def _find(self, name: str) -> tuple[Function, FunctionThread]:
+        """A function and its thread. Raises `CommandFailed`."""
+        functions, threads = self._functions, self._threads()
+        if name not in functions or name not in threads or threads[name].function is not functions[name]:
+            raise CommandFailed(f"There is no function {name[:80]!r}; there are: {', '.join(functions)}")
+        return functions[name], threads[name]
+
+    def _find_linked(self, name: str) -> tuple[Function, FunctionThread, Linked]:
+        """A network function, its thread, its device. Raises `CommandFailed`."""
+        function, thread = self._find(name)
+        device = function.transport.device
+        if not isinstance(device, Linked):
+            raise CommandFailed(f"{name} is no network device: it has no link")
+        return function, thread, device
+
+    def _describe(self, function: Function, thread: FunctionThread) -> dict[str, Any]:
+        with function.lock:
+            transport, member = function.transport, function.member
+            value = transport.status
+            mode = member.mode if member is not None else context.MODE_ACTIVE
+            requests = [queue for queue in transport.queues.values() if queue.index < transport.num_queues]
+            commands = [queue for queue in transport.queues.values() if queue.index >= transport.num_queues]
+            port = self._networks.ports.get(function.name) if self._networks is not None else None
+            return {
+                "name": function.name,
+                "served": thread.alive,
+                "client-attached": function.attached,
+                "status": value,
+                "status-names": status.describe(value).split("|") if value else [],
+                "features": transport.accepted,
+                "mode": MODE_NAMES[mode],
+                "power-state": f"D{function.power_state}",
+                "write-record": member is not None and member.record.active,
+                "config-generation": transport.generation,
+                "config-change-owed": transport.config_owed,
+                "queue-count": len(transport.queues),
+                "queues": [
+                    _queue(queue, transport.device.counters(queue.index) if queue in requests else {})
+                    for queue in transport.queues.values()
+                    if queue.enabled or queue.requests
+                ],
+                "counters": {
+                    "requests": sum(queue.requests for queue in requests),
+                    "bytes": sum(queue.bytes for queue in requests),
+                    "admin-commands": sum(queue.requests for queue in commands),
+                    "notifications": transport.notifications,
+                    "interrupts": function.interrupts.sent,
+                    "interrupts-dropped": thread.irqs_dropped,
+                    "rules-broken": self._breaches(function.name),
+                    **transport.device.counters(),
+                },
+                **({"port": {"carrier": port.link_up, **port.counters()}} if port is not None else {}),
+            }
+
+    def _breaches(self, function: str) -> int:
+        breaches = self._rules.breaches() if self._rules is not None else []
+        return sum(breach.count for breach in breaches if breach.function == function)
+
+
+def _queue(queue: Virtqueue, counters: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "index": queue.index,
+        "size": queue.size,
+        "enabled": queue.enabled,
+        "format": queue.ring.name,
+        "last-avail": queue.ring.last_avail,
+        "used": queue.ring.used,
+        "outstanding": queue.outstanding,
+        "requests": queue.requests,
+        **counters,
+    }
+
+
+def _on_thread(thread: FunctionThread, work: Callable[[], None]) -> None:
+    """Have a function's own thread do something. Raises `CommandFailed` where it is held up."""
+    try:
+        thread.call(work, CALL_SECONDS)
+    except TimeoutError as error:
+        raise CommandFailed(str(error)) from None
+
+
+def _version() -> dict[str, Any]:
+    """The version of this package, where it is installed, as QMP has it."""
+    try:
+        version = importlib.metadata.version("vfu-virtio")
+    except importlib.metadata.PackageNotFoundError:
+        version = "0.0.0"
+    major, minor, micro = (*(int(part) for part in version.split(".")[:3] if part.isdigit()), 0, 0, 0)[:3]
+    return {"qemu": {"major": major, "minor": minor, "micro": micro}, "package": "vfu-server"}

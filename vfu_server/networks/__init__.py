@@ -1,0 +1,1 @@
+"""Ports of virtio-net functions: the options, the switch, taps and Unix sockets."""

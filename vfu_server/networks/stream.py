@@ -1,0 +1,244 @@
+"""A Unix stream socket as a port, framed as QEMU's `-netdev stream`: each frame behind its length."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from pymodel.devices.net.port import FRAME_MAX
+from pymodel.memory import Bytes
+from vfu_server.networks.frame_port import HEADER, FramePort, after_header, joined, needs_work, write
+from vfu_server.socket_path import bound
+
+RECONNECT_SECONDS: Final = 1.0
+
+_BUFFER: Final = 256 << 10
+_LENGTH: Final = struct.Struct(">I")
+
+log: Final = logging.getLogger("virtio.net")
+
+
+class StreamPort(FramePort):
+    """One peer at a time. Connects to `path` again and again, or with `server` listens there.
+
+    A thread makes the connection, sees it go, and writes the rest of a frame that went out in part; the
+    function's own reads and writes frames. The lock keeps either from a socket that the other closes.
+    Raises OSError where it can't listen.
+    """
+
+    def __init__(self, path: Path, *, server: bool) -> None:
+        super().__init__()
+        self.link_up = False
+        self._path = path
+        self._listener: socket.socket | None = None
+        if server:
+            self._listener = bound(socket.SOCK_STREAM, path)
+            self._listener.listen(1)
+        self._lock = threading.Lock()
+        self._peer: socket.socket | None = None
+        self._gone = ""  # why the peer is to be left
+        self._rest = b""  # of a frame that the peer has in part
+        self._blocked = False  # the peer takes nothing now
+        # Frames are read many at a time; what was read and not yet asked for is [start, end).
+        self._buffer = memoryview(bytearray(_BUFFER))
+        self._start = self._end = 0
+        self._closing = False
+        self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = threading.Thread(target=self._main, name=f"stream {path.name}", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Hang up, and remove the socket that was listened at."""
+        self._closing = True
+        os.eventfd_write(self._news, 1)
+        self._thread.join()
+        os.close(self._news)
+        if self._listener is not None:
+            self._listener.close()
+            self._path.unlink(missing_ok=True)
+
+    # On the function's thread.
+
+    def _poll(self, events: int, refused: bool) -> Sequence[tuple[int, int]]:
+        # Room to send is the thread's to see: the function could not write the rest of an earlier frame.
+        with self._lock:
+            if not events or self._peer is None or self._gone:
+                return ()
+            return ((self._peer.fileno(), events),)
+
+    def _write(self, frame: Sequence[Bytes]) -> bool | None:
+        if needs_work(frame):
+            return False
+        parts = after_header(frame)
+        parts.insert(0, np.frombuffer(_LENGTH.pack(sum(map(len, parts))), np.uint8))
+        with self._lock:
+            if self._peer is None or self._gone:
+                return False
+            if self._blocked:
+                return None
+            try:
+                sent = write(self._peer.fileno(), parts)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._leave(str(error.strerror))
+                return False
+            if sent == sum(map(len, parts)):
+                return True
+            self._blocked = True
+            os.eventfd_write(self._news, 1)
+            if not sent:
+                return None
+            self._rest = joined(parts)[sent:].tobytes()
+            return True
+
+    def _read(self) -> Bytes | None:
+        with self._lock:
+            while self._peer is not None and not self._gone:
+                frame = self._next()
+                if frame is not None:
+                    return frame
+                if not self._fill(self._peer):
+                    return None
+        return None
+
+    def _next(self) -> Bytes | None:
+        """The first frame of what was read, if all of it is there."""
+        if self._end - self._start < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(self._buffer, self._start)
+        if not 0 < length <= FRAME_MAX - HEADER:
+            self._leave(f"it sent a frame of {length} bytes; up to {FRAME_MAX - HEADER} are taken")
+            return None
+        begin, end = self._start + _LENGTH.size, self._start + _LENGTH.size + length
+        if end > self._end:
+            return None
+        frame = np.zeros(HEADER + length, np.uint8)
+        frame[HEADER:] = self._buffer[begin:end]
+        self._start = end
+        return frame
+
+    def _fill(self, peer: socket.socket) -> bool:
+        """Read on. Whether there was anything."""
+        left = self._end - self._start
+        self._buffer[:left] = self._buffer[self._start : self._end]
+        self._start, self._end = 0, left
+        try:
+            count = peer.recv_into(self._buffer[left:])
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._leave(str(error.strerror))
+            return False
+        if not count:
+            self._leave("it hung up")
+        self._end += count
+        return count > 0
+
+    def _leave(self, reason: str) -> None:
+        """Have the thread drop the peer. With the lock held."""
+        if not self._gone:
+            self._gone = reason
+        os.eventfd_write(self._news, 1)
+
+    # On the thread of the connection.
+
+    def _main(self) -> None:
+        while not self._closing:
+            peer = self._accepted() if self._listener is not None else self._connected()
+            if peer is not None:
+                self._attend(peer)
+        with self._lock:
+            self._start = self._end = 0
+
+    def _accepted(self) -> socket.socket | None:
+        assert self._listener is not None
+        self._wait((self._listener.fileno(), select.POLLIN), None)
+        try:
+            return self._listener.accept()[0]
+        except BlockingIOError:  # woken for something else
+            return None
+        except OSError as error:  # as when there are no descriptors left: the one who waits stays an event
+            log.warning("%s: nobody can be let in: %s", self._path, error.strerror)
+            self._pause()
+            return None
+
+    def _connected(self) -> socket.socket | None:
+        with ExitStack() as opened:
+            try:
+                # Not blocking: a listener that accepts nobody must not hold up the end.
+                kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+                peer = opened.enter_context(socket.socket(socket.AF_UNIX, kind))
+                peer.connect(os.fspath(self._path))
+            except OSError:
+                self._pause()
+                return None
+            opened.pop_all()
+        return peer
+
+    def _attend(self, peer: socket.socket) -> None:
+        """Stay with a peer until it goes."""
+        peer.setblocking(False)
+        with self._lock:
+            self._peer, self._gone, self._rest, self._blocked = peer, "", b"", False
+            self._start = self._end = 0
+            self.link_up = True
+        log.info("%s: connected", self._path)
+        self._wake()
+        while not self._closing and not self._gone:
+            events = self._wait((peer.fileno(), select.POLLOUT if self._blocked else 0), None)
+            with self._lock:
+                if events & (select.POLLERR | select.POLLHUP):
+                    self._leave("it hung up")
+                elif events & select.POLLOUT:
+                    self._go_on(peer)
+            if events & select.POLLOUT:
+                self._wake()
+        if not self._closing:
+            log.warning("%s: the peer is gone: %s", self._path, self._gone)
+        with self._lock:
+            self._peer = None
+            self.link_up = False
+            peer.close()
+        self._wake()
+        if not self._closing:
+            # One that comes back at once to do wrong again is to fill no log.
+            self._pause()
+
+    def _go_on(self, peer: socket.socket) -> None:
+        """Write the rest of a frame. The function may send again when all of it is gone."""
+        try:
+            self._rest = self._rest[peer.send(self._rest) :]
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._leave(str(error.strerror))
+        self._blocked = bool(self._rest)
+
+    def _pause(self) -> None:
+        """Wait before the next connection, whatever the function has to say of the last one."""
+        end = time.monotonic() + RECONNECT_SECONDS
+        while not self._closing and (left := end - time.monotonic()) > 0:
+            self._wait(None, left)
+
+    def _wait(self, also: tuple[int, int] | None, seconds: float | None) -> int:
+        """Wait for news, for events of another descriptor, which are returned, or for some seconds."""
+        waiting = select.poll()
+        waiting.register(self._news, select.POLLIN)
+        if also is not None:
+            waiting.register(*also)
+        found = dict(waiting.poll(None if seconds is None else seconds * 1000))
+        if self._news in found:
+            os.eventfd_read(self._news)
+        return found.get(also[0], 0) if also is not None else 0

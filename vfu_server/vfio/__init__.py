@@ -1,0 +1,1 @@
+"""What knows libvfio-user: the extension modules and the C around the library."""
