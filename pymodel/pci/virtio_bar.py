@@ -7,6 +7,7 @@ from typing import Final
 
 from pymodel.pci.virtio_capabilities import VirtioCapability
 from pymodel.spec import virtio_pci
+from pymodel.transport.common_config import CommonConfig
 from pymodel.transport.transport import Transport
 
 VIRTIO_BAR: Final = 0
@@ -31,6 +32,7 @@ class VirtioBar:
 
     def __init__(self, transport: Transport, device_accessed: Callable[[str], None]) -> None:
         self._transport = transport
+        self._common = CommonConfig(transport).registers
         self._device_accessed = device_accessed
         self._notify_size = NOTIFY_MULTIPLIER * (max(transport.queues) + 1)
         if self._notify_size > _PAGE:
@@ -53,7 +55,7 @@ class VirtioBar:
         """Read; 0 where there is nothing."""
         structure, at = offset // _PAGE * _PAGE, offset % _PAGE
         if structure == COMMON_AT:
-            return self._transport.common.registers.read(at, length)
+            return self._common.read(at, length)
         if structure == ISR_AT and at == 0:
             return self._transport.read_isr().to_bytes(length, "little")
         if structure == DEVICE_AT:
@@ -75,6 +77,6 @@ class VirtioBar:
         elif self._transport.resetting:
             return
         elif structure == COMMON_AT:
-            self._transport.common.registers.write(at, data)
+            self._common.write(at, data)
         elif structure == DEVICE_AT:
             self._transport.device.write_config(at, data)

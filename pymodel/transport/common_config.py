@@ -6,15 +6,11 @@ a queue act on the queue that queue_select names; where there is none they read 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pymodel.queue.virtqueue import Virtqueue
 from pymodel.registers import RegisterFile, registers_of
 from pymodel.spec import virtio
 from pymodel.spec.virtio_pci import COMMON_CFG, NO_VECTOR
-
-if TYPE_CHECKING:
-    from pymodel.transport.transport import Transport
+from pymodel.transport.transport import Transport
 
 _WORD = 0xFFFFFFFF
 # Features are two words here; every later word reads 0 and takes no write.
@@ -22,24 +18,15 @@ FEATURE_WORDS = 2
 
 
 class CommonConfig:
-    """The 64 bytes through which a driver sets up a device. Selectors live here, the rest in `Transport`."""
+    """The 64 bytes through which a driver sets up a device. All that they show is kept by `Transport`."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self.device_feature_select = 0
-        self.driver_feature_select = 0
-        self.queue_select = 0
         self.registers = RegisterFile(COMMON_CFG.itemsize)
         self.registers.place(0, registers_of(COMMON_CFG), self)
 
-    def reset(self) -> None:
-        """Back to the state after a device reset."""
-        self.device_feature_select = 0
-        self.driver_feature_select = 0
-        self.queue_select = 0
-
     def _queue(self) -> Virtqueue | None:
-        return self._transport.queues.get(self.queue_select)
+        return self._transport.queues.get(self._transport.queue_select)
 
     def _idle_queue(self) -> Virtqueue | None:
         """The selected queue while it may be set up: features agreed, queue not enabled."""
@@ -53,33 +40,33 @@ class CommonConfig:
         return value if value < self._transport.bus.msix_vectors else NO_VECTOR
 
     def read_device_feature_select(self) -> int:
-        return self.device_feature_select
+        return self._transport.device_feature_select
 
     def write_device_feature_select(self, value: int) -> None:
-        self.device_feature_select = value
+        self._transport.device_feature_select = value
 
     def read_device_feature(self) -> int:
-        if self.device_feature_select >= FEATURE_WORDS:
+        if self._transport.device_feature_select >= FEATURE_WORDS:
             return 0
-        return self._transport.offered >> 32 * self.device_feature_select & _WORD
+        return self._transport.offered >> 32 * self._transport.device_feature_select & _WORD
 
     def read_driver_feature_select(self) -> int:
-        return self.driver_feature_select
+        return self._transport.driver_feature_select
 
     def write_driver_feature_select(self, value: int) -> None:
-        self.driver_feature_select = value
+        self._transport.driver_feature_select = value
 
     def read_driver_feature(self) -> int:
-        if self.driver_feature_select >= FEATURE_WORDS:
+        if self._transport.driver_feature_select >= FEATURE_WORDS:
             return 0
-        return self._transport.accepted >> 32 * self.driver_feature_select & _WORD
+        return self._transport.accepted >> 32 * self._transport.driver_feature_select & _WORD
 
     def write_driver_feature(self, value: int) -> None:
-        if self.driver_feature_select < FEATURE_WORDS:
-            shift = 32 * self.driver_feature_select
+        if self._transport.driver_feature_select < FEATURE_WORDS:
+            shift = 32 * self._transport.driver_feature_select
             self._transport.accept(self._transport.accepted & ~(_WORD << shift) | value << shift)
         else:
-            self._transport.accept_unknown(self.driver_feature_select, value)
+            self._transport.accept_unknown(self._transport.driver_feature_select, value)
 
     def read_config_msix_vector(self) -> int:
         return self._transport.config_vector
@@ -101,10 +88,10 @@ class CommonConfig:
         return self._transport.generation
 
     def read_queue_select(self) -> int:
-        return self.queue_select
+        return self._transport.queue_select
 
     def write_queue_select(self, value: int) -> None:
-        self.queue_select = value
+        self._transport.queue_select = value
 
     def read_queue_size(self) -> int:
         queue = self._queue()

@@ -17,7 +17,6 @@ from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import virtio, virtio_pci
 from pymodel.transport import status as machine
 from pymodel.transport.bus import Bus
-from pymodel.transport.common_config import CommonConfig
 from pymodel.transport.delay_line import Delayed, DelayLine
 from pymodel.transport.features import ring_features
 
@@ -67,7 +66,6 @@ class Transport:
             self._consumers[self.admin_index] = admin
         self._distinct: list[Consumer] = [device] if admin is None else [device, admin]
         device.connect(self)
-        self.common = CommonConfig(self)
         self._resetting: object | None = None
         # What happened in Freeze and joins the context when that is left: changes by name, so that
         # their number is bounded, and why the device needs a reset.
@@ -82,6 +80,10 @@ class Transport:
     def _clear(self) -> None:
         self._resetting = None
         self.status = 0
+        # What the driver selected in the common configuration.
+        self.device_feature_select = 0
+        self.driver_feature_select = 0
+        self.queue_select = 0
         self.accepted = 0
         self._unknown_words: set[int] = set()
         self.config_vector = virtio_pci.NO_VECTOR
@@ -95,7 +97,6 @@ class Transport:
         self._notified: set[int] = set()
         # Queues of which was told that a notification named another one.
         self._misnamed: set[int] = set()
-        self.common.reset()
         for queue in self.queues.values():
             self._consumers[queue.index].drop(queue.index)
             queue.reset()
@@ -412,9 +413,9 @@ class Transport:
         self._clear()
         self.status = state.device_status
         self.accepted = state.driver_features
-        self.common.device_feature_select = state.device_feature_select
-        self.common.driver_feature_select = state.driver_feature_select
-        self.common.queue_select = state.queue_select
+        self.device_feature_select = state.device_feature_select
+        self.driver_feature_select = state.driver_feature_select
+        self.queue_select = state.queue_select
         self.config_vector = state.config_msix_vector
         self.generation = state.config_generation
         # The driver may have read the configuration where the state comes from.
