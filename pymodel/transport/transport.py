@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pymodel.devices.device import Device
 from pymodel.errors import BrokenQueue, MemoryFault
 from pymodel.host import DRIVER_STATUS
-from pymodel.memory import HOW_TO_SHARE, Consumer
+from pymodel.memory import Consumer
 from pymodel.migration.state import FunctionState
 from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import virtio, virtio_pci
 from pymodel.transport import status as machine
 from pymodel.transport.bus import Bus
-from pymodel.transport.delay_line import Delayed, DelayLine
 from pymodel.transport.features import ring_features
+from pymodel.transport.scheduler import Scheduler
 
 # How long to wait before looking again for memory that the client is about to map anew.
 FLUX_SECONDS = 0.005
@@ -49,29 +49,23 @@ class Transport:
         self.device = device
         self.bus = bus
         self.log = log
-        self._delay = DelayLine(io_delay, bus.after)
         self._reset_delay = reset_delay
         self.num_queues = len(device.queue_sizes)
         self.admin_index = self.num_queues
         self.has_admin = admin is not None
         self.offered = device.features | ring_features(without, in_order=device.in_order) | features
-        self.queues = {
-            index: Virtqueue(index, size, in_order=device.in_order)
-            for index, size in enumerate(device.queue_sizes)
-        }
-        self._consumers: dict[int, Consumer] = dict.fromkeys(self.queues, device)
         if admin is not None:
             self.offered |= 1 << virtio.F_ADMIN_VQ
-            self.queues[self.admin_index] = Virtqueue(self.admin_index, admin_queue_size)
-            self._consumers[self.admin_index] = admin
-        self._distinct: list[Consumer] = [device] if admin is None else [device, admin]
+        self._scheduler = Scheduler(
+            device, bus, log, admin=admin, admin_queue_size=admin_queue_size, io_delay=io_delay
+        )
+        self.queues = self._scheduler.queues
         device.connect(self)
         self._resetting: object | None = None
         # What happened in Freeze and joins the context when that is left (A-21): changes by name, so that
         # their number is bounded, and why the device needs a reset.
         self._changes: dict[str, Callable[[], None]] = {}
         self._breaking: str | None = None
-        self.notifications = 0  # ever; of queues that exist
         self.status = 0
         self.reset()
 
@@ -91,23 +85,14 @@ class Transport:
         self.generation = 0
         self._config_read = False
         self.isr = 0
-        self._delay.clear()
-        self._kicked: set[int] = set()
-        # Queues that the driver itself notified, until something was found there or its absence was told.
-        self._notified: set[int] = set()
-        # Queues of which was told that a notification named another one.
-        self._misnamed: set[int] = set()
-        for queue in self.queues.values():
-            self._consumers[queue.index].drop(queue.index)
-            queue.reset()
+        self._scheduler.reset()
 
     def reset(self) -> None:
         """Device reset, finished at once: rings forgotten, nothing owed, status 0."""
         before = self.status
         self._drop_held()
         self._clear()
-        for consumer in self._distinct:
-            consumer.reset()
+        self._scheduler.reset_consumers()
         self._tell_status(before)
 
     @property
@@ -151,10 +136,7 @@ class Transport:
             self.reset()
             return
         mark = self._resetting = object()
-        # From here on nothing is fetched, and what was fetched completes into nothing.
-        for queue in self.queues.values():
-            queue.reset()
-        self._delay.clear()
+        self._scheduler.halt()
 
         def finish() -> None:
             if self._resetting is mark:
@@ -209,40 +191,26 @@ class Transport:
             self.broken(trouble)
             return
         queue.enable()
-        self._kicked.add(queue.index)
+        self._scheduler.resume(queue.index)
         self.bus.wake()
 
     def reset_queue(self, queue: Virtqueue) -> None:
         """Queue reset ("Virtqueue Reset"): the queue is as after a device reset when this returns."""
-        self._delay.drop(queue.index)
-        self._consumers[queue.index].drop(queue.index)
-        queue.reset()
+        self._scheduler.reset_queue(queue)
         queue.negotiated(self.accepted)
 
     def kick(self, index: int, data: bytes) -> None:
-        """A driver notification, written to the address of queue `index` ("Available Buffer Notifications").
+        """A driver notification: see `Scheduler`."""
+        self._scheduler.kick(index, data, by_name=self.negotiated(virtio.F_NOTIF_CONFIG_DATA))
 
-        Whatever the form, its first word names the queue: by its index, or by its notif_config_data. What
-        follows with NOTIFICATION_DATA is not needed. One that names another queue, or is for a queue that is
-        not there or not enabled, does nothing.
-        """
-        queue = self.queues.get(index)
-        if queue is None:
-            return
-        name = queue.notify_data if self.negotiated(virtio.F_NOTIF_CONFIG_DATA) else index
-        if len(data) < 2 or data[0] | data[1] << 8 != name:
-            if index not in self._misnamed:
-                self._misnamed.add(index)
-                self.log.warning("queue %d is notified with %s, not with %#06x", index, data[:4].hex(), name)
-            return
-        self.notifications += 1
-        self._kicked.add(index)
-        if queue.untouched:
-            self._notified.add(index)
+    @property
+    def notifications(self) -> int:
+        """Notifications of queues that exist, ever."""
+        return self._scheduler.notifications
 
     def rescan(self) -> None:
         """Look at every enabled queue as if it had been kicked (A-18, A-31)."""
-        self._kicked.update(index for index, queue in self.queues.items() if queue.enabled)
+        self._scheduler.rescan()
         self.bus.wake()
 
     @property
@@ -269,64 +237,24 @@ class Transport:
 
     def resume(self, queue: int) -> None:
         """See `Notifier`."""
-        self._kicked.add(queue)
+        self._scheduler.resume(queue)
 
     def service(self) -> None:
         """Work on the queues that were kicked, as far as the gate allows."""
         if self.running and self.bus.may_access:
-            self._work()
+            try:
+                self._scheduler.work()
+            except MemoryFault as fault:
+                if self.bus.memory_in_flux:
+                    self.log.debug("waiting for memory: %s", fault)
+                    self._scheduler.rescan()
+                    self.bus.after(FLUX_SECONDS, self.bus.wake)
+                else:
+                    self.broken(str(fault))
+            except BrokenQueue as error:
+                self.broken(str(error))
         if self.config_owed or any(queue.owed for queue in self.queues.values()):
             self.bus.interrupts_owed()
-
-    def _work(self) -> None:
-        try:
-            for consumer in self._distinct:
-                consumer.service()
-            self._delay.go_on()
-            for queue in self.queues.values():
-                may_fetch = self.bus.may_fetch
-                if may_fetch and queue.waiting and self._consumers[queue.index].accepts(queue.index):
-                    self._kicked.add(queue.index)
-                if queue.index in self._kicked and may_fetch:
-                    self._kicked.discard(queue.index)
-                    if queue.enabled and queue.run(self.bus.memory, self._consumer(queue.index)):
-                        self._kicked.add(queue.index)
-                        self.bus.wake()
-                    if queue.index in self._notified and queue.enabled:
-                        self._look_for_private_memory(queue)
-            # Work on one queue may have completed buffers of another.
-            for queue in self.queues.values():
-                if queue.enabled:
-                    queue.settle(self.bus.memory)
-        except MemoryFault as fault:
-            if self.bus.memory_in_flux:
-                self.log.debug("waiting for memory: %s", fault)
-                self._kicked.update(index for index, queue in self.queues.items() if queue.enabled)
-                self.bus.after(FLUX_SECONDS, self.bus.wake)
-            else:
-                self.broken(str(fault))
-        except BrokenQueue as error:
-            self.broken(str(error))
-
-    def _look_for_private_memory(self, queue: Virtqueue) -> None:
-        """Tell, once, of a queue that was notified while nothing was ever in it.
-
-        A client whose memory is a file that it maps privately hands over the file, but what its guest
-        writes is not in there: all rings stay empty.
-        """
-        if queue.untouched and not queue.waiting:
-            self.log.warning(
-                "queue %d was notified, but nothing was ever put in it: is the guest's memory shared? %s",
-                queue.index,
-                HOW_TO_SHARE,
-            )
-            queue.untouched = False
-        self._notified.discard(queue.index)
-
-    def _consumer(self, index: int) -> Consumer:
-        consumer = self._consumers[index]
-        delayed = self._delay.seconds and index != self.admin_index and self.device.delayable(index)
-        return Delayed(self._delay, consumer) if delayed else consumer
 
     def broken(self, reason: str) -> None:
         """The driver broke a rule: DEVICE_NEEDS_RESET, and a configuration change if it is running."""
@@ -337,12 +265,7 @@ class Transport:
         before = self.status
         self.status |= virtio.STATUS_DEVICE_NEEDS_RESET
         self._tell_status(before)
-        # Nothing will be completed any more.
-        self._delay.clear()
-        for queue in self.queues.values():
-            self._consumers[queue.index].drop(queue.index)
-            queue.publish(self.bus.memory)
-            queue.abandon()
+        self._scheduler.abandon()
         if self.status & virtio.STATUS_DRIVER_OK:
             self.config_changed()
 
