@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from pymodel.migration.member import STAGING_SLACK
+from pymodel.migration.writing import STAGING_SLACK
 from pymodel.spec.context import MAX_FIELD_LENGTH
 from vfu_client.vfio.connection import Connection
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pymodel.errors import InvalidCommand, InvalidField, MemoryFault
 from pymodel.memory import Segments
-from pymodel.migration.member import STAGING_SLACK, Member
+from pymodel.migration.member import Member
+from pymodel.migration.writing import STAGING_SLACK
 from tests.model.fakes import (
     CHANGE,
     DISCARD,

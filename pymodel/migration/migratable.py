@@ -1,0 +1,61 @@
+"""What migration needs of a function."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pymodel.migration.state import FunctionState
+
+
+class Migratable(Protocol):
+    """What a function offers to be migrated. Called with the function's lock held."""
+
+    def mark(self) -> int:
+        """Begin an epoch: `capture` with the number returned may leave out content older than it."""
+        ...
+
+    def capture(self, since: int | None = None) -> FunctionState:
+        """The present state, a fresh object each time. What happens later does not change it (A-07)."""
+        ...
+
+    def check(self, state: FunctionState) -> None:
+        """Raises `InvalidField` where `restore` could not take `state`. Changes nothing."""
+        ...
+
+    def restore(self, state: FunctionState) -> None:
+        """Take over a state that `check` found good. Cannot fail.
+
+        `state.device` holds only the fields that were written, in order; content that it does not
+        mention stays as it is.
+        """
+        ...
+
+    def device_fields(self) -> dict[int, int]:
+        """The device type's own field types: exact length, or LENGTH_VARIES."""
+        ...
+
+    @property
+    def content_size(self) -> int:
+        """Bytes of content that the device holds (a disk's size), else 0: bounds what a context may stage."""
+        ...
+
+    @property
+    def in_transition(self) -> bool:
+        """Whether an FLR, a device reset or a power state change is under way."""
+        ...
+
+    @property
+    def outstanding(self) -> int:
+        """Requests fetched that can and will be completed."""
+        ...
+
+    def quiesce(self) -> bool:
+        """Nothing is outstanding: let another host have what the device stands on, its disk.
+
+        False: under way, `settled` follows; call again. Raises `CommandError` if that is not possible.
+        """
+        ...
+
+    def mode_changed(self) -> None:
+        """The gate opened or closed (`Member.active`), or the mode changed. Called on the admin's thread."""
+        ...

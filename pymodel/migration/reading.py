@@ -1,0 +1,93 @@
+"""Contexts on their way to the owner."""
+
+from __future__ import annotations
+
+from pymodel.memory import Bytes, Segments
+from pymodel.migration.context import encode
+from pymodel.migration.migratable import Migratable
+
+_MOST = 0xFFFFFFFF
+
+
+class _Stream:
+    """A context that is being read: its buffers, and how far."""
+
+    __slots__ = ("_buffers", "_first", "_offset", "left", "mark")
+
+    def __init__(self, buffers: list[Bytes], mark: int) -> None:
+        self._buffers = buffers
+        self.mark = mark
+        self._first = 0  # the buffer that is next, and how much of it was read
+        self._offset = 0
+        self.left = sum(len(buffer) for buffer in buffers)
+
+    def next(self, count: int) -> list[Bytes]:
+        """The next `count` bytes, as views. Moves nothing."""
+        offset = self._offset
+        pieces: list[Bytes] = []
+        for index in range(self._first, len(self._buffers)):
+            if count <= 0:
+                break
+            piece = self._buffers[index][offset : offset + count]
+            count -= len(piece)
+            offset = 0
+            pieces.append(piece)
+        return pieces
+
+    def advance(self, count: int) -> None:
+        """Go on by `count` bytes; buffers that were passed are let go."""
+        self.left -= count
+        self._offset += count
+        while self._first < len(self._buffers) and self._offset >= len(self._buffers[self._first]):
+            self._offset -= len(self._buffers[self._first])
+            self._buffers[self._first] = self._buffers[self._first][:0].copy()
+            self._first += 1
+
+
+class Reading:
+    """What the owner reads of a function: the context under way, and what of the content it has already."""
+
+    def __init__(self, function: Migratable) -> None:
+        self._function = function
+        self._stream: _Stream | None = None
+        # The mark of the last context that the owner read to its end: what it need not be sent again.
+        self._known: int | None = None
+
+    @property
+    def unread(self) -> int:
+        """Bytes that are left of a context that was read in part, else 0."""
+        return self._stream.left if self._stream is not None else 0
+
+    def begin_anew(self) -> None:
+        """Drop the position: the next read begins a context, without what the owner has."""
+        self._stream = None
+
+    def owner_reset(self) -> None:
+        """The owner's driver may be another now: the next context that begins is a whole one."""
+        self._known = None
+
+    def forget(self) -> None:
+        """Drop the position and what the owner has: the next read begins a whole context."""
+        self._stream = self._known = None
+
+    def size(self, *, anew: bool) -> int:
+        """Bytes that are left to read, or (`anew`, or none begun) those of a context that would begin now."""
+        if self._stream is not None and not anew:
+            return self._stream.left
+        return sum(len(buffer) for buffer in encode(self._function.capture(self._known)))
+
+    def read(self, target: Segments, start: int) -> tuple[int, int]:
+        """Put the next context bytes into `target` from `start` on, as many as fit (A-27).
+
+        Returns (bytes left, bytes placed). Raises `MemoryFault`, the position unmoved.
+        """
+        if self._stream is None:
+            self._stream = _Stream(encode(self._function.capture(self._known)), self._function.mark())
+            self._known = None
+        stream = self._stream
+        count = min(max(target.length - start, 0), stream.left, _MOST)
+        if count:
+            stream.advance(target.write(start, stream.next(count)))
+        if not stream.left:
+            self._known = stream.mark
+        return min(stream.left, _MOST), count
