@@ -1,4 +1,4 @@
-"""The gate that a function's accesses to guest memory pass, and the record of what it wrote."""
+"""Guest memory as one function reaches it: through its gate, with a record of what it wrote."""
 
 from __future__ import annotations
 

@@ -15,13 +15,13 @@ from typing import Any
 from pymodel.admin.rules import Rules
 from pymodel.devices.device import Device
 from pymodel.host import FUNCTION_ATTACHED, FUNCTION_DETACHED, NOBODY, Host, Observer
-from pymodel.memory import Consumer, GuestMemory
+from pymodel.memory import Consumer
 from pymodel.migration.member import MODE_NAMES, Member
 from pymodel.migration.state import FunctionState
 from pymodel.pci.capability import Capability
 from pymodel.pci.config_space import ConfigSpace, Identity
-from pymodel.pci.dma import Dma
 from pymodel.pci.express import Express
+from pymodel.pci.gate import Gate
 from pymodel.pci.interrupts import Interrupts
 from pymodel.pci.msix import MsiX
 from pymodel.pci.power import D0, PowerManagement
@@ -77,15 +77,13 @@ class Function:
         self._observer = observer
         self._rules = rules
         self._host: Host | None = None
-        self._memory: GuestMemory | None = None
-        self._flr_mark: object | None = None
-        self._power_mark: object | None = None
-        self._command = 0
         vectors = len(device.queue_sizes) + 1 + (admin is not None)
         self.msix = MsiX(vectors, MSIX_BAR, self.interrupts_owed, lambda: self.interrupts.pending())  # noqa: PLW0108 - made later
         self.msix_vectors = vectors
         self.member = Member(self, lock, name, observer) if is_member else None
-        self.memory = Dma(self.member.record if self.member else None)
+        self._power = PowerManagement(self._change_power)
+        self.gate = Gate(self._power, self.member)
+        self.memory = self.gate.memory
         self.transport = Transport(
             device,
             self,
@@ -97,11 +95,10 @@ class Function:
             reset_delay=delays.reset,
             log=self.log,
         )
-        self.interrupts = Interrupts(self.transport, self.msix, self, has_intx=self.has_intx)
+        self.interrupts = Interrupts(self.transport, self.msix, self.gate, has_intx=self.has_intx)
         self._virtio = VirtioBar(self.transport, self._check_config_access)
         self.bars = {VIRTIO_BAR: self._virtio.size, MSIX_BAR: self.msix.bar_size}
         self._express = Express(self._start_flr)
-        self._power = PowerManagement(self._change_power)
         self._window = PciCfgCapability(self)
         self.config = ConfigSpace(
             Identity(
@@ -124,8 +121,8 @@ class Function:
     def attach(self, host: Host) -> None:
         """A client came."""
         self._host = self.interrupts.host = host
-        self._memory = host.memory
-        self._set_gate()
+        self.gate.client = host.memory
+        self.gate.refresh()
         self.event(FUNCTION_ATTACHED, {})
 
     def detach(self) -> None:
@@ -133,16 +130,16 @@ class Function:
 
         A function-level reset that was under way is over with it.
         """
-        if self._flr_mark is not None:
+        if self.gate.flr is not None:
             self._finish_flr()
-        self._memory = None
+        self.gate.client = None
         self._reset_registers()
         self.event(FUNCTION_DETACHED, {})
 
     @property
     def attached(self) -> bool:
         """Whether a client is attached."""
-        return self._memory is not None
+        return self.gate.client is not None
 
     @property
     def power_state(self) -> int:
@@ -152,47 +149,23 @@ class Function:
     # -- the gate --------------------------------------------------------------------------------------
 
     @property
-    def _mode(self) -> int:
-        return self.member.mode if self.member else context.MODE_ACTIVE
-
-    @property
     def frozen(self) -> bool:
-        """Whether the context is not to change (DEV-20)."""
-        return self._mode == context.MODE_FREEZE
-
-    @property
-    def may_signal(self) -> bool:
-        """Whether interrupts may be sent by any means: mode Active, D0, no reset under way."""
-        return self._mode == context.MODE_ACTIVE and self._power.state == D0 and self._flr_mark is None
-
-    @property
-    def bus_master(self) -> bool:
-        """Bus Master Enable."""
-        return bool(self._command & pci.COMMAND_MASTER)
-
-    @property
-    def intx_disabled(self) -> bool:
-        """INTx Disable."""
-        return bool(self._command & pci.COMMAND_INTX_DISABLE)
+        """See `Gate`."""
+        return self.gate.frozen
 
     @property
     def may_access(self) -> bool:
-        """Whether the function may start a PCI transaction: the above, and Bus Master Enable."""
-        return self.memory.target is not None
+        """See `Gate`."""
+        return self.gate.may_access
 
     @property
     def may_fetch(self) -> bool:
-        """Whether buffers may be taken: not while a change of mode waits for those outstanding (DEV-14)."""
-        return self.may_access and (self.member is None or self.member.active)
-
-    def _set_gate(self) -> None:
-        """Open or close the gate, as everything that it depends on says now."""
-        is_open = self.bus_master and self.may_signal and self._power_mark is None
-        self.memory.target = self._memory if is_open else None
+        """See `Gate`."""
+        return self.gate.may_fetch
 
     def _gate_changed(self) -> None:
         """The gate may have opened: look for work and send what is owed (A-31)."""
-        self._set_gate()
+        self.gate.refresh()
         if self.may_access:
             self.transport.rescan()
         self.interrupts_owed()
@@ -251,7 +224,7 @@ class Function:
 
     def config_write(self, offset: int, data: bytes) -> None:
         """Write configuration space; ignored while a function-level reset is under way."""
-        if self._flr_mark is None:
+        if self.gate.flr is None:
             self.config.write(offset, data)
 
     def read_status(self) -> int:
@@ -260,13 +233,13 @@ class Function:
 
     def read_command(self) -> int:
         """Command."""
-        return self._command
+        return self.gate.command
 
     def write_command(self, value: int) -> None:
         """Command: Bus Master Enable opens and closes the gate, INTx Disable masks INTx."""
         writable = _COMMAND_WRITABLE | (pci.COMMAND_INTX_DISABLE if self.has_intx else 0)
-        before, self._command = self._command, value & writable
-        if (before ^ self._command) & (pci.COMMAND_MASTER | pci.COMMAND_INTX_DISABLE):
+        before, self.gate.command = self.gate.command, value & writable
+        if (before ^ self.gate.command) & (pci.COMMAND_MASTER | pci.COMMAND_INTX_DISABLE):
             self._gate_changed()
 
     # -- BARs --------------------------------------------------------------------------------------------
@@ -284,9 +257,9 @@ class Function:
 
     def _check_config_access(self, kind: str) -> None:
         """Note it where a driver touches device configuration of a function that is not Active (DRV-05)."""
-        if self._rules is not None and self._mode != context.MODE_ACTIVE:
+        if self._rules is not None and self.gate.mode != context.MODE_ACTIVE:
             self._rules.broken(
-                "DRV-05", self.name, f"a {kind} of device configuration", f"in {MODE_NAMES[self._mode]}"
+                "DRV-05", self.name, f"a {kind} of device configuration", f"in {MODE_NAMES[self.gate.mode]}"
             )
 
     def bar_read(self, bar: int, offset: int, length: int) -> bytes:
@@ -304,7 +277,7 @@ class Function:
 
     def bar_write(self, bar: int, offset: int, data: bytes) -> None:
         """Write a BAR. In Freeze the virtio structures take nothing (DEV-25), MSI-X as always (DEV-18)."""
-        if not self.memory_space or self._flr_mark is not None:
+        if not self.memory_space or self.gate.flr is not None:
             return
         if bar == MSIX_BAR:
             self.msix.bar_write(offset, data)
@@ -316,15 +289,13 @@ class Function:
 
     def _reset_registers(self) -> None:
         """All that a function-level reset resets."""
-        self._flr_mark = None
-        self._power_mark = None
-        self._command = 0
+        self.gate.reset()
         self.config.reset()
         self.msix.reset()
         self._express.reset()
         self._power.reset()
         self._window.reset()
-        self._set_gate()
+        self.gate.refresh()
         self.transport.reset()
 
     def device_reset(self) -> None:
@@ -334,13 +305,13 @@ class Function:
 
     def _start_flr(self) -> None:
         self.log.info("function-level reset")
-        mark = self._flr_mark = object()
-        self._set_gate()
+        mark = self.gate.flr = object()
+        self.gate.refresh()
         # What was fetched is forgotten now; the rest is reset when the time is over.
         self.transport.reset()
 
         def finish() -> None:
-            if self._flr_mark is mark:
+            if self.gate.flr is mark:
                 self._finish_flr()
 
         self.after(self._delays.flr, finish)
@@ -351,12 +322,12 @@ class Function:
             self.member.function_reset()
 
     def _change_power(self, state: int) -> None:
-        mark = self._power_mark = object()
-        self._set_gate()
+        mark = self.gate.power_change = object()
+        self.gate.refresh()
 
         def finish() -> None:
-            if self._power_mark is mark:
-                self._power_mark = None
+            if self.gate.power_change is mark:
+                self.gate.power_change = None
                 self._power.state = state
                 self._gate_changed()
 
@@ -392,7 +363,7 @@ class Function:
     @property
     def in_transition(self) -> bool:
         """See `Migratable`."""
-        return self._flr_mark is not None or self._power_mark is not None or self.transport.resetting
+        return self.gate.flr is not None or self.gate.power_change is not None or self.transport.resetting
 
     @property
     def outstanding(self) -> int:
@@ -405,7 +376,7 @@ class Function:
 
     def mode_changed(self) -> None:
         """See `Migratable`. What the gate lets through happens on the function's own thread."""
-        self._set_gate()
+        self.gate.refresh()
         if not self.frozen:
             self.transport.thaw()
         # Where nothing may be fetched there is nothing to do, as what is outstanding ends by itself; waking a

@@ -7,31 +7,12 @@ transactions, so they pass the function's gate; INTx does not need Bus Master En
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from pymodel.host import Host
+from pymodel.pci.gate import Gate
 from pymodel.pci.msix import MsiX
 from pymodel.spec import virtio_pci
 from pymodel.transport.transport import Transport
-
-
-class Gate(Protocol):
-    """What decides whether the function may be heard."""
-
-    @property
-    def may_signal(self) -> bool:
-        """Whether interrupts may be sent by any means."""
-        ...
-
-    @property
-    def bus_master(self) -> bool:
-        """Bus Master Enable, which MSI-X messages need."""
-        ...
-
-    @property
-    def intx_disabled(self) -> bool:
-        """INTx Disable."""
-        ...
 
 
 class Interrupts:

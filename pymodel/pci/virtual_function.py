@@ -73,7 +73,7 @@ class VirtualFunction(Function):
         nothing to it any more.
         """
         with self.lock:
-            self._memory = None
+            self.gate.client = None
             self._finish_flr()
             self.as_member.settled()
             self._removed = True
