@@ -8,15 +8,51 @@ from typing import Final
 
 import numpy as np
 
+from pymodel.devices.net.counters import NetCounters
 from pymodel.devices.net.filter import BROADCAST
 from pymodel.devices.net.header import EMPTY
+from pymodel.devices.net.port import Port
 from pymodel.devices.net.settings import Settings
 from pymodel.memory import Bytes
 from pymodel.spec import net
 
+# Announcements that one call sends.
+BATCH: Final = 64
+
 _SHORTEST: Final = 60
 # RFC 903: Ethernet and IPv4, their lengths, "request reverse".
 _RARP: Final = struct.pack(">HHBBH", 1, net.ETHERTYPE_IPV4, net.MAC_SIZE, 4, 3)
+
+
+class Announcer:
+    """Sends announcements by `port` when it takes them, a few at a time."""
+
+    def __init__(self, port: Port, counters: NetCounters) -> None:
+        self._port = port
+        self._counters = counters
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was not sent yet."""
+        self._to_send: Iterator[list[Bytes]] = iter(())
+        self._unsent: list[Bytes] | None = None
+
+    def begin(self, settings: Settings) -> None:
+        """Have announcements of these settings to send, instead of others."""
+        self._to_send, self._unsent = announcements(settings), None
+
+    def send(self) -> bool:
+        """Send what the port takes now. Whether to call again soon; else all is sent, or the port tells."""
+        for _ in range(BATCH):
+            frame = self._unsent or next(self._to_send, None)
+            if frame is None:
+                return False
+            self._unsent = None
+            if not self._port.send(frame):
+                self._unsent = frame
+                return False
+            self._counters.count("announcements")
+        return True
 
 
 def announcements(settings: Settings) -> Iterator[list[Bytes]]:

@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
-import numpy as np
-
 from pymodel.devices.device import Notifier
 from pymodel.devices.net import context as net_context
-from pymodel.devices.net import header as net_header
 from pymodel.devices.net import offer as net_offer
-from pymodel.devices.net.announce import announcements
+from pymodel.devices.net.announce import Announcer
 from pymodel.devices.net.control import DATA_MAX, Command, Refused, carry_out
 from pymodel.devices.net.counters import NetCounters
 from pymodel.devices.net.filter import ReceiveFilter
-from pymodel.devices.net.port import FRAME_MAX, NetBackend
+from pymodel.devices.net.port import NetBackend
 from pymodel.devices.net.receive import Receiver
 from pymodel.devices.net.settings import Settings, default_mac
-from pymodel.devices.net.steering import Steering
+from pymodel.devices.net.transmit import Transmitter
 from pymodel.errors import BrokenQueue
-from pymodel.memory import Buffer, Bytes
+from pymodel.memory import Buffer
 from pymodel.migration.state import DeviceField
 from pymodel.spec import net, virtio
 
 QUEUE_SIZE: Final = 256
 CONTROL_QUEUE_SIZE: Final = 64
 
-# Frames that one `service` takes from the port, and announcements that it sends.
+# Frames that one `service` takes from the port.
 RECEIVE_BATCH: Final = 128
-ANNOUNCE_BATCH: Final = 64
 
 # Refused commands that are logged between two resets. A driver could fill a disk with them.
 REFUSALS_MAX: Final = 10
-
-_EMPTY: Final[Bytes] = np.frombuffer(net_header.EMPTY, np.uint8)
 
 
 class NetDevice:
@@ -64,6 +58,8 @@ class NetDevice:
         self.features = net_offer.features(backend, queues)
         self._counters = NetCounters(len(self.queue_sizes))
         self._receiver = Receiver(queues, self._counters, self._enabled)
+        self._transmitter = Transmitter(self._port, self._receiver, self._counters)
+        self._announcer = Announcer(self._port, self._counters)
         self._cable = True
         self._clear(Settings(mac=self._mac))
 
@@ -77,9 +73,8 @@ class NetDevice:
         self._running = False
         self._moved = False
         self._refusals = 0
-        self._to_send: Iterator[list[Bytes]] = iter(())
-        self._unsent: list[Bytes] | None = None
-        self._blocked: set[int] = set()
+        self._announcer.reset()
+        self._transmitter.reset()
         for pair in range(self._pairs):
             self._receiver.drop(pair)
 
@@ -100,6 +95,7 @@ class NetDevice:
     def negotiated(self, features: int) -> None:
         """See `Device`. Without MQ and RSS the control queue comes third; without CTRL_VQ there is none."""
         self._features = features
+        self._transmitter.negotiated(features)
         many = features & (1 << net.F_MQ | 1 << net.F_RSS)
         self._control = 2 * self._pairs if many else 2
         if not features >> net.F_CTRL_VQ & 1:
@@ -191,7 +187,7 @@ class NetDevice:
         Without a link that waits until there is one.
         """
         if self._running:
-            self._to_send, self._unsent = announcements(self._settings), None
+            self._announcer.begin(self._settings)
             if self._features >> net.F_GUEST_ANNOUNCE & 1:
                 assert self._notifier is not None
                 self._notifier.config_changed("announce", partial(self._show, net.S_ANNOUNCE, True))
@@ -199,16 +195,8 @@ class NetDevice:
     def _send_announcements(self) -> None:
         if not self._link_is_up:
             return  # they wait for it
-        for _ in range(ANNOUNCE_BATCH):
-            frame = self._unsent or next(self._to_send, None)
-            if frame is None:
-                return
-            self._unsent = None
-            if not self._port.send(frame):
-                self._unsent = frame
-                return
-            self._counters.count("announcements")
-        self._wake()
+        if self._announcer.send():
+            self._wake()
 
     def _wake(self) -> None:
         assert self._notifier is not None
@@ -226,8 +214,7 @@ class NetDevice:
         self._receive()
         # After that, for asking the port for frames ends its wait for room.
         self._send_announcements()
-        blocked, self._blocked = self._blocked, set()
-        for queue in blocked:
+        for queue in self._transmitter.unblock():
             assert self._notifier is not None
             self._notifier.resume(queue)
 
@@ -245,7 +232,7 @@ class NetDevice:
             return True
         if queue >= 2 * self._pairs:
             return False
-        return queue not in self._blocked if queue & 1 else self._receiver.waiting(queue // 2)
+        return self._transmitter.accepts(queue) if queue & 1 else self._receiver.waiting(queue // 2)
 
     def delayable(self, queue: int) -> bool:
         """Only what the driver sends: a receive buffer is taken when there is a frame for it."""
@@ -256,7 +243,7 @@ class NetDevice:
         if buffer.queue == self._control:
             self._command(buffer)
         elif buffer.queue & 1:
-            self._transmit(buffer)
+            self._transmitter.send(buffer, cable=self._cable)
         else:
             self._receiver.deliver(buffer.queue // 2, buffer)
 
@@ -270,49 +257,9 @@ class NetDevice:
 
     def drop(self, queue: int) -> None:
         """See `Consumer`."""
-        self._blocked.discard(queue)
+        self._transmitter.drop(queue)
         if queue < 2 * self._pairs and not queue & 1:
             self._receiver.drop(queue // 2)
-
-    def _transmit(self, buffer: Buffer) -> None:
-        readable, queue = buffer.readable, buffer.queue
-        start = self._receiver.header_size
-        length = readable.length - start
-        if not net.ETHERNET_HEADER <= length <= FRAME_MAX - net_header.SIZE:
-            self._refuse(buffer, "tx-dropped-length")
-            return
-        raw = readable.read(0, net_header.SIZE)
-        header = net_header.checked(raw, length, self._features, net_header.TRANSMIT)
-        if header is None:
-            self._refuse(buffer, "tx-dropped-header")
-            return
-        if not self._cable:
-            self._refuse(buffer, "tx-dropped-link-down")
-            return
-        # The header is ours: the guest may change its own after we looked.
-        first = _EMPTY if header == net_header.EMPTY else np.frombuffer(header, np.uint8)
-        if not self._port.send([first, *readable.views(start, length, write=False)]):
-            self._hold_back(buffer)
-            return
-        steering = self._receiver.steering
-        if steering.learns:
-            steering.sent(queue // 2, readable.read(start, min(length, Steering.HEAD)))
-        self._counters.sent(queue, length)
-        buffer.complete(0)
-
-    def _hold_back(self, buffer: Buffer) -> None:
-        """The port takes no frame now: the queue goes on when it does."""
-        try:
-            buffer.give_back()
-        except RuntimeError:
-            # With --io-delay-ms the buffers behind it were taken too.
-            self._refuse(buffer, "tx-dropped-congested")
-        else:
-            self._blocked.add(buffer.queue)
-
-    def _refuse(self, buffer: Buffer, reason: str) -> None:
-        self._counters.drop(reason, buffer.queue)
-        buffer.complete(0)
 
     def _command(self, buffer: Buffer) -> None:
         head = buffer.readable.read(0, net.CTRL_HEADER.itemsize)
