@@ -51,8 +51,8 @@ check: ext
 	$(BIN)/mypy
 	@echo "check: layers"
 	$(BIN)/lint-imports
-	@echo "check: stub of the extension"
-	$(BIN)/stubtest vfu_server.vfio._vfu --ignore-missing-stub
+	@echo "check: stubs of the extensions"
+	$(BIN)/stubtest vfu_server.vfio._vfu vfu_server.vfio.guest_memory --ignore-missing-stub
 	@echo "check: requirement table"
 	$(BIN)/python -m tests.requirements --check
 
@@ -86,10 +86,10 @@ $(VENV)/.stamp: pyproject.toml
 ext: $(EXT)/build.ninja
 	@$(BIN)/ninja -C $(EXT) --quiet
 	@for old in $$(find pymodel vfu_server -name '*.so'); do \
-	  case "$(COMPILED) $$old" in no*/_vfu.*) ;; no*) rm "$$old" ;; *) test -e "$(EXT)/$$old" || rm "$$old" ;; esac; \
+	  case "$(COMPILED) $$old" in no*/vfio/*) ;; no*) rm "$$old" ;; *) test -e "$(EXT)/$$old" || rm "$$old" ;; esac; \
 	done
 	@for target in $$(cd $(EXT) && find pymodel vfu_server -name '*.so'); do \
-	  case "$(COMPILED) $$target" in no*/_vfu.*) ;; no*) continue ;; esac; \
+	  case "$(COMPILED) $$target" in no*/vfio/*) ;; no*) continue ;; esac; \
 	  cmp -s "$(EXT)/$$target" "$$target" || { \
 	    echo "ext: $$target"; \
 	    cp "$(EXT)/$$target" "$$target.new" && mv "$$target.new" "$$target"; \

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 from pymodel.host import Host
-from vfu_server.vfio._vfu import CONFIG_REGION, Context, GuestMemory
+from vfu_server.vfio._vfu import CONFIG_REGION, Context
+from vfu_server.vfio.guest_memory import GuestMemory
 
 LIBRARY_MESSAGES: Final = 50
 """What the library may log for one connection. A hostile client could fill a disk with its complaints."""

@@ -14,6 +14,7 @@ TYPED = sorted(
     path.relative_to(PROJECT)
     for folder in ("pymodel", "vfu_server")
     for path in (PROJECT / folder).rglob("*.pxd")
+    if path.with_suffix(".py").exists()
 )
 
 
