@@ -108,8 +108,8 @@ class Marked:
 
     @property
     def file(self) -> str:
-        """The file's name without its folder and suffix."""
-        return self.nodeid.split("::", maxsplit=1)[0].rsplit("/", maxsplit=1)[-1].removesuffix(".py")
+        """The file's path below its ring, without suffix."""
+        return self.nodeid.split("::", maxsplit=1)[0].split("/", maxsplit=2)[-1].removesuffix(".py")
 
     @property
     def function(self) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from pymodel.memory import Buffer
 from tests.model.fakes import FakeMemory
-from tests.model.packed_rig import (
+from tests.model.queue.packed_rig import (
     DATA,
     DESC,
     DEVICE,

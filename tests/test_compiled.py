@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[1]
 TYPED = sorted(
     path.relative_to(PROJECT)
     for folder in ("pymodel", "vfu_server")

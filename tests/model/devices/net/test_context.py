@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pymodel.errors import InvalidField
 from pymodel.memory import Segments
+from tests.model.devices.net.rig import MAC, PEER, NetRig, ethernet, udp
 from tests.model.fakes import FakeMemory, context, part, segments, split
-from tests.model.net_rig import MAC, PEER, NetRig, ethernet, udp
 from vfu_client.drivers.net import FEATURES
 
 RX_MODE, MAC_TABLE, VLANS, PAIRS, HASH, RSS, OFFLOADS = range(0x100, 0x107)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pymodel.memory import Buffer
-from tests.model.pair import EVENT_IDX, IN_ORDER, INDIRECT, RING_PACKED, Holder, Pair
+from tests.model.queue.pair import EVENT_IDX, IN_ORDER, INDIRECT, RING_PACKED, Holder, Pair
 from vfu_client.virtio.driver_queue import QueueFullError
 
 FORMATS = pytest.mark.parametrize("packed", [(), (RING_PACKED,)], ids=["split", "packed"])

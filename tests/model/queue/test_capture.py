@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pymodel.errors import MemoryFault
-from tests.model.pair import RING_PACKED, Pair
+from tests.model.queue.pair import RING_PACKED, Pair
 
 
 @pytest.mark.parametrize("bits", [(), (RING_PACKED,)], ids=["split", "packed"])

@@ -10,7 +10,7 @@ import pytest
 from pymodel.devices.net.control import Command, Refused, carry_out
 from pymodel.devices.net.filter import ReceiveFilter
 from pymodel.devices.net.settings import MacTable, Rss, Settings
-from tests.model.net_rig import BROADCAST, MAC, PEER, NetRig, ethernet
+from tests.model.devices.net.rig import BROADCAST, MAC, PEER, NetRig, ethernet
 
 ALL = (1 << 64) - 1
 PAIRS = 4

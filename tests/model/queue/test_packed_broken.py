@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pymodel.errors import BrokenQueue, MemoryFault
-from tests.model.packed_rig import (
+from tests.model.queue.packed_rig import (
     DATA,
     INDIRECT,
     INDIRECT_DESC,

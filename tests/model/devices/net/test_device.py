@@ -8,7 +8,7 @@ import pytest
 
 from pymodel.devices.net.device import NetDevice
 from pymodel.devices.net.port import NetBackend
-from tests.model.net_rig import BROADCAST, MAC, PEER, FakePort, NetRig, ethernet, udp
+from tests.model.devices.net.rig import BROADCAST, MAC, PEER, FakePort, NetRig, ethernet, udp
 from vfu_client.drivers.net import FEATURES, Header
 from vfu_client.virtio.function import KNOWN_FEATURES, NegotiationError
 

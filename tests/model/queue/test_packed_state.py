@@ -8,7 +8,7 @@ from pymodel.errors import InvalidField
 from pymodel.migration.state import QueueState
 from pymodel.queue.packed import PackedRing
 from pymodel.queue.virtqueue import Virtqueue
-from tests.model.packed_rig import (
+from tests.model.queue.packed_rig import (
     DATA,
     EVENT_IDX,
     NEXT,

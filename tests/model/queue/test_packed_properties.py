@@ -14,13 +14,13 @@ from pymodel.memory import Bytes
 from pymodel.migration.state import QueueState
 from pymodel.queue.virtqueue import BATCH, BATCH_BYTES, Virtqueue
 from tests.model.fakes import FakeMemory
-from tests.model.packed_rig import (
+from tests.model.queue.packed_rig import (
     EVENT_IDX,
     IN_ORDER,
     INDIRECT_DESC,
     PACKED,
 )
-from tests.model.test_ring_properties import Taker, strict
+from tests.model.queue.test_split_properties import Taker, strict
 
 MEMORY = 1 << 13
 place = st.sampled_from(

@@ -1,0 +1,1 @@
+"""Linux in QEMU: what a guest may count on, from its boot to its move."""

@@ -1,0 +1,1 @@
+"""A running guest moves with its disks and network cards, or goes on where it was; its I/O never notices."""

@@ -1,0 +1,1 @@
+"""What guests say to each other arrives byte for byte."""

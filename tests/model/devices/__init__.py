@@ -1,0 +1,1 @@
+"""Device types between their buffers and what they stand on."""

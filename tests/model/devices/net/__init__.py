@@ -1,0 +1,1 @@
+"""The network device: frames arrive whole, to whom they belong, in the form that was negotiated."""

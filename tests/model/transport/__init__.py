@@ -1,0 +1,1 @@
+"""One function as virtio sees it: its status, its features, and queues side by side."""

@@ -1,0 +1,1 @@
+"""A real server process under clients over vfio-user: what whoever connects to it may count on."""

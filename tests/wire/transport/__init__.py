@@ -1,0 +1,1 @@
+"""A function as a good virtio driver meets it: common configuration, notifications, every kind of ring."""
