@@ -40,7 +40,7 @@ HOST_PROGRAMS = ("netverify", "netbench")
 """Our own that a host runs too, at the other end of a network."""
 
 PROGRAMS = ("init", "ioverify", "blkbench", "fsverify", *HOST_PROGRAMS)
-"""Our own, each one C file in images/guest."""
+"""Our own, each one C file in images/guest; the headers there hold what several of them share."""
 
 MADE = ("vmlinuz", "vmlinux", "initramfs.cpio.gz", *HOST_PROGRAMS)
 

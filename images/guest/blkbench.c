@@ -22,8 +22,9 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "clock.h"
 
 enum { MAX_DEPTH = 1024, MAX_SAMPLES = 1 << 21 };
 
@@ -36,13 +37,6 @@ static int device_fd;
 static uint32_t *samples; /* latencies in ns, the first MAX_SAMPLES of them */
 static uint64_t requests, failures, latency_sum, latency_max;
 static uint64_t next_block, random_state = 88172645463325252u;
-
-static uint64_t now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
-}
 
 static off_t next_address(void)
 {
@@ -229,7 +223,7 @@ int main(int argc, char **argv)
     samples = calloc(MAX_SAMPLES, sizeof *samples);
     if (samples == NULL)
         abort();
-    uint64_t began = now(), deadline = began + (duration_s != 0 ? duration_s : 2) * 1000000000u;
+    uint64_t began = now(), deadline = began + (duration_s != 0 ? duration_s : 2) * SECOND;
     if (depth == 1)
         one_at_a_time(deadline);
     else

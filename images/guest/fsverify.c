@@ -33,6 +33,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
+
 enum { SLOTS = 24, MAX_WORDS = 32768, BLOCK_WORDS = 512, MAX_WORKERS = 64, NAME = 512 };
 
 #define MAGIC UINT64_C(0x7966697265767366) /* "fsverify" in memory */
@@ -328,13 +330,6 @@ static uint64_t number_of(const char *text)
     return number;
 }
 
-static uint64_t milliseconds(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000 + (uint64_t)time.tv_nsec / 1000000;
-}
-
 int main(int argc, char **argv)
 {
     static const struct option options[] = {
@@ -370,13 +365,13 @@ int main(int argc, char **argv)
     for (uint64_t index = 0; index < workers; index++)
         if (pthread_create(&threads[index], NULL, work, hire((int)index)) != 0)
             abort();
-    for (uint64_t began = milliseconds(), next = began + report_ms; atomic_load(&running) > 0;) {
-        struct timespec tick = {.tv_nsec = 20000000};
-        if (sigtimedwait(&set, NULL, &tick) > 0 || (seconds != 0 && milliseconds() - began >= seconds * 1000))
+    for (uint64_t began = now(), next = began + report_ms * MILLISECOND; atomic_load(&running) > 0;) {
+        struct timespec tick = {.tv_nsec = 20 * MILLISECOND};
+        if (sigtimedwait(&set, NULL, &tick) > 0 || (seconds != 0 && now() - began >= seconds * SECOND))
             atomic_store(&stopping, true);
-        if (milliseconds() >= next) {
+        if (now() >= next) {
             report("progress");
-            next += report_ms;
+            next += report_ms * MILLISECOND;
         }
     }
     for (uint64_t index = 0; index < workers; index++)

@@ -46,6 +46,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "crc32c.h"
 
 enum { SECTOR = 512, RECENT = 16, MAX_DEPTH = 256, MAX_FAULTS_SHOWN = 20, CLOCKS = 3 };
@@ -92,26 +93,19 @@ static uint64_t random_step(uint64_t *state)
     return *state;
 }
 
-static uint64_t now(clockid_t clock)
-{
-    struct timespec time;
-    clock_gettime(clock, &time);
-    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
-}
-
 static void note_answer(void)
 {
     pthread_mutex_lock(&gap_lock);
     uint64_t before = last_answer[0];
     for (int clock = 0; clock < CLOCKS; clock++) {
-        uint64_t time = now(clocks[clock]);
+        uint64_t time = now_on(clocks[clock]);
         if (time > last_answer[clock]) { /* REALTIME may be set back */
             if (time - last_answer[clock] > longest_gap[clock])
                 longest_gap[clock] = time - last_answer[clock];
         }
         last_answer[clock] = time;
     }
-    if (gap_ms != 0 && last_answer[0] - before >= gap_ms * 1000000u)
+    if (gap_ms != 0 && last_answer[0] - before >= gap_ms * MILLISECOND)
         printf("{\"event\":\"gap\",\"from\":%.6f,\"to\":%.6f}\n", (double)before / 1e9, (double)last_answer[0] / 1e9);
     pthread_mutex_unlock(&gap_lock);
 }
@@ -120,7 +114,7 @@ static void start_gaps(void)
 {
     pthread_mutex_lock(&gap_lock);
     for (int clock = 0; clock < CLOCKS; clock++)
-        last_answer[clock] = now(clocks[clock]);
+        last_answer[clock] = now_on(clocks[clock]);
     pthread_mutex_unlock(&gap_lock);
 }
 
@@ -246,7 +240,7 @@ static void *work(void *argument)
 static void report(const char *event, uint64_t began)
 {
     pthread_mutex_lock(&gap_lock);
-    uint64_t time = now(CLOCK_MONOTONIC), last = last_answer[0];
+    uint64_t time = now(), last = last_answer[0];
     double gaps[CLOCKS];
     for (int clock = 0; clock < CLOCKS; clock++)
         gaps[clock] = (double)longest_gap[clock] / 1e6;
@@ -264,14 +258,14 @@ static void report(const char *event, uint64_t began)
 static void attend(int signals, uint64_t began)
 {
     struct pollfd watched[2] = {{.fd = signals, .events = POLLIN}, {.fd = STDIN_FILENO, .events = POLLIN}};
-    uint64_t next = began + report_ms * 1000000u;
+    uint64_t next = began + report_ms * MILLISECOND;
     while (atomic_load(&threads_running) > 0) {
-        uint64_t time = now(CLOCK_MONOTONIC);
-        if (duration_s != 0 && time - began >= duration_s * 1000000000u)
+        uint64_t time = now();
+        if (duration_s != 0 && time - began >= duration_s * SECOND)
             atomic_store(&stopping, true);
         if (time >= next) {
             report("progress", began);
-            next = time + report_ms * 1000000u;
+            next = time + report_ms * MILLISECOND;
         }
         if (poll(watched, 2, 20) <= 0)
             continue;
@@ -384,7 +378,7 @@ int main(int argc, char **argv)
     int signals = signalfd(-1, &set, SFD_CLOEXEC);
     printf("{\"event\":\"start\",\"device\":\"%s\",\"offset\":%" PRIu64 ",\"length\":%" PRIu64 ",\"block\":%" PRIu64
            ",\"depth\":%" PRIu64 "}\n", device, offset, blocks_in_region * block_size, block_size, depth);
-    uint64_t began = now(CLOCK_MONOTONIC);
+    uint64_t began = now();
     start_gaps();
     atomic_store(&threads_running, (unsigned)depth);
     pthread_t threads[MAX_DEPTH];

@@ -25,8 +25,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "clock.h"
 
 enum { MAX_BLOCK = 1 << 20, MAX_SAMPLES = 1 << 21, MAX_STREAMS = 64 };
 enum kind { SINK, SOURCE, ECHO };
@@ -43,13 +44,6 @@ static uint64_t seconds = 2, block = 131072, size_of_request = 1, streams = 1;
 static bool reverse;
 static uint64_t received[MAX_STREAMS];
 static bool failed[MAX_STREAMS];
-
-static uint64_t now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
-}
 
 static bool send_all(int connection, const void *data, size_t size)
 {
@@ -141,7 +135,7 @@ static int serve(void)
 
 static int open_with(enum kind kind, uint64_t size)
 {
-    struct order order = {.kind = kind, .size = (uint32_t)size, .nanoseconds = seconds * 1000000000u};
+    struct order order = {.kind = kind, .size = (uint32_t)size, .nanoseconds = seconds * SECOND};
     int one = 1, connection = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (connection < 0 || connect(connection, (struct sockaddr *)&address, sizeof address) != 0) {
         fprintf(stderr, "netbench: cannot connect: %s\n", strerror(errno));
@@ -166,7 +160,7 @@ static void *stream_one(void *argument)
         received[index] = drain(connection, buffer, block);
         failed[index] = received[index] == 0;
     } else {
-        send_for(connection, buffer, block, seconds * 1000000000u);
+        send_for(connection, buffer, block, seconds * SECOND);
         failed[index] = !receive_all(connection, &received[index], sizeof received[index]);
     }
     free(buffer);
@@ -207,7 +201,7 @@ static int request(void)
     if (samples == NULL || buffer == NULL)
         abort();
     int connection = open_with(ECHO, size_of_request);
-    uint64_t began = now(), deadline = began + seconds * 1000000000u, end = began, transactions = 0, sum = 0, longest = 0;
+    uint64_t began = now(), deadline = began + seconds * SECOND, end = began, transactions = 0, sum = 0, longest = 0;
     bool well = true;
     while (end < deadline) {
         uint64_t start = end;

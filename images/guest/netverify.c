@@ -49,15 +49,14 @@
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "crc32c.h"
 
 enum { RECORD = 1024, BATCH = 64, TICK_MS = 10, RETRY_MS = 100, DATA = 0, END = 1 };
 
 #define MAGIC UINT64_C(0x666972657674656e) /* "netverif" in memory */
-#define SECOND UINT64_C(1000000000)
 
 struct record {
     uint64_t magic;
@@ -88,13 +87,6 @@ static uint32_t checksum_of(struct record *record)
     return crc32c((const uint64_t *)record, RECORD / 8);
 }
 
-static uint64_t now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * SECOND + (uint64_t)time.tv_nsec;
-}
-
 static void report(const char *event)
 {
     uint64_t time = now();
@@ -112,7 +104,7 @@ static void note_arrival(void)
     uint64_t time = now();
     if (time - last_arrival > longest_gap)
         longest_gap = time - last_arrival;
-    if (gap_ms != 0 && time - last_arrival >= gap_ms * 1000000u)
+    if (gap_ms != 0 && time - last_arrival >= gap_ms * MILLISECOND)
         printf("event=gap from=%.6f to=%.6f\n", (double)last_arrival / 1e9, (double)time / 1e9);
     last_arrival = time;
 }
@@ -138,7 +130,7 @@ static void drop(void)
     close(connection);
     connection = -1;
     connecting = false;
-    retry_at = now() + RETRY_MS * UINT64_C(1000000);
+    retry_at = now() + RETRY_MS * MILLISECOND;
 }
 
 static void set_options(void)
@@ -296,7 +288,7 @@ static void take_signal(int signals)
 
 static void run(int signals)
 {
-    uint64_t next_report = began + report_ms * 1000000u, refilled = began;
+    uint64_t next_report = began + report_ms * MILLISECOND, refilled = began;
     while (!(end_sent && end_received && out_begin == out_end) && !gave_up()) {
         uint64_t time = now();
         if (seconds_limit != 0 && !stopping && time - began >= seconds_limit * SECOND) {
@@ -305,10 +297,10 @@ static void run(int signals)
         }
         if (time >= next_report) {
             report("progress");
-            next_report = time + report_ms * 1000000u;
+            next_report = time + report_ms * MILLISECOND;
         }
         /* Once a tick, as otherwise each turn of this loop would send the few bytes that it took to turn. */
-        if (rate_kib != 0 && time - refilled >= TICK_MS * UINT64_C(1000000)) {
+        if (rate_kib != 0 && time - refilled >= TICK_MS * MILLISECOND) {
             uint64_t earned = (time - refilled) / 1000u * rate_kib * 1024u / 1000000u, most = rate_kib * 1024u / 5 + RECORD;
             refilled = time;
             allowed_bytes = allowed_bytes + earned < most ? allowed_bytes + earned : most;
