@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "random.h"
 
 enum { MAX_DEPTH = 1024, MAX_SAMPLES = 1 << 21 };
 
@@ -41,12 +42,8 @@ static uint64_t next_block, random_state = 88172645463325252u;
 static off_t next_address(void)
 {
     uint64_t blocks = length / block_size, block = next_block++;
-    if (is_random) {
-        random_state ^= random_state << 13;
-        random_state ^= random_state >> 7;
-        random_state ^= random_state << 17;
-        block = random_state;
-    }
+    if (is_random)
+        block = random_step(&random_state);
     return (off_t)(offset + block % blocks * block_size);
 }
 

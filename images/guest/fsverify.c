@@ -34,6 +34,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "random.h"
 
 enum { SLOTS = 24, MAX_WORDS = 32768, BLOCK_WORDS = 512, MAX_WORKERS = 64, NAME = 512 };
 
@@ -81,14 +82,6 @@ static void damaged(const char *name, const char *what)
     fault(name, what);
 }
 
-static uint64_t random_step(uint64_t *state)
-{
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    return *state;
-}
-
 /* The words of a file or block after `seed`; the seed decides on the size of a file too. */
 static size_t fill(uint64_t *words, uint64_t seed, size_t size)
 {
@@ -96,7 +89,7 @@ static size_t fill(uint64_t *words, uint64_t seed, size_t size)
     words[1] = seed;
     words[2] = size;
     for (size_t index = HEAD_WORDS; index < size; index++)
-        words[index] = (seed + index) * UINT64_C(0x9e3779b97f4a7c15);
+        words[index] = scattered(seed + index);
     return size * 8;
 }
 
@@ -105,7 +98,7 @@ static bool holds(const uint64_t *words, size_t size)
     if (words[0] != MAGIC || words[2] != size)
         return false;
     for (size_t index = HEAD_WORDS; index < size; index++)
-        if (words[index] != (words[1] + index) * UINT64_C(0x9e3779b97f4a7c15))
+        if (words[index] != scattered(words[1] + index))
             return false;
     return true;
 }

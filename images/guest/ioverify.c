@@ -48,6 +48,7 @@
 
 #include "clock.h"
 #include "crc32c.h"
+#include "random.h"
 
 enum { SECTOR = 512, RECENT = 16, MAX_DEPTH = 256, MAX_FAULTS_SHOWN = 20, CLOCKS = 3 };
 
@@ -84,14 +85,6 @@ static atomic_uint threads_running;
 static const clockid_t clocks[CLOCKS] = {CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_REALTIME};
 static pthread_mutex_t gap_lock = PTHREAD_MUTEX_INITIALIZER;
 static uint64_t last_answer[CLOCKS], longest_gap[CLOCKS];
-
-static uint64_t random_step(uint64_t *state)
-{
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    return *state;
-}
 
 static void note_answer(void)
 {
@@ -134,7 +127,7 @@ static void fault(const char *kind, uint64_t address, uint64_t expected, uint64_
 
 static void fill(struct sector *sectors, uint64_t block, uint64_t number)
 {
-    uint64_t state = number * UINT64_C(0x9e3779b97f4a7c15) | 1;
+    uint64_t state = scattered(number) | 1;
     for (uint64_t index = 0; index < block_size / SECTOR; index++) {
         struct sector *sector = &sectors[index];
         sector->magic = MAGIC;

@@ -53,6 +53,7 @@
 
 #include "clock.h"
 #include "crc32c.h"
+#include "random.h"
 
 enum { RECORD = 1024, BATCH = 64, TICK_MS = 10, RETRY_MS = 100, DATA = 0, END = 1 };
 
@@ -185,7 +186,7 @@ static void fill_batch(void)
         record->sequence = next_sent++;
         record->kind = last ? END : DATA;
         for (size_t word = 0; word < 125; word++)
-            record->pattern[word] = (record->sequence + word) * UINT64_C(0x9e3779b97f4a7c15);
+            record->pattern[word] = scattered(record->sequence + word);
         record->checksum = checksum_of(record);
         out_end += RECORD;
         end_sent = last;
