@@ -25,9 +25,10 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "latency.h"
 #include "random.h"
 
-enum { MAX_DEPTH = 1024, MAX_SAMPLES = 1 << 21 };
+enum { MAX_DEPTH = 1024 };
 
 static const char *device, *kind;
 static uint64_t offset, length, count_limit, duration_s;
@@ -35,9 +36,7 @@ static uint64_t block_size = 4096, depth = 1;
 static bool writes, is_random;
 static int device_fd;
 
-static uint32_t *samples; /* latencies in ns, the first MAX_SAMPLES of them */
-static uint64_t requests, failures, latency_sum, latency_max;
-static uint64_t next_block, random_state = 88172645463325252u;
+static uint64_t failures, next_block, random_state = 88172645463325252u;
 
 static off_t next_address(void)
 {
@@ -49,13 +48,8 @@ static off_t next_address(void)
 
 static void note(uint64_t nanoseconds, bool well)
 {
-    if (requests < MAX_SAMPLES)
-        samples[requests] = nanoseconds > UINT32_MAX ? UINT32_MAX : (uint32_t)nanoseconds;
-    requests++;
+    note_latency(nanoseconds);
     failures += !well;
-    latency_sum += nanoseconds;
-    if (nanoseconds > latency_max)
-        latency_max = nanoseconds;
 }
 
 static bool enough(uint64_t begun, uint64_t deadline)
@@ -140,12 +134,6 @@ static void many_in_flight(uint64_t deadline)
     free(buffers);
 }
 
-static int ascending(const void *left, const void *right)
-{
-    uint32_t a = *(const uint32_t *)left, b = *(const uint32_t *)right;
-    return (a > b) - (a < b);
-}
-
 static uint64_t number_of(const char *text)
 {
     char *end;
@@ -217,22 +205,17 @@ int main(int argc, char **argv)
 {
     read_options(argc, argv);
     open_device();
-    samples = calloc(MAX_SAMPLES, sizeof *samples);
-    if (samples == NULL)
-        abort();
     uint64_t began = now(), deadline = began + (duration_s != 0 ? duration_s : 2) * SECOND;
     if (depth == 1)
         one_at_a_time(deadline);
     else
         many_in_flight(deadline);
     double seconds = (double)(now() - began) / 1e9;
-    uint64_t sampled = requests < MAX_SAMPLES ? requests : MAX_SAMPLES;
-    qsort(samples, sampled, sizeof *samples, ascending);
     printf("{\"rw\":\"%s\",\"block\":%" PRIu64 ",\"depth\":%" PRIu64 ",\"requests\":%" PRIu64 ",\"errors\":%" PRIu64
-           ",\"seconds\":%.4f,\"iops\":%.1f,\"mib_per_s\":%.2f,\"latency_us\":{\"mean\":%.2f,\"p50\":%.2f,\"p99\":%.2f,"
-           "\"max\":%.2f}}\n",
-           kind, block_size, depth, requests, failures, seconds, (double)requests / seconds,
-           (double)(requests * block_size) / seconds / (1 << 20), (double)latency_sum / (double)(requests ? requests : 1) / 1e3,
-           samples[sampled / 2] / 1e3, samples[sampled ? sampled * 99 / 100 : 0] / 1e3, (double)latency_max / 1e3);
+           ",\"seconds\":%.4f,\"iops\":%.1f,\"mib_per_s\":%.2f,",
+           kind, block_size, depth, latency.count, failures, seconds, (double)latency.count / seconds,
+           (double)(latency.count * block_size) / seconds / (1 << 20));
+    print_latency();
+    printf("}\n");
     return failures != 0;
 }

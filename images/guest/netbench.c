@@ -28,8 +28,9 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "latency.h"
 
-enum { MAX_BLOCK = 1 << 20, MAX_SAMPLES = 1 << 21, MAX_STREAMS = 64 };
+enum { MAX_BLOCK = 1 << 20, MAX_STREAMS = 64 };
 enum kind { SINK, SOURCE, ECHO };
 
 /* What a client sends first, in its own byte order: both ends are of one kind here. */
@@ -188,20 +189,13 @@ static int stream(void)
     return bad;
 }
 
-static int ascending(const void *left, const void *right)
-{
-    uint32_t a = *(const uint32_t *)left, b = *(const uint32_t *)right;
-    return (a > b) - (a < b);
-}
-
 static int request(void)
 {
-    uint32_t *samples = calloc(MAX_SAMPLES, sizeof *samples);
     char *buffer = calloc(1, size_of_request);
-    if (samples == NULL || buffer == NULL)
+    if (buffer == NULL)
         abort();
     int connection = open_with(ECHO, size_of_request);
-    uint64_t began = now(), deadline = began + seconds * SECOND, end = began, transactions = 0, sum = 0, longest = 0;
+    uint64_t began = now(), deadline = began + seconds * SECOND, end = began;
     bool well = true;
     while (end < deadline) {
         uint64_t start = end;
@@ -209,22 +203,14 @@ static int request(void)
         if (!well)
             break;
         end = now();
-        uint64_t took = end - start;
-        if (transactions < MAX_SAMPLES)
-            samples[transactions] = took > UINT32_MAX ? UINT32_MAX : (uint32_t)took;
-        transactions++;
-        sum += took;
-        longest = took > longest ? took : longest;
+        note_latency(end - start);
     }
     close(connection);
-    uint64_t sampled = transactions < MAX_SAMPLES ? transactions : MAX_SAMPLES;
     double took = (double)(end - began) / 1e9;
-    qsort(samples, sampled, sizeof *samples, ascending);
-    printf("{\"mode\":\"request\",\"size\":%" PRIu64 ",\"transactions\":%" PRIu64 ",\"seconds\":%.4f,\"per_s\":%.1f,"
-           "\"latency_us\":{\"mean\":%.2f,\"p50\":%.2f,\"p99\":%.2f,\"max\":%.2f}}\n",
-           size_of_request, transactions, took, took > 0 ? (double)transactions / took : 0,
-           (double)sum / (double)(transactions ? transactions : 1) / 1e3, samples[sampled / 2] / 1e3,
-           samples[sampled ? sampled * 99 / 100 : 0] / 1e3, (double)longest / 1e3);
+    printf("{\"mode\":\"request\",\"size\":%" PRIu64 ",\"transactions\":%" PRIu64 ",\"seconds\":%.4f,\"per_s\":%.1f,",
+           size_of_request, latency.count, took, took > 0 ? (double)latency.count / took : 0);
+    print_latency();
+    printf("}\n");
     return !well;
 }
 
