@@ -9,7 +9,7 @@
  * p50, p99, max). Ends with 0, 1 when a request failed, 2 when it could not start.
  */
 #define _GNU_SOURCE
-#include <errno.h>
+#include <err.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
@@ -88,10 +88,8 @@ static void many_in_flight(uint64_t deadline)
     aio_context_t context = 0;
     uint64_t begun = 0, in_flight = 0, free_slots = 0;
     static uint64_t slots[MAX_DEPTH];
-    if (syscall(SYS_io_setup, depth, &context) != 0) {
-        fprintf(stderr, "blkbench: io_setup: %s\n", strerror(errno));
-        exit(2);
-    }
+    if (syscall(SYS_io_setup, depth, &context) != 0)
+        err(2, "io_setup");
     for (uint64_t slot = 0; slot < depth; slot++)
         slots[free_slots++] = slot;
     for (;;) {
@@ -112,10 +110,8 @@ static void many_in_flight(uint64_t deadline)
         }
         for (long sent = 0; sent < batched;) {
             long taken = syscall(SYS_io_submit, context, batched - sent, batch + sent);
-            if (taken <= 0) {
-                fprintf(stderr, "blkbench: io_submit: %s\n", strerror(errno));
-                exit(2);
-            }
+            if (taken <= 0)
+                err(2, "io_submit");
             sent += taken;
         }
         in_flight += (uint64_t)batched;
@@ -139,10 +135,8 @@ static uint64_t number_of(const char *text)
     char *end;
     uint64_t number = strtoull(text, &end, 0);
     uint64_t unit = *end == 'K' ? 1u << 10 : *end == 'M' ? 1u << 20 : *end == 'G' ? 1u << 30 : 1;
-    if (end == text || (unit != 1 && end[1] != '\0') || (unit == 1 && *end != '\0')) {
-        fprintf(stderr, "blkbench: %s is not a number\n", text);
-        exit(2);
-    }
+    if (end == text || (unit != 1 && end[1] != '\0') || (unit == 1 && *end != '\0'))
+        errx(2, "%s is not a number", text);
     return number * unit;
 }
 
@@ -185,20 +179,16 @@ static void open_device(void)
     struct stat status;
     uint64_t size = 0;
     device_fd = open(device, (writes ? O_RDWR : O_RDONLY) | O_DIRECT | O_CLOEXEC);
-    if (device_fd < 0 || fstat(device_fd, &status) != 0) {
-        fprintf(stderr, "blkbench: cannot open %s: %s\n", device, strerror(errno));
-        exit(2);
-    }
+    if (device_fd < 0 || fstat(device_fd, &status) != 0)
+        err(2, "cannot open %s", device);
     if (S_ISBLK(status.st_mode))
         ioctl(device_fd, BLKGETSIZE64, &size);
     else
         size = (uint64_t)status.st_size;
     uint64_t rest = size > offset ? size - offset : 0;
     length = length != 0 ? length : rest;
-    if (length > rest || length < block_size) {
-        fprintf(stderr, "blkbench: %s has %" PRIu64 " bytes from the offset on, too few\n", device, rest);
-        exit(2);
-    }
+    if (length > rest || length < block_size)
+        errx(2, "%s has %" PRIu64 " bytes from the offset on, too few", device, rest);
 }
 
 int main(int argc, char **argv)

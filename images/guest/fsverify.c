@@ -18,6 +18,7 @@
  */
 #define _GNU_SOURCE
 #include <dirent.h>
+#include <err.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -250,10 +251,8 @@ static struct worker *hire(int number)
     }
     snprintf(name, NAME, "%s/w%d/journal", folder, number);
     worker->journal = open(name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    if (worker->journal < 0) {
-        fprintf(stderr, "fsverify: cannot make %s: %s\n", name, strerror(errno));
-        exit(2);
-    }
+    if (worker->journal < 0)
+        err(2, "cannot make %s", name);
     /* Its name is on the disk before its first block counts. */
     fsync(worker->journal);
     return worker;

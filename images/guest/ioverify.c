@@ -27,6 +27,7 @@
  * Ends with 0 if nothing was wrong, 1 if something was, 2 if it could not start.
  */
 #define _GNU_SOURCE
+#include <err.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -288,10 +289,8 @@ static uint64_t number_of(const char *text)
     char *end;
     uint64_t number = strtoull(text, &end, 0);
     uint64_t unit = *end == 'K' ? 1u << 10 : *end == 'M' ? 1u << 20 : *end == 'G' ? 1u << 30 : 1;
-    if (end == text || (unit != 1 && end[1] != '\0') || (unit == 1 && *end != '\0')) {
-        fprintf(stderr, "ioverify: %s is not a number\n", text);
-        exit(2);
-    }
+    if (end == text || (unit != 1 && end[1] != '\0') || (unit == 1 && *end != '\0'))
+        errx(2, "%s is not a number", text);
     return number * unit;
 }
 
@@ -334,10 +333,8 @@ static void open_device(void)
     struct stat status;
     uint64_t size = 0;
     device_fd = open(device, O_RDWR | O_DIRECT | O_CLOEXEC);
-    if (device_fd < 0 || fstat(device_fd, &status) != 0) {
-        fprintf(stderr, "ioverify: cannot open %s: %s\n", device, strerror(errno));
-        exit(2);
-    }
+    if (device_fd < 0 || fstat(device_fd, &status) != 0)
+        err(2, "cannot open %s", device);
     if (S_ISBLK(status.st_mode))
         ioctl(device_fd, BLKGETSIZE64, &size);
     else
@@ -346,11 +343,9 @@ static void open_device(void)
     if (length == 0)
         length = rest < (64u << 20) ? rest : 64u << 20;
     blocks_in_region = length / block_size;
-    if (length > rest || blocks_in_region < depth) {
-        fprintf(stderr, "ioverify: %s has %" PRIu64 " bytes from the offset on; the region needs to lie within and to "
-                        "have at least one block per request in flight\n", device, rest);
-        exit(2);
-    }
+    if (length > rest || blocks_in_region < depth)
+        errx(2, "%s has %" PRIu64 " bytes from the offset on; the region needs to lie within and to "
+             "have at least one block per request in flight", device, rest);
     blocks = calloc(blocks_in_region, sizeof *blocks);
     if (blocks == NULL)
         abort();

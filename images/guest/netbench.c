@@ -13,6 +13,7 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <err.h>
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
@@ -118,10 +119,8 @@ static int serve(void)
     int one = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (listener >= 0)
         setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    if (listener < 0 || bind(listener, (struct sockaddr *)&address, sizeof address) != 0 || listen(listener, 64) != 0) {
-        fprintf(stderr, "netbench: cannot listen: %s\n", strerror(errno));
-        return 2;
-    }
+    if (listener < 0 || bind(listener, (struct sockaddr *)&address, sizeof address) != 0 || listen(listener, 64) != 0)
+        err(2, "cannot listen");
     for (;;) {
         int connection = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
         pthread_t thread;
@@ -138,15 +137,11 @@ static int open_with(enum kind kind, uint64_t size)
 {
     struct order order = {.kind = kind, .size = (uint32_t)size, .nanoseconds = seconds * SECOND};
     int one = 1, connection = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (connection < 0 || connect(connection, (struct sockaddr *)&address, sizeof address) != 0) {
-        fprintf(stderr, "netbench: cannot connect: %s\n", strerror(errno));
-        exit(2);
-    }
+    if (connection < 0 || connect(connection, (struct sockaddr *)&address, sizeof address) != 0)
+        err(2, "cannot connect");
     setsockopt(connection, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    if (!send_all(connection, &order, sizeof order)) {
-        fprintf(stderr, "netbench: the server is gone\n");
-        exit(2);
-    }
+    if (!send_all(connection, &order, sizeof order))
+        errx(2, "the server is gone");
     return connection;
 }
 
