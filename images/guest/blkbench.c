@@ -26,6 +26,7 @@
 
 #include "clock.h"
 #include "latency.h"
+#include "options.h"
 #include "random.h"
 
 enum { MAX_DEPTH = 1024 };
@@ -130,14 +131,11 @@ static void many_in_flight(uint64_t deadline)
     free(buffers);
 }
 
-static uint64_t number_of(const char *text)
+static void usage(void)
 {
-    char *end;
-    uint64_t number = strtoull(text, &end, 0);
-    uint64_t unit = *end == 'K' ? 1u << 10 : *end == 'M' ? 1u << 20 : *end == 'G' ? 1u << 30 : 1;
-    if (end == text || (unit != 1 && end[1] != '\0') || (unit == 1 && *end != '\0'))
-        errx(2, "%s is not a number", text);
-    return number * unit;
+    fprintf(stderr, "usage: blkbench --device FILE --rw read|write|randread|randwrite [--block B] [--depth 1..%d]\n"
+                    "                [--offset B] [--length B] [--count N] [--duration SECONDS]\n", MAX_DEPTH);
+    exit(2);
 }
 
 static void read_options(int argc, char **argv)
@@ -154,12 +152,12 @@ static void read_options(int argc, char **argv)
         switch (option) {
         case 'f': device = optarg; break;
         case 'w': kind = optarg; break;
-        case 'o': offset = number_of(optarg); break;
-        case 'l': length = number_of(optarg); break;
-        case 'b': block_size = number_of(optarg); break;
-        case 'd': depth = number_of(optarg); break;
-        case 'c': count_limit = number_of(optarg); break;
-        case 't': duration_s = number_of(optarg); break;
+        case 'o': offset = amount_of(optarg); break;
+        case 'l': length = amount_of(optarg); break;
+        case 'b': block_size = amount_of(optarg); break;
+        case 'd': depth = amount_of(optarg); break;
+        case 'c': count_limit = amount_of(optarg); break;
+        case 't': duration_s = amount_of(optarg); break;
         default: exit(2);
         }
     }
@@ -167,11 +165,8 @@ static void read_options(int argc, char **argv)
     writes = strcmp(is_random ? kind + 4 : kind, "write") == 0;
     bool reads = strcmp(is_random ? kind + 4 : kind, "read") == 0;
     if (device == NULL || (!writes && !reads) || block_size == 0 || block_size % 512 != 0 || offset % 512 != 0 ||
-        depth == 0 || depth > MAX_DEPTH) {
-        fprintf(stderr, "usage: blkbench --device FILE --rw read|write|randread|randwrite [--block B] [--depth 1..%d]\n"
-                        "                [--offset B] [--length B] [--count N] [--duration SECONDS]\n", MAX_DEPTH);
-        exit(2);
-    }
+        depth == 0 || depth > MAX_DEPTH)
+        usage();
 }
 
 static void open_device(void)

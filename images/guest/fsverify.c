@@ -35,6 +35,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "options.h"
 #include "random.h"
 
 enum { SLOTS = 24, MAX_WORDS = 32768, BLOCK_WORDS = 512, MAX_WORKERS = 64, NAME = 512 };
@@ -311,15 +312,6 @@ static void usage(void)
     fprintf(stderr, "usage: fsverify work --folder F [--workers 1..%d] [--seconds N] [--count N] [--report-ms N]\n"
                     "       fsverify check --folder F\n", MAX_WORKERS);
     exit(2);
-}
-
-static uint64_t number_of(const char *text)
-{
-    char *end;
-    uint64_t number = strtoull(text, &end, 10);
-    if (end == text || *end != '\0')
-        usage();
-    return number;
 }
 
 int main(int argc, char **argv)

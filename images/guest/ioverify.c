@@ -49,6 +49,7 @@
 
 #include "clock.h"
 #include "crc32c.h"
+#include "options.h"
 #include "random.h"
 
 enum { SECTOR = 512, RECENT = 16, MAX_DEPTH = 256, MAX_FAULTS_SHOWN = 20, CLOCKS = 3 };
@@ -284,14 +285,12 @@ static void attend(int signals, uint64_t began)
     }
 }
 
-static uint64_t number_of(const char *text)
+static void usage(void)
 {
-    char *end;
-    uint64_t number = strtoull(text, &end, 0);
-    uint64_t unit = *end == 'K' ? 1u << 10 : *end == 'M' ? 1u << 20 : *end == 'G' ? 1u << 30 : 1;
-    if (end == text || (unit != 1 && end[1] != '\0') || (unit == 1 && *end != '\0'))
-        errx(2, "%s is not a number", text);
-    return number * unit;
+    fprintf(stderr, "usage: ioverify --device FILE [--offset B] [--length B] [--block B] [--depth 1..%d]\n"
+                    "                [--report-ms N] [--duration SECONDS] [--count BLOCKS]\n"
+                    "                [--gap-ms N] [--rest-us N]\n", MAX_DEPTH);
+    exit(2);
 }
 
 static void read_options(int argc, char **argv)
@@ -307,25 +306,21 @@ static void read_options(int argc, char **argv)
     for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         switch (option) {
         case 'f': device = optarg; break;
-        case 'o': offset = number_of(optarg); break;
-        case 'l': length = number_of(optarg); break;
-        case 'b': block_size = number_of(optarg); break;
-        case 'd': depth = number_of(optarg); break;
-        case 'r': report_ms = number_of(optarg); break;
-        case 't': duration_s = number_of(optarg); break;
-        case 'c': count_limit = number_of(optarg); break;
-        case 'g': gap_ms = number_of(optarg); break;
-        case 'p': rest_us = number_of(optarg); break;
+        case 'o': offset = amount_of(optarg); break;
+        case 'l': length = amount_of(optarg); break;
+        case 'b': block_size = amount_of(optarg); break;
+        case 'd': depth = amount_of(optarg); break;
+        case 'r': report_ms = amount_of(optarg); break;
+        case 't': duration_s = amount_of(optarg); break;
+        case 'c': count_limit = amount_of(optarg); break;
+        case 'g': gap_ms = amount_of(optarg); break;
+        case 'p': rest_us = amount_of(optarg); break;
         default: exit(2);
         }
     }
     if (device == NULL || block_size == 0 || block_size % SECTOR != 0 || depth == 0 || depth > MAX_DEPTH ||
-        offset % SECTOR != 0 || report_ms == 0) {
-        fprintf(stderr, "usage: ioverify --device FILE [--offset B] [--length B] [--block B] [--depth 1..%d]\n"
-                        "                [--report-ms N] [--duration SECONDS] [--count BLOCKS]\n"
-                        "                [--gap-ms N] [--rest-us N]\n", MAX_DEPTH);
-        exit(2);
-    }
+        offset % SECTOR != 0 || report_ms == 0)
+        usage();
 }
 
 static void open_device(void)

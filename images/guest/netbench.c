@@ -30,6 +30,7 @@
 
 #include "clock.h"
 #include "latency.h"
+#include "options.h"
 
 enum { MAX_BLOCK = 1 << 20, MAX_STREAMS = 64 };
 enum kind { SINK, SOURCE, ECHO };
@@ -217,15 +218,6 @@ static void usage(void)
     exit(2);
 }
 
-static uint64_t number_of(const char *text)
-{
-    char *end;
-    uint64_t number = strtoull(text, &end, 10);
-    if (end == text || *end != '\0' || number == 0)
-        usage();
-    return number;
-}
-
 int main(int argc, char **argv)
 {
     static const struct option options[] = {
@@ -250,8 +242,9 @@ int main(int argc, char **argv)
     }
     const char *mode = optind + 1 == argc ? argv[optind] : "";
     bool serves = strcmp(mode, "serve") == 0;
-    if (port == 0 || port > 65535 || block > MAX_BLOCK || size_of_request > MAX_BLOCK || streams > MAX_STREAMS ||
-        seconds > 1000000 || (!serves && !addressed))
+    if (port == 0 || port > 65535 || seconds == 0 || seconds > 1000000 || block == 0 || block > MAX_BLOCK ||
+        streams == 0 || streams > MAX_STREAMS || size_of_request == 0 || size_of_request > MAX_BLOCK ||
+        (!serves && !addressed))
         usage();
     address.sin_port = htons((uint16_t)port);
     if (serves)

@@ -54,6 +54,7 @@
 
 #include "clock.h"
 #include "crc32c.h"
+#include "options.h"
 #include "random.h"
 
 enum { RECORD = 1024, BATCH = 64, TICK_MS = 10, RETRY_MS = 100, DATA = 0, END = 1 };
@@ -352,15 +353,6 @@ static void usage(void)
                     "       [--rate KIB_PER_S] [--count RECORDS] [--seconds N] [--patience SECONDS] [--report-ms N]\n"
                     "       [--gap-ms N]\n");
     exit(2);
-}
-
-static uint64_t number_of(const char *text)
-{
-    char *end;
-    uint64_t number = strtoull(text, &end, 10);
-    if (end == text || *end != '\0')
-        usage();
-    return number;
 }
 
 static void read_options(int argc, char **argv)
