@@ -14,17 +14,15 @@
 #include <getopt.h>
 #include <inttypes.h>
 #include <linux/aio_abi.h>
-#include <linux/fs.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "clock.h"
+#include "device.h"
 #include "latency.h"
 #include "options.h"
 #include "random.h"
@@ -60,9 +58,7 @@ static bool enough(uint64_t begun, uint64_t deadline)
 
 static char *buffers_for(uint64_t number)
 {
-    char *buffers = NULL;
-    if (posix_memalign((void **)&buffers, 4096, number * block_size) != 0)
-        abort();
+    char *buffers = device_buffer(number * block_size);
     memset(buffers, 0x5a, number * block_size);
     return buffers;
 }
@@ -169,17 +165,10 @@ static void read_options(int argc, char **argv)
         usage();
 }
 
-static void open_device(void)
+static void open_region(void)
 {
-    struct stat status;
-    uint64_t size = 0;
-    device_fd = open(device, (writes ? O_RDWR : O_RDONLY) | O_DIRECT | O_CLOEXEC);
-    if (device_fd < 0 || fstat(device_fd, &status) != 0)
-        err(2, "cannot open %s", device);
-    if (S_ISBLK(status.st_mode))
-        ioctl(device_fd, BLKGETSIZE64, &size);
-    else
-        size = (uint64_t)status.st_size;
+    uint64_t size;
+    device_fd = open_device(device, writes ? O_RDWR : O_RDONLY, &size);
     uint64_t rest = size > offset ? size - offset : 0;
     length = length != 0 ? length : rest;
     if (length > rest || length < block_size)
@@ -189,7 +178,7 @@ static void open_device(void)
 int main(int argc, char **argv)
 {
     read_options(argc, argv);
-    open_device();
+    open_region();
     uint64_t began = now(), deadline = began + (duration_s != 0 ? duration_s : 2) * SECOND;
     if (depth == 1)
         one_at_a_time(deadline);

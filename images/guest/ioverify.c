@@ -40,15 +40,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/signalfd.h>
-#include <sys/stat.h>
-#include <linux/fs.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "clock.h"
 #include "crc32c.h"
+#include "device.h"
 #include "options.h"
 #include "random.h"
 
@@ -204,9 +202,7 @@ static void *work(void *argument)
     uint64_t self = (uint64_t)(uintptr_t)argument;
     uint64_t own = (blocks_in_region - self + depth - 1) / depth;
     uint64_t recent[RECENT], recents = 0, state = (self + 1) * UINT64_C(0x2545f4914f6cdd1d) | 1;
-    struct sector *buffer = NULL;
-    if (posix_memalign((void **)&buffer, 4096, block_size) != 0)
-        abort();
+    struct sector *buffer = device_buffer(block_size);
     while (!atomic_load(&stopping)) {
         if (rest_us != 0)
             usleep((useconds_t)rest_us);
@@ -323,17 +319,10 @@ static void read_options(int argc, char **argv)
         usage();
 }
 
-static void open_device(void)
+static void open_region(void)
 {
-    struct stat status;
-    uint64_t size = 0;
-    device_fd = open(device, O_RDWR | O_DIRECT | O_CLOEXEC);
-    if (device_fd < 0 || fstat(device_fd, &status) != 0)
-        err(2, "cannot open %s", device);
-    if (S_ISBLK(status.st_mode))
-        ioctl(device_fd, BLKGETSIZE64, &size);
-    else
-        size = (uint64_t)status.st_size;
+    uint64_t size;
+    device_fd = open_device(device, O_RDWR, &size);
     uint64_t rest = size > offset ? size - offset : 0;
     if (length == 0)
         length = rest < (64u << 20) ? rest : 64u << 20;
@@ -349,7 +338,7 @@ static void open_device(void)
 int main(int argc, char **argv)
 {
     read_options(argc, argv);
-    open_device();
+    open_region();
     make_crc_table();
     setvbuf(stdout, NULL, _IOLBF, 4096);
     sigset_t set;
