@@ -40,7 +40,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/signalfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -49,6 +48,7 @@
 #include "device.h"
 #include "options.h"
 #include "random.h"
+#include "signals.h"
 
 enum { SECTOR = 512, RECENT = 16, MAX_DEPTH = 256, MAX_FAULTS_SHOWN = 20, CLOCKS = 3 };
 
@@ -260,13 +260,11 @@ static void attend(int signals, uint64_t began)
         }
         if (poll(watched, 2, 20) <= 0)
             continue;
-        struct signalfd_siginfo signal;
-        if (watched[0].revents & POLLIN && read(signals, &signal, sizeof signal) == sizeof signal) {
-            if (signal.ssi_signo == SIGUSR1)
-                report("progress", began);
-            else
-                atomic_store(&stopping, true);
-        }
+        int signal = watched[0].revents & POLLIN ? next_signal(signals) : 0;
+        if (signal == SIGUSR1)
+            report("progress", began);
+        else if (signal != 0)
+            atomic_store(&stopping, true);
         if (watched[1].revents != 0) {
             char line[256];
             ssize_t size = read(STDIN_FILENO, line, sizeof line - 1);
@@ -341,13 +339,7 @@ int main(int argc, char **argv)
     open_region();
     make_crc_table();
     setvbuf(stdout, NULL, _IOLBF, 4096);
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGUSR1);
-    pthread_sigmask(SIG_BLOCK, &set, NULL);
-    int signals = signalfd(-1, &set, SFD_CLOEXEC);
+    int signals = open_signals();
     printf("{\"event\":\"start\",\"device\":\"%s\",\"offset\":%" PRIu64 ",\"length\":%" PRIu64 ",\"block\":%" PRIu64
            ",\"depth\":%" PRIu64 "}\n", device, offset, blocks_in_region * block_size, block_size, depth);
     uint64_t began = now();

@@ -48,7 +48,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -56,6 +55,7 @@
 #include "crc32c.h"
 #include "options.h"
 #include "random.h"
+#include "signals.h"
 
 enum { RECORD = 1024, BATCH = 64, TICK_MS = 10, RETRY_MS = 100, DATA = 0, END = 1 };
 
@@ -278,12 +278,10 @@ static bool gave_up(void)
 
 static void take_signal(int signals)
 {
-    struct signalfd_siginfo signal;
-    if (read(signals, &signal, sizeof signal) != sizeof signal)
-        return;
-    if (signal.ssi_signo == SIGUSR1) {
+    int signal = next_signal(signals);
+    if (signal == SIGUSR1) {
         report("progress");
-    } else if (!stopping) {
+    } else if (signal != 0 && !stopping) {
         stopping = true;
         stopped_at = now();
     }
@@ -402,13 +400,7 @@ int main(int argc, char **argv)
     read_options(argc, argv);
     make_crc_table();
     setvbuf(stdout, NULL, _IOLBF, 4096);
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGUSR1);
-    sigprocmask(SIG_BLOCK, &set, NULL);
-    int signals = signalfd(-1, &set, SFD_CLOEXEC);
+    int signals = open_signals();
     if (listens)
         listen_for_one();
     began = alone_since = now();
