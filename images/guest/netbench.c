@@ -30,6 +30,7 @@
 
 #include "clock.h"
 #include "latency.h"
+#include "listener.h"
 #include "options.h"
 
 enum { MAX_BLOCK = 1 << 20, MAX_STREAMS = 64 };
@@ -115,13 +116,9 @@ static void *answer(void *argument)
     return NULL;
 }
 
-static int serve(void)
+static _Noreturn void serve(void)
 {
-    int one = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (listener >= 0)
-        setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    if (listener < 0 || bind(listener, (struct sockaddr *)&address, sizeof address) != 0 || listen(listener, 64) != 0)
-        err(2, "cannot listen");
+    int listener = open_listener(&address, 0, 64);
     for (;;) {
         int connection = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
         pthread_t thread;
@@ -248,7 +245,7 @@ int main(int argc, char **argv)
         usage();
     address.sin_port = htons((uint16_t)port);
     if (serves)
-        return serve();
+        serve();
     if (strcmp(mode, "stream") == 0)
         return stream();
     if (strcmp(mode, "request") == 0)

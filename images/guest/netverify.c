@@ -35,7 +35,6 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
-#include <err.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -53,6 +52,7 @@
 
 #include "clock.h"
 #include "crc32c.h"
+#include "listener.h"
 #include "options.h"
 #include "random.h"
 #include "signals.h"
@@ -385,16 +385,6 @@ static void read_options(int argc, char **argv)
     address.sin_port = htons((uint16_t)port);
 }
 
-static void listen_for_one(void)
-{
-    int one = 1;
-    listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (listener >= 0)
-        setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    if (listener < 0 || bind(listener, (struct sockaddr *)&address, sizeof address) != 0 || listen(listener, 4) != 0)
-        err(2, "cannot listen");
-}
-
 int main(int argc, char **argv)
 {
     read_options(argc, argv);
@@ -402,7 +392,7 @@ int main(int argc, char **argv)
     setvbuf(stdout, NULL, _IOLBF, 4096);
     int signals = open_signals();
     if (listens)
-        listen_for_one();
+        listener = open_listener(&address, SOCK_NONBLOCK, 4);
     began = alone_since = now();
     report("start");
     run(signals);
