@@ -9,7 +9,7 @@ import numpy as np
 from pymodel.migration.state import QueueState
 from pymodel.queue.virtqueue import Virtqueue
 from tests.model.fakes import FakeMemory
-from tests.model.queue.test_split import Consumer
+from tests.model.queue.consumer import Consumer
 
 DESC, DRIVER, DEVICE, TABLES, DATA = 0x0000, 0x4000, 0x4004, 0x6000, 0x8000
 INDIRECT_DESC, EVENT_IDX, PACKED, IN_ORDER = 1 << 28, 1 << 29, 1 << 32 | 1 << 34, 1 << 35

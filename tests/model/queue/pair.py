@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Self
 
-from pymodel.memory import Buffer
 from pymodel.queue.virtqueue import Virtqueue
 from tests.fuzz.local import LocalMemory
+from tests.model.queue.consumer import Consumer
 from vfu_client.vfio.memory import GuestMemory
 from vfu_client.virtio.driver_queue import Completion, DriverQueue
 from vfu_client.virtio.packed import PackedQueue
@@ -17,36 +16,10 @@ from vfu_client.virtio.split import SplitQueue
 INDIRECT, EVENT_IDX, VERSION_1, RING_PACKED, IN_ORDER = 28, 29, 32, 34, 35
 
 
-@dataclass
-class Holder:
-    """A consumer that keeps what it takes, as long as it has `room`."""
-
-    room: int = 1 << 30
-    kept: list[Buffer] = field(default_factory=list)
-    taken: int = 0
-
-    def accepts(self, queue: int) -> bool:
-        return self.room > 0
-
-    def take(self, buffer: Buffer) -> None:
-        self.room -= 1
-        self.taken += 1
-        self.kept.append(buffer)
-
-    def service(self) -> None:
-        pass
-
-    def drop(self, queue: int) -> None:
-        pass
-
-    def reset(self) -> None:
-        pass
-
-
 class Pair:
-    """Both halves of queue 3. `kicks` are the notifications: (index, position)."""
+    """Both halves of queue 3, whose consumer keeps buffers. `kicks` are notifications: (index, position)."""
 
-    def __init__(self, size: int, bits: Iterable[int], *, consumer: Holder | None = None) -> None:
+    def __init__(self, size: int, bits: Iterable[int], *, consumer: Consumer | None = None) -> None:
         bits = {*bits, VERSION_1}
         self.features = sum(1 << bit for bit in bits)
         self.guest = GuestMemory()
@@ -64,7 +37,7 @@ class Pair:
             indirect=INDIRECT in bits,
             in_order=IN_ORDER in bits,
         )
-        self.consumer = consumer or Holder()
+        self.consumer = consumer or Consumer(keep=True)
         self.device = Virtqueue(3, 256)
         self.device.negotiated(self.features)
         self.device.size = size

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pymodel.errors import BrokenQueue, MemoryFault
-from pymodel.memory import Bytes
 from pymodel.queue.chain import walk
-from tests.model.fakes import FakeMemory
+from tests.model.queue.any_content import CountingMemory
 
 SIZE = 8
 MEMORY = 1 << 12
@@ -27,16 +26,6 @@ flags = st.one_of(st.integers(0, 7), st.integers(0, 0xFFFF))
 descriptor = st.tuples(
     st.one_of(place, st.integers(0, (1 << 64) - 1)), length, flags, st.one_of(edge, st.integers(0, SIZE))
 )
-
-
-class CountingMemory(FakeMemory):
-    """Counts accesses."""
-
-    accesses = 0
-
-    def view(self, address: int, length: int, *, write: bool) -> list[Bytes]:
-        self.accesses += 1
-        return super().view(address, length, write=write)
 
 
 @given(

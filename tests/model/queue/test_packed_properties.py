@@ -10,17 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pymodel.errors import BrokenQueue
-from pymodel.memory import Bytes
 from pymodel.migration.state import QueueState
-from pymodel.queue.virtqueue import BATCH, BATCH_BYTES, Virtqueue
-from tests.model.fakes import FakeMemory
+from pymodel.queue.virtqueue import BATCH, Virtqueue
+from tests.model.queue.any_content import CountingMemory, NoisyMemory, RestlessMemory, Taker, bounded_run
 from tests.model.queue.packed_rig import (
     EVENT_IDX,
     IN_ORDER,
     INDIRECT_DESC,
     PACKED,
 )
-from tests.model.queue.test_split_properties import Taker, strict
 
 MEMORY = 1 << 13
 place = st.sampled_from(
@@ -62,9 +60,7 @@ def test_a_run_ends_whatever_the_ring_holds(
     start: int,
     features: int,
 ) -> None:
-    memory = strict(FakeMemory(MEMORY))
-    if noise:
-        memory.data[:] = np.resize(np.frombuffer(noise, np.uint8), MEMORY)
+    memory = NoisyMemory(MEMORY, noise)
     raw = b"".join(struct.pack("<QIHH", *entry) for entry in entries)
     if desc + len(raw) <= MEMORY:
         memory.data[desc : desc + len(raw)] = np.frombuffer(raw, np.uint8)
@@ -75,44 +71,15 @@ def test_a_run_ends_whatever_the_ring_holds(
         ),
         features | PACKED,
     )
-    taker = Taker()
-    try:
-        queue.run(memory, taker)
-    except BrokenQueue:
-        pass
-    else:
-        assert queue.outstanding == 0
-    assert len(taker.sizes) <= BATCH
-    assert sum(taker.sizes[:-1]) < BATCH_BYTES
+    bounded_run(queue, memory)
 
 
 def test_a_descriptor_that_comes_and_goes_is_not_followed_for_ever() -> None:
-    """The guest has another processor: each second look finds what the first did not."""
-
-    class Restless(FakeMemory):
-        looks = 0
-
-        def load_u16(self, address: int) -> int:
-            if address == 14:
-                self.looks += 1
-                return 0x80 if self.looks % 2 == 0 else 0
-            return super().load_u16(address)
-
     queue = Virtqueue(0, 8)
     queue.restore(QueueState(0, 5, enable=1, desc=0, driver=0x400, device=0x404), PACKED)
-    memory = Restless(MEMORY)
+    memory = RestlessMemory(MEMORY, 14, 0x80)
     assert queue.run(memory, Taker())
     assert memory.looks <= 2 * (BATCH + 2)
-
-
-class CountingMemory(FakeMemory):
-    """Counts accesses."""
-
-    accesses = 0
-
-    def view(self, address: int, length: int, *, write: bool) -> list[Bytes]:
-        self.accesses += 1
-        return super().view(address, length, write=write)
 
 
 @given(

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pymodel.memory import Buffer
-from tests.model.queue.pair import EVENT_IDX, IN_ORDER, INDIRECT, RING_PACKED, Holder, Pair
+from tests.model.queue.consumer import Consumer
+from tests.model.queue.pair import EVENT_IDX, IN_ORDER, INDIRECT, RING_PACKED, Pair
 from vfu_client.virtio.driver_queue import QueueFullError
 
 FORMATS = pytest.mark.parametrize("packed", [(), (RING_PACKED,)], ids=["split", "packed"])
@@ -189,7 +190,7 @@ def test_a_batch_is_one_used_element(packed: tuple[int, ...]) -> None:
 # Several buffers for one piece of data.
 
 
-class Gatherer(Holder):
+class Gatherer(Consumer):
     """Takes `need` buffers at a time, or gives back what it has; `stubborn` does not even look for more."""
 
     def __init__(self, need: int, *, stubborn: bool = False) -> None:

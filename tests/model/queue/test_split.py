@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -14,40 +13,10 @@ from pymodel.migration.state import QueueState
 from pymodel.queue.split import SplitRing
 from pymodel.queue.virtqueue import Virtqueue
 from tests.model.fakes import FakeMemory
+from tests.model.queue.consumer import Consumer
 
 DESC, AVAIL, USED, DATA = 0x0000, 0x4000, 0x6000, 0x8000
 EVENT_IDX = 1 << 29
-
-
-@dataclass
-class Consumer:
-    """Completes at once with `written` bytes, or keeps buffers while `keep`; takes `room` more."""
-
-    written: int = 1
-    keep: bool = False
-    room: int = 1 << 30
-    kept: list[Buffer] = field(default_factory=list)
-    taken: int = 0
-
-    def accepts(self, queue: int) -> bool:
-        return self.room > 0
-
-    def take(self, buffer: Buffer) -> None:
-        self.room -= 1
-        self.taken += 1
-        if self.keep:
-            self.kept.append(buffer)
-        else:
-            buffer.complete(self.written)
-
-    def service(self) -> None:
-        """Nothing waits."""
-
-    def drop(self, queue: int) -> None:
-        self.kept.clear()
-
-    def reset(self) -> None:
-        self.kept.clear()
 
 
 class Rig:
