@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
+
 from tests.server_process import ServerProcess
 from tests.wire.running import running
 from vfu_client.drivers.block import FEATURES, BlockDriver, BlockRequest
@@ -29,6 +31,8 @@ from vfu_client.virtio.function import KNOWN_FEATURES, VirtioPci
 MODE_GET, MODE_SET, SIZE_GET, CTX_READ, CTX_WRITE, FIELDS_QUERY, CTX_DISCARD = range(0x40, 0x47)
 ACTIVE, STOP, FREEZE = 0, 1, 2
 MODES = {"active": ACTIVE, "stop": STOP, "freeze": FREEZE}
+EACH = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+SILENT = pytest.mark.parametrize("mode", [STOP, FREEZE], ids=["stop", "freeze"])
 
 START, END, FORGET = 0x0, 0x1, 0x2
 DRIVER_FEATURES, COMMON_CFG, DEVICE_CFG, VQ_CFG = 0x11, 0x12, 0x13, 0x14
@@ -41,6 +45,8 @@ WRONG_STATE = (22, 1)  # EINVAL, Q_INVALID_COMMAND
 WRONG_CONTENT = (22, 3)  # EINVAL, Q_INVALID_FIELD
 
 T_IN, T_OUT = 0, 1
+# A sector.
+PATTERN = bytes(range(256)) * 2
 NEEDS_RESET = 0x40
 # Offsets in the common configuration structure.
 QUEUE_SELECT, QUEUE_DESC = 0x16, 0x20

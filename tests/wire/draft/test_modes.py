@@ -12,6 +12,7 @@ from tests.server_process import ServerProcess
 from tests.wire.draft_rig import (
     ACTIVE,
     COMMON_CFG,
+    EACH,
     FREEZE,
     MODE_SET,
     MODES,
@@ -25,17 +26,8 @@ from tests.wire.draft_rig import (
     parse,
     patched,
     queue_select,
-    small_server,
 )
 from vfu_client.owner.owner import OwnerDriver
-
-EACH = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
-    with small_server() as started:
-        yield started
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from tests.wire.draft_rig import (
     CTX_DISCARD,
     CTX_READ,
     DEVICE_CFG,
+    EACH,
     FIELDS_QUERY,
     FREEZE,
     MODE_SET,
@@ -24,6 +25,7 @@ from tests.wire.draft_rig import (
     OK,
     PENDING,
     RING_PACKED,
+    SILENT,
     STOP,
     TIMEOUT,
     VQ_CFG,
@@ -51,8 +53,6 @@ VARYING = (MAC_TABLE, RSS)
 LINK_UP = 1
 ONE, TWO = mac(1), mac(2)
 
-EACH = pytest.mark.parametrize("mode", [ACTIVE, STOP, FREEZE], ids=["active", "stop", "freeze"])
-SILENT = pytest.mark.parametrize("mode", [STOP, FREEZE], ids=["stop", "freeze"])
 OPTIONS = ("--device", "net", "--vfs", "2", "--queues", "2", "--mac", "02:00:00:00:00:00")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterator
 from typing import Self
 
 import pytest
@@ -15,12 +14,13 @@ from tests.wire.draft_rig import (
     COMMON_CFG,
     CTX_DISCARD,
     CTX_READ,
+    EACH,
     END,
     EXTENT,
     FIELDS_QUERY,
     FREEZE,
-    MODES,
     OK,
+    PATTERN,
     PENDING,
     QUEUE_SELECT,
     SIZE_GET,
@@ -31,27 +31,17 @@ from tests.wire.draft_rig import (
     Rig,
     parse,
     queue_select,
-    small_server,
     value,
     whole,
 )
 from vfu_client.drivers.block import BlockDriver
 
-EACH = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-PATTERN = bytes(range(256)) * 2
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
-    with small_server() as started:
-        yield started
-
-
-@pytest.fixture(params=[False, True], ids=["split", "packed"])
-def rig(server: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Rig]:
-    with Rig(server, packed=request.param) as made:
-        made.disk.write(2, PATTERN)
-        yield made
+@pytest.fixture
+def rig(rig: Rig) -> Rig:
+    """Its disk's third sector holds the pattern."""
+    rig.disk.write(2, PATTERN)
+    return rig
 
 
 class Traffic:

@@ -7,21 +7,22 @@ comes once the VF is Active.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 import pytest
 
-from tests.server_process import ServerProcess
 from tests.wire.draft_rig import (
     ACTIVE,
     COMMON_CFG,
     CTX_DISCARD,
+    EACH,
     FREEZE,
     NEEDS_RESET,
     OK,
+    PATTERN,
     PENDING,
     QUEUE_DESC,
     QUEUE_SELECT,
+    SILENT,
     STOP,
     T_OUT,
     TIMEOUT,
@@ -32,31 +33,20 @@ from tests.wire.draft_rig import (
     monitor,
     parse,
     queue_select,
-    small_server,
     value,
 )
 from tests.wire.running import until
 from vfu_client.drivers.block import BlockDriver, BlockRequest
 
-SILENT = pytest.mark.parametrize("mode", [STOP, FREEZE], ids=["stop", "freeze"])
-EACH = pytest.mark.parametrize("mode", [ACTIVE, STOP, FREEZE], ids=["active", "stop", "freeze"])
-PATTERN = bytes(range(256)) * 2
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
-    with small_server() as started:
-        yield started
-
-
-@pytest.fixture(params=[False, True], ids=["split", "packed"])
-def rig(server: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Rig]:
-    with Rig(server, packed=request.param) as made:
-        made.disk.write(0, PATTERN)
-        made.disk.write(1, PATTERN[::-1])
-        made.device.common.write("queue_select", 0)
-        made.drain()
-        yield made
+@pytest.fixture
+def rig(rig: Rig) -> Rig:
+    """Its disk begins with the pattern, there and back; queue_select is 0, and no eventfd is signalled."""
+    rig.disk.write(0, PATTERN)
+    rig.disk.write(1, PATTERN[::-1])
+    rig.device.common.write("queue_select", 0)
+    rig.drain()
+    return rig
 
 
 # DMA.

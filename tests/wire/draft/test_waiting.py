@@ -23,6 +23,7 @@ from tests.wire.draft_rig import (
     MODE_GET,
     MODE_SET,
     OK,
+    PATTERN,
     SIZE_GET,
     STOP,
     TIMEOUT,
@@ -37,7 +38,6 @@ from tests.wire.running import until
 from vfu_client.drivers.block import BlockDriver
 
 DELAY_MS = "400"
-PATTERN = bytes(range(256)) * 2
 
 SET_STOP, SET_FREEZE = bytes([1]) + bytes(7), bytes([2]) + bytes(7)
 # (opcode, data, room for a result)
@@ -57,7 +57,7 @@ COMMANDS = pytest.mark.parametrize("command", WAITING.values(), ids=WAITING)
 
 
 @pytest.fixture(scope="module")
-def slow() -> Iterator[ServerProcess]:
+def server() -> Iterator[ServerProcess]:
     """A server whose resets and power states take a while."""
     options = [word for name in ("flr", "reset", "pm") for word in (f"--{name}-delay-ms", DELAY_MS)]
     with small_server(*options) as started:
@@ -69,12 +69,6 @@ def slow_io() -> Iterator[ServerProcess]:
     """A server whose requests take a while."""
     with small_server("--io-delay-ms", DELAY_MS) as started:
         yield started
-
-
-@pytest.fixture(params=[False, True], ids=["split", "packed"])
-def rig(slow: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Rig]:
-    with Rig(slow, packed=request.param) as made:
-        yield made
 
 
 def flr(rig: Rig) -> Callable[[], bool]:

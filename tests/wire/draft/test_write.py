@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 import pytest
 
-from tests.server_process import ServerProcess
 from tests.wire.draft_rig import (
     ACTIVE,
     COMMON_CFG,
@@ -31,7 +29,6 @@ from tests.wire.draft_rig import (
     parse,
     patched,
     queue_select,
-    small_server,
     value,
 )
 from vfu_client.drivers.block import BlockDriver
@@ -40,19 +37,12 @@ OUTSIDE = pytest.mark.parametrize("mode", [ACTIVE, STOP], ids=["active", "stop"]
 CHANGE = 0x201
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
-    with small_server() as started:
-        yield started
-
-
-@pytest.fixture(params=[False, True], ids=["split", "packed"])
-def rig(server: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Rig]:
+@pytest.fixture
+def rig(rig: Rig) -> Rig:
     """A VF whose queue_select is 0 and whose disk holds one sector of 0x11."""
-    with Rig(server, packed=request.param) as made:
-        made.disk.write(0, b"\x11" * 512)
-        made.device.common.write("queue_select", 0)
-        yield made
+    rig.disk.write(0, b"\x11" * 512)
+    rig.device.common.write("queue_select", 0)
+    return rig
 
 
 def selecting(stream: bytes, number: int) -> bytes:
