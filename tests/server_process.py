@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from images.machine import DIE_WITH_PARENT
+from images.qmp import QMP
 
 
 class ServerError(Exception):
@@ -114,6 +116,14 @@ class ServerProcess:
             "socket": {"type": "unix", "path": str(self.socket(function))},
             **properties,
         }
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """What its monitor answers to one command."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(os.fspath(self.folder / "monitor.sock"))
+            monitor = QMP(connection)
+            monitor.negotiate()
+            return monitor.execute(command, arguments)
 
     @property
     def log(self) -> str:

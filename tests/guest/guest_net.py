@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-import socket
 import time
 
 from images.job import Job
 from images.machine import Machine
-from images.qmp import QMP
 from tests.guest.guest_files import pairs
-from tests.server_process import ServerProcess
 
 INTERFACE = "eth0"
 PORT = 5001
@@ -47,15 +44,6 @@ def reaches(guest: Machine, address: str, *, count: int = 3) -> bool:
 def received(guest: Machine) -> int:
     """How many packets the interface took in so far."""
     return int(guest.check(f"cat {STATISTICS}/rx_packets"))
-
-
-def set_link(server: ServerProcess, function: str, *, up: bool) -> None:
-    """Set a function's link through the server's monitor."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(str(server.folder / "monitor.sock"))
-        monitor = QMP(connection)
-        monitor.negotiate()
-        monitor.execute("set-link", {"function": function, "up": up})
 
 
 def start_receiver(guest: Machine, *, patience: int = 60) -> Job:

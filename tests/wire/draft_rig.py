@@ -6,16 +6,14 @@ Numbers are those of docs/wire.md, repeated here on purpose. Nothing obeys a rul
 from __future__ import annotations
 
 import contextlib
-import json
 import select
-import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import pytest
 
@@ -333,23 +331,6 @@ class Rig:
         return self.adm(CTX_WRITE, data).code
 
 
-def monitor(server: ServerProcess, command: str, **arguments: Any) -> Any:
-    """One command to the server's monitor; what it returns."""
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(TIMEOUT)
-        client.connect(str(server.folder / "monitor.sock"))
-        with client.makefile("rw") as lines:
-            assert "QMP" in json.loads(lines.readline())
-            for name, given in (("qmp_capabilities", {}), (command, arguments)):
-                lines.write(json.dumps({"execute": name, "arguments": given}) + "\n")
-                lines.flush()
-                answer: dict[str, Any] = {"event": ""}
-                while "event" in answer:
-                    answer = json.loads(lines.readline())
-                assert "error" not in answer, answer
-            return answer["return"]
-
-
 def until_done(rig: Rig, pending: PendingCommand, under_way: Callable[[], bool]) -> Answer:
     """Wait for a command that must not be answered while `under_way`; asserts that, and that it waited."""
     looks = 0
@@ -375,5 +356,5 @@ def small_server(*options: str) -> Iterator[ServerProcess]:
 
 def outstanding(server: ServerProcess, function: str) -> int:
     """Buffers that a function has fetched and not completed."""
-    (found,) = monitor(server, "query-functions", function=function)
+    (found,) = server.ask("query-functions", function=function)
     return sum(queue["outstanding"] for queue in found["queues"])

@@ -1,4 +1,4 @@
-"""Ethernet frames, and a function's side of a port, for tests of ports without a device."""
+"""Ethernet frames, those that a driver gets, and a function's side of a port for tests without a device."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from pymodel.devices.net.port import Port
 from pymodel.memory import Bytes
+from vfu_client.drivers.net import NetDriver
 
 DEADLINE = 10.0
 """Seconds after which what a test waits for is not coming."""
@@ -36,6 +37,16 @@ def parts(frame: bytes, *cuts: int, header: bytes = bytes(HEADER)) -> list[Bytes
     """A frame behind its virtio header, as a driver would scatter it."""
     whole = np.frombuffer(header + frame, np.uint8)
     return np.split(whole, cuts)
+
+
+def received(driver: NetDriver, count: int = 1, *, pair: int = 0) -> list[bytes]:
+    """The next `count` frames that a driver gets, waited for; no more may be there."""
+    found: list[bytes] = []
+    patience = max(driver.timeout, DEADLINE)
+    while len(found) < count:
+        found += [frame.data for frame in driver.receive(patience, pair=pair)]
+    assert len(found) == count
+    return found
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from tests.guest.guest_net import (
     reaches,
     received,
     records_now,
-    set_link,
     set_up,
     start_receiver,
     start_sender,
@@ -192,10 +191,10 @@ def test_link_of_the_function(neighbours: Neighbours, stream: Job) -> None:
     """The link that the monitor takes away is a carrier that is gone for the guest; the stream waits."""
     guest, server = neighbours.here, neighbours.server
     for _ in range(3):
-        set_link(server, "vf1", up=False)
+        server.ask("set-link", function="vf1", up=False)
         wait_carrier(guest, up=False)
         assert not reaches(neighbours.there, HERE, count=1)
-        set_link(server, "vf1", up=True)
+        server.ask("set-link", function="vf1", up=True)
         wait_carrier(guest, up=True)
         wait_records(stream, 100)
 

@@ -26,7 +26,6 @@ from tests.wire.draft_rig import (
     Rig,
     context,
     field,
-    monitor,
     parse,
     queue_select,
     small_server,
@@ -89,7 +88,7 @@ def breaches(server: ServerProcess) -> dict[str, int]:
     """How often each rule was broken."""
     return {
         entry["rule"]: sum(breach["count"] for breach in entry["breaches"])
-        for entry in monitor(server, "query-rules")
+        for entry in server.ask("query-rules")
     }
 
 

@@ -34,14 +34,13 @@ from tests.wire.draft_rig import (
     Rig,
     context,
     field,
-    monitor,
     outstanding,
     parse,
     until_done,
     value,
     whole,
 )
-from tests.wire.frames import BROADCAST, ethernet, mac
+from tests.wire.frames import BROADCAST, ethernet, mac, received
 from tests.wire.running import running, until
 from vfu_client.drivers.net import FEATURES, NetDriver
 from vfu_client.virtio.driver_queue import DriverQueue
@@ -82,19 +81,11 @@ class NetRig(Rig):
 
     def heard(self, count: int = 1) -> list[bytes]:
         """The next frames that the peer gets."""
-        return frames(self.peer, count)
+        return received(self.peer, count)
 
     def got(self, count: int = 1) -> list[bytes]:
         """The next frames that the member gets."""
-        return frames(self.net, count)
-
-
-def frames(driver: NetDriver, count: int) -> list[bytes]:
-    found: list[bytes] = []
-    while len(found) < count:
-        found += [frame.data for frame in driver.receive()]
-    assert len(found) == count
-    return found
+        return received(self.net, count)
 
 
 def out(data: bytes) -> bytes:
@@ -228,7 +219,7 @@ def test_a_link_that_goes_down(rig: NetRig, mode: int) -> None:
     rig.go(mode)
     before = rig.context()
     with rig.silence():
-        monitor(rig.server, "set-link", function="vf1", up=False)
+        rig.server.ask("set-link", function="vf1", up=False)
         during = rig.context()
     assert (during == before) is (mode == FREEZE)
     assert value(during, DEVICE_CFG)[6] == (LINK_UP if mode == FREEZE else 0)
@@ -236,7 +227,7 @@ def test_a_link_that_goes_down(rig: NetRig, mode: int) -> None:
     assert rig.signalled(10) == [0]
     assert rig.signalled() == []
     assert rig.net.status == 0
-    monitor(rig.server, "set-link", function="vf1", up=True)
+    rig.server.ask("set-link", function="vf1", up=True)
 
 
 @SILENT
@@ -264,9 +255,9 @@ def test_nothing_changes_the_context_in_freeze(rig: NetRig) -> None:
     rig.peer.send(back(b"comes"))
     rig.peer.flush()
     rig.net.send(out(b"goes"))
-    monitor(rig.server, "set-link", function="vf1", up=False)
-    monitor(rig.server, "set-link", function="vf1", up=True)
-    monitor(rig.server, "announce-self", function="vf1")
+    rig.server.ask("set-link", function="vf1", up=False)
+    rig.server.ask("set-link", function="vf1", up=True)
+    rig.server.ask("announce-self", function="vf1")
     for offset in range(24):
         rig.device.config_write(offset, 1, 0xA5)
     rig.device.common.write("device_status", 0)

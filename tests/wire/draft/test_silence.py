@@ -30,7 +30,6 @@ from tests.wire.draft_rig import (
     build,
     context,
     field,
-    monitor,
     parse,
     queue_select,
     value,
@@ -248,7 +247,7 @@ def test_changes_from_outside(rig: Rig, mode: int) -> None:
     rig.go(mode)
     before = rig.memory()
     for _ in range(2):
-        monitor(rig.server, "config-change", function="vf1")
+        rig.server.ask("config-change", function="vf1")
         if mode == ACTIVE:
             assert rig.signalled(10) == [0]
     assert rig.signalled() == []
@@ -267,7 +266,7 @@ def test_a_change_from_outside_in_freeze_joins_later(rig: Rig) -> None:
     rig.go(FREEZE)
     before = rig.context()
     with rig.silence():
-        monitor(rig.server, "config-change", function="vf1")
+        rig.server.ask("config-change", function="vf1")
         assert rig.context() == before
         assert rig.device.common.read("config_generation") == 0
         assert rig.write(before) == OK
@@ -290,7 +289,7 @@ def test_an_interrupt_is_not_late(rig: Rig) -> None:
     message = struct.pack("<HHIIIQII", 0x7FFF, 9, 32, 0, 0, 0, 7, 4)
     for _ in range(5):
         rig.go(FREEZE)
-        monitor(rig.server, "config-change", function="vf1")
+        rig.server.ask("config-change", function="vf1")
         rig.device.connection.send_raw(message[:20])
         rig.go(ACTIVE)
         rig.go(STOP)

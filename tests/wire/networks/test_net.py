@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.server_process import ServerProcess
-from tests.wire.draft_rig import monitor, outstanding
-from tests.wire.frames import BROADCAST, ethernet, mac
+from tests.wire.draft_rig import outstanding
+from tests.wire.frames import BROADCAST, ethernet, mac, received
 from tests.wire.running import running, until
 from vfu_client.drivers.net import FEATURES, NetDriver
 from vfu_client.owner.owner import OwnerDriver
@@ -53,17 +53,8 @@ def strict(driver: NetDriver) -> NetDriver:
     return driver
 
 
-def data(driver: NetDriver, count: int = 1, *, pair: int = 0) -> list[bytes]:
-    """The next `count` frames, waited for; no more may be there."""
-    found: list[bytes] = []
-    while len(found) < count:
-        found += [frame.data for frame in driver.receive(pair=pair)]
-    assert len(found) == count
-    return found
-
-
 def counters(server: ServerProcess, function: str) -> dict[str, int]:
-    (found,) = monitor(server, "query-functions", function=function)
+    (found,) = server.ask("query-functions", function=function)
     counts: dict[str, int] = found["counters"]
     return counts
 
@@ -77,11 +68,11 @@ def test_frames_between_two_vfs(server: ServerProcess) -> None:
         sent = [ethernet(TWO, ONE, bytes([size & 0xFF]) * size) for size in (0, 46, 1500, 2034, 2035, 9000)]
         for frame in sent:
             one.send(frame)
-        assert data(two, len(sent)) == sent
+        assert received(two, len(sent)) == sent
         back = [ethernet(ONE, TWO, number.to_bytes(4)) for number in range(200)]
         for frame in back:
             two.send(frame)
-        assert data(one, len(back)) == back
+        assert received(one, len(back)) == back
         after = counters(server, "vf2")
         assert after["rx-frames"] - before["rx-frames"] == len(sent)
         assert after["rx-bytes"] - before["rx-bytes"] == sum(map(len, sent))
@@ -132,7 +123,7 @@ def test_without_control_queue_all_comes(server: ServerProcess) -> None:
         sent = [ethernet(GROUP, ONE), ethernet(TWO, ONE, vlan=7)]
         for frame in sent:
             one.send(frame)
-        assert data(two, 2) == sent
+        assert received(two, 2) == sent
 
 
 def test_address_of_its_own(server: ServerProcess) -> None:
@@ -142,7 +133,7 @@ def test_address_of_its_own(server: ServerProcess) -> None:
         assert two.mac == NOBODY
         one.send(ethernet(TWO, ONE))
         one.send(ethernet(NOBODY, ONE))
-        assert data(two) == [ethernet(NOBODY, ONE)]
+        assert received(two) == [ethernet(NOBODY, ONE)]
     with drivers(server, {}, {}) as (_, two):
         assert two.mac == TWO
 
@@ -166,7 +157,7 @@ def test_malformed_commands(server: ServerProcess) -> None:
         assert two.mac == TWO
         one.send(ethernet(NOBODY, ONE))
         one.send(ethernet(TWO, ONE))
-        assert data(two) == [ethernet(TWO, ONE)]
+        assert received(two) == [ethernet(TWO, ONE)]
 
 
 def udp(port: int, to: bytes, origin: bytes) -> bytes:
@@ -199,7 +190,7 @@ def test_flows_spread_over_queues(server: ServerProcess, rss: bool) -> None:
         two.set_pairs(1)
         for frame in frames[:64]:
             one.send(frame)
-        assert data(two, 64) == frames[:64]
+        assert received(two, 64) == frames[:64]
 
 
 def test_replies_come_by_the_queue_of_the_request(server: ServerProcess) -> None:
@@ -210,9 +201,9 @@ def test_replies_come_by_the_queue_of_the_request(server: ServerProcess) -> None
         )
         for pair in (3, 1, 2, 0):
             two.send(request, pair=pair)
-            assert data(one) == [request]
+            assert received(one) == [request]
             one.send(reply)
-            assert data(two, pair=pair) == [reply]
+            assert received(two, pair=pair) == [reply]
 
 
 def test_dry_ring_stalls_nobody(server: ServerProcess) -> None:
@@ -224,16 +215,16 @@ def test_dry_ring_stalls_nobody(server: ServerProcess) -> None:
             one.send(ethernet(TWO, ONE, number.to_bytes(4)))
         one.flush(timeout=TIMEOUT)
         one.send(ethernet(THREE, ONE))
-        assert data(three) == [ethernet(THREE, ONE)]
+        assert received(three) == [ethernet(THREE, ONE)]
         two.send(ethernet(THREE, TWO))
-        assert data(three) == [ethernet(THREE, TWO)]
+        assert received(three) == [ethernet(THREE, TWO)]
         until(
             lambda: counters(server, "vf2")["rx-dropped-no-buffers"] - before == 2000 - 256, "all are dropped"
         )
         two.refill()
-        assert data(two, 256) == [ethernet(TWO, ONE, number.to_bytes(4)) for number in range(256)]
+        assert received(two, 256) == [ethernet(TWO, ONE, number.to_bytes(4)) for number in range(256)]
         one.send(ethernet(TWO, ONE, b"after"))
-        assert data(two) == [ethernet(TWO, ONE, b"after")]
+        assert received(two) == [ethernet(TWO, ONE, b"after")]
 
 
 def test_driver_that_breaks_its_ring(server: ServerProcess) -> None:
@@ -245,10 +236,10 @@ def test_driver_that_breaks_its_ring(server: ServerProcess) -> None:
         until(lambda: bool(two.device.status & 0x40), "it needs a reset")
         one.send(ethernet(TWO, ONE))
         one.send(ethernet(THREE, ONE))
-        assert data(three) == [ethernet(THREE, ONE)]
+        assert received(three) == [ethernet(THREE, ONE)]
     with drivers(server, {}, {}) as (one, two):
         one.send(ethernet(TWO, ONE, b"again"))
-        assert data(two) == [ethernet(TWO, ONE, b"again")]
+        assert received(two) == [ethernet(TWO, ONE, b"again")]
 
 
 def test_receive_buffer_outside_memory(server: ServerProcess) -> None:
@@ -259,7 +250,7 @@ def test_receive_buffer_outside_memory(server: ServerProcess) -> None:
         one.send(ethernet(TWO, ONE))
         until(lambda: bool(two.device.status & 0x40), "it needs a reset")
         one.send(ethernet(THREE, ONE))
-        assert data(three) == [ethernet(THREE, ONE)]
+        assert received(three) == [ethernet(THREE, ONE)]
 
 
 def test_reset_under_traffic(server: ServerProcess) -> None:
@@ -273,7 +264,7 @@ def test_reset_under_traffic(server: ServerProcess) -> None:
         one.flush()
         again = NetDriver(pci)
         one.send(ethernet(TWO, ONE, b"new"))
-        assert data(again) == [ethernet(TWO, ONE, b"new")]
+        assert received(again) == [ethernet(TWO, ONE, b"new")]
 
 
 def test_link(server: ServerProcess) -> None:
@@ -281,19 +272,19 @@ def test_link(server: ServerProcess) -> None:
     with drivers(server, {}, {}) as (one, two):
         assert two.device.msix is not None
         changed = two.device.msix.interrupts[0]
-        monitor(server, "set-link", function="vf2", up=False)
+        server.ask("set-link", function="vf2", up=False)
         changed.wait(TIMEOUT)
         assert two.status == 0
         one.send(ethernet(TWO, ONE, b"lost"))
         two.send(ethernet(ONE, TWO, b"lost too"))
         two.flush()
-        monitor(server, "set-link", function="vf2", up=True)
+        server.ask("set-link", function="vf2", up=True)
         changed.wait(TIMEOUT)
         assert two.status == LINK_UP
         one.send(ethernet(TWO, ONE, b"found"))
         two.send(ethernet(ONE, TWO, b"found"))
-        assert data(two) == [ethernet(TWO, ONE, b"found")]
-        assert data(one) == [ethernet(ONE, TWO, b"found")]
+        assert received(two) == [ethernet(TWO, ONE, b"found")]
+        assert received(one) == [ethernet(ONE, TWO, b"found")]
 
 
 def rarp(address: bytes, vlan: int | None = None) -> bytes:
@@ -307,8 +298,8 @@ def test_announce_self(server: ServerProcess) -> None:
     """By the monitor: the others see it, the driver is asked, and is done when it acknowledges."""
     with drivers(server, {}, {"features": FEATURES | {GUEST_ANNOUNCE}}) as (one, two):
         two.set_vlan(8)
-        monitor(server, "announce-self", function="vf2")
-        assert data(one, 2) == [rarp(TWO), rarp(TWO, 8)]
+        server.ask("announce-self", function="vf2")
+        assert received(one, 2) == [rarp(TWO), rarp(TWO, 8)]
         assert two.device.msix is not None
         two.device.msix.interrupts[0].wait(TIMEOUT)
         assert two.status == LINK_UP | ANNOUNCE
@@ -333,7 +324,7 @@ def test_stop_waits_for_what_is_being_sent() -> None:
             owner.mode_set(2, STOP)
             assert time.monotonic() - begin < 5
             owner.mode_set(2, ACTIVE)
-            assert data(two) == [ethernet(TWO, ONE)]
+            assert received(two) == [ethernet(TWO, ONE)]
 
 
 # -- a VF that moves -----------------------------------------------------------------------------------
@@ -388,7 +379,7 @@ def test_move_with_traffic(server: ServerProcess, serve: Callable[..., ServerPro
         guest.set_mac_table([THREE], [GROUP])
         # Traffic before, with frames left on their way in both directions.
         near.send(ethernet(NOBODY, TWO, b"first"))
-        assert data(guest) == [ethernet(NOBODY, TWO, b"first")]
+        assert received(guest) == [ethernet(NOBODY, TWO, b"first")]
         for number in range(20):
             near.send(ethernet(NOBODY, TWO, bytes([number])))
             guest.send(ethernet(TWO, NOBODY, bytes([number])))
@@ -404,7 +395,7 @@ def test_move_with_traffic(server: ServerProcess, serve: Callable[..., ServerPro
         target_owner.context_write(1, context)
         target_owner.mode_set(1, ACTIVE)
 
-        first = data(far, 2 + 1)
+        first = received(far, 2 + 1)
         assert first[:2] == [rarp(NOBODY), rarp(NOBODY, 6)]
         assert first[2] == ethernet(mac(0x1102), NOBODY, b"sent in stop")
         assert guest.device.msix is not None
@@ -430,5 +421,5 @@ def test_move_with_traffic(server: ServerProcess, serve: Callable[..., ServerPro
                     assert found == ethernet(NOBODY, TWO, found[14:15])
         guest.send(ethernet(mac(0x1102), NOBODY, b"after"))
         guest.flush()
-        assert data(far) == [ethernet(mac(0x1102), NOBODY, b"after")]
+        assert received(far) == [ethernet(mac(0x1102), NOBODY, b"after")]
         memory.detach(target)

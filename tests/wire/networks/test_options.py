@@ -9,15 +9,13 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from images.qmp import QMP
 from pymodel.spec import net
 from tests.server_process import ServerProcess
 from tests.wire.driving import served
-from tests.wire.frames import BROADCAST, DEADLINE, ethernet
+from tests.wire.frames import BROADCAST, DEADLINE, ethernet, received
 from tests.wire.running import until
 from vfu_client.drivers.net import FEATURES, Header, NetDriver
 from vfu_client.vfio.sriov import SrIov
@@ -30,31 +28,24 @@ FROM_PF = ("--device", "net", "--mac", "02:00:00:00:00:10")
 """Addresses count on from the PF's."""
 
 LINK_UP = 1
+ONE_EACH_WAY = {
+    "carrier": True,
+    "frames-sent": 1,
+    "bytes-sent": 60,
+    "frames-received": 1,
+    "bytes-received": 60,
+    "dropped-sending": 0,
+    "dropped-receiving": 0,
+}
+"""What a port shows that a frame of 60 bytes left by, and another one came by."""
 OFFLOADS = frozenset({0, 1, 7, 11})  # CSUM, GUEST_CSUM, GUEST_TSO4, HOST_TSO4
-
-
-def ask(server: ServerProcess, command: str, **arguments: str) -> Any:
-    """What the monitor answers."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(os.fspath(server.folder / "monitor.sock"))
-        monitor = QMP(connection)
-        monitor.negotiate()
-        return monitor.execute(command, arguments)
 
 
 def port_of(server: ServerProcess, function: str) -> dict[str, int]:
     """What the monitor shows of a function's port."""
-    port = ask(server, "query-functions", function=function)[0]["port"]
+    port = server.ask("query-functions", function=function)[0]["port"]
     assert isinstance(port, dict)
     return port
-
-
-def frames(driver: NetDriver, count: int = 1) -> list[bytes]:
-    """The next frames, waited for."""
-    found: list[bytes] = []
-    while len(found) < count:
-        found += [frame.data for frame in driver.receive(DEADLINE)]
-    return found
 
 
 def send_all(driver: NetDriver, sent: list[bytes]) -> None:
@@ -73,19 +64,11 @@ def test_functions_talk_through_the_switch(serve: Serve) -> None:
         assert pf.status == LINK_UP
         hello, answer = ethernet(BROADCAST, VF1, b"hello"), ethernet(VF1, PF, b"answer")
         vf1.send(hello)
-        assert frames(pf) == frames(vf2) == [hello]
+        assert received(pf) == received(vf2) == [hello]
         pf.send(answer)
-        assert frames(vf1) == [answer]
+        assert received(vf1) == [answer]
         assert vf2.poll() == []
-        assert port_of(server, "vf1") == {
-            "carrier": True,
-            "frames-sent": 1,
-            "bytes-sent": 60,
-            "frames-received": 1,
-            "bytes-received": 60,
-            "dropped-sending": 0,
-            "dropped-receiving": 0,
-        }
+        assert port_of(server, "vf1") == ONE_EACH_WAY
 
 
 def test_a_large_frame_is_cut_for_one_who_takes_no_large_ones(serve: Serve) -> None:
@@ -99,7 +82,7 @@ def test_a_large_frame_is_cut_for_one_who_takes_no_large_ones(serve: Serve) -> N
         tcp = struct.pack(">HHIIBBHHH", 1, 2, 0, 0, 0x50, 0x10, 9, 0, 0)
         header = Header(flags=1, gso_type=1, hdr_len=54, gso_size=1000, csum_start=34, csum_offset=16)
         vf1.send(PF + VF1 + b"\x08\x00" + network + tcp + payload, header=header)
-        segments = frames(pf, 5)
+        segments = received(pf, 5)
         assert [len(segment) for segment in segments] == [1054] * 5
         assert b"".join(segment[54:] for segment in segments) == payload
 
@@ -124,9 +107,9 @@ def test_vfs_come_and_go(serve: Serve, tmp_path: Path) -> None:
                 assert vf1.mac == VF1
                 vf1.set_mac(moved)
                 vf1.send(hello)
-                assert frames(pf) == [hello]
+                assert received(pf) == [hello]
                 pf.send(answer)
-                assert frames(vf1) == [answer]
+                assert received(vf1) == [answer]
                 sriov.disable()
                 until(lambda: not path.exists(), "VF 1 is gone")
             pf.send(answer)
@@ -152,16 +135,10 @@ def test_the_switch_has_an_uplink(serve: Serve, tmp_path: Path, outside: socket.
         vf1.send(out)
         assert outside.recv(2000) == out
         outside.sendto(back, os.fspath(tmp_path / "ours"))
-        assert frames(vf1) == [back]
+        assert received(vf1) == [back]
         assert pf.poll() == []
-        assert ask(server, "query-uplink") == {
-            "carrier": True,
-            "frames-sent": 1,
-            "bytes-sent": 60,
-            "frames-received": 1,
-            "bytes-received": 60,
-            "dropped-sending": 0,
-            "dropped-receiving": 0,
+        assert server.ask("query-uplink") == {
+            **ONE_EACH_WAY,
             "dropped-queueing": 0,
             "dropped-malformed": 0,
         }
@@ -180,7 +157,7 @@ def test_the_driver_sees_the_connection_come_and_go(serve: Serve, tmp_path: Path
                 pf.send(frame)
                 assert peer.recv(2000) == b"\0\0\0\x3c" + frame
                 peer.sendall(b"\0\0\0\x3c" + ethernet(PF, OUTSIDE))
-                assert frames(pf) == [ethernet(PF, OUTSIDE)]
+                assert received(pf) == [ethernet(PF, OUTSIDE)]
             until(lambda: pf.status == 0, "link down")
 
 
@@ -200,7 +177,7 @@ def test_a_peer_that_reads_nothing_holds_up_its_function_only(serve: Serve, tmp_
             with pytest.raises(TimeoutError):
                 send_all(vf1, sent)
             vf2.send(ethernet(PF, VF2))
-            assert frames(pf) == [ethernet(PF, VF2)]
+            assert received(pf) == [ethernet(PF, VF2)]
             # Nothing of what was sent is lost, and it goes on when there is room.
             stream = peer.makefile("rb")
             for frame in sent[:250]:
