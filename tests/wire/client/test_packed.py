@@ -7,34 +7,18 @@ import struct
 import numpy as np
 import pytest
 
-from vfu_client.vfio.interrupt import Interrupt
-from vfu_client.vfio.memory import GuestMemory
+from tests.wire.client.played_device import PlayedDevice
 from vfu_client.virtio.driver_queue import QueueBrokenError, QueueFullError
 from vfu_client.virtio.packed import PackedQueue
 
 NEXT, WRITE, INDIRECT, AVAIL, USED = 1, 2, 4, 0x80, 0x8000
 
 
-class Device:
+class Device(PlayedDevice[PackedQueue]):
     """Puts used descriptors where the standard wants them."""
 
-    def __init__(
-        self, size: int, *, event_idx: bool = False, indirect: bool = False, in_order: bool = False
-    ) -> None:
-        self.memory = GuestMemory()
-        self.memory.add_region(1 << 20)
-        self.kicks: list[tuple[int, int]] = []
-        self.size = size
-        self.queue = PackedQueue(
-            self.memory,
-            3,
-            size,
-            notify=lambda index, position: self.kicks.append((index, position)),
-            interrupt=Interrupt(),
-            event_idx=event_idx,
-            indirect=indirect,
-            in_order=in_order,
-        )
+    def __init__(self, size: int, **options: bool) -> None:
+        super().__init__(PackedQueue, size, **options)
         self.at, self.wrap = 0, 1
 
     def use(self, buffer_id: int, length: int, skip: int = 1) -> None:

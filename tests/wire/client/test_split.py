@@ -5,30 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vfu_client.vfio.interrupt import Interrupt
+from tests.wire.client.played_device import PlayedDevice
 from vfu_client.vfio.memory import GuestMemory, OutOfMemoryError
 from vfu_client.virtio.driver_queue import QueueBrokenError, QueueFullError
 from vfu_client.virtio.split import SplitQueue
 
 
-class Device:
+class Device(PlayedDevice[SplitQueue]):
     """Reads what the driver made available, and puts used entries where the standard wants them."""
 
-    def __init__(self, size: int, *, event_idx: bool = False, indirect: bool = False) -> None:
-        self.memory = GuestMemory()
-        self.memory.add_region(1 << 20)
-        self.interrupt = Interrupt()
-        self.kicks: list[tuple[int, int]] = []
-        self.size = size
-        self.queue = SplitQueue(
-            self.memory,
-            3,
-            size,
-            notify=lambda index, idx: self.kicks.append((index, idx)),
-            interrupt=self.interrupt,
-            event_idx=event_idx,
-            indirect=indirect,
-        )
+    def __init__(self, size: int, **options: bool) -> None:
+        super().__init__(SplitQueue, size, **options)
         self.used_idx = 0
 
     def use(self, head: int, length: int) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,14 @@ BOTH = pytest.mark.parametrize("name", ["pf", "vf1"])
 IOERR, UNSUPP = 1, 2
 ACTIVE, STOP = 0, 1
 SECTORS = 2048
+
+
+@contextlib.contextmanager
+def io_error() -> Iterator[None]:
+    """Asserts that the request in the block fails, with IOERR."""
+    with pytest.raises(BlockError) as caught:
+        yield
+    assert caught.value.status == IOERR
 
 
 @BOTH
@@ -138,9 +147,8 @@ def test_read_only_file(serve: Callable[..., ServerProcess], tmp_path: Path) -> 
     server = serve("--vfs", "1", "--disk", str(image))
     with BlockDriver.open(server.socket("vf1")) as disk:
         assert disk.device.common.features() >> 5 & 1
-        with pytest.raises(BlockError) as caught:
+        with io_error():
             disk.write(0, b"w" * 512)
-        assert caught.value.status == IOERR
         assert disk.read(0).tobytes() == b"r" * 512
         disk.flush()
 
@@ -153,9 +161,8 @@ def test_file_that_shrinks(serve: Callable[..., ServerProcess], tmp_path: Path) 
     with BlockDriver.open(server.socket("vf1")) as disk:
         assert disk.read(100).tobytes() == b"x" * 512
         os.truncate(image, 4096)
-        with pytest.raises(BlockError) as caught:
+        with io_error():
             disk.read(100)
-        assert caught.value.status == IOERR
         assert disk.read(0).tobytes() == b"x" * 512
     server.wait_log("shorter than it was")
 
@@ -170,9 +177,8 @@ def test_full_of_errors(serve: Callable[..., ServerProcess], tmp_path: Path) -> 
         server = serve("--vfs", "1", "--disk", f"{mounted}/disk.img,size=1M")
         with BlockDriver.open(server.socket("vf1")) as disk:
             disk.write(0, b"f" * 4096)
-            with pytest.raises(BlockError) as caught:
+            with io_error():
                 disk.write(8, b"f" * (128 << 10))
-            assert caught.value.status == IOERR
             assert disk.read(0, 8).tobytes() == b"f" * 4096
             disk.discard((0, 2048))
             disk.write(1024, b"g" * 4096)
@@ -222,9 +228,8 @@ def test_read_only_by_option(serve: Callable[..., ServerProcess], tmp_path: Path
     with BlockDriver.open(server.socket("vf1")) as disk:
         offered = disk.device.common.features()
         assert (offered >> 5 & 1, offered >> 13 & 3) == (1, 0)
-        with pytest.raises(BlockError) as caught:
+        with io_error():
             disk.write(0, b"w" * 512)
-        assert caught.value.status == IOERR
         assert disk.read(0).tobytes() == b"r" * 512
         disk.flush()
 

@@ -130,13 +130,19 @@ def test_vector_that_does_not_exist(shared: ServerProcess, field: str) -> None:
             assert common.read(field) == becomes
 
 
+def held_back(block: Driven) -> Msix:
+    """The vectors of a function that was made to signal vector 1 while that is masked."""
+    msix = block.device.msix
+    assert msix is not None
+    msix.mask(1)
+    block.flushed()
+    return msix
+
+
 def test_pending_ends_with_a_reset(shared: ServerProcess) -> None:
     """Reset forgets what was owed: no interrupt afterwards."""
     with driven(shared.socket("vf1")) as block:
-        msix = block.device.msix
-        assert msix is not None
-        msix.mask(1)
-        block.flushed()
+        msix = held_back(block)
         assert msix.pending(1)
         block.device.reset()
         assert not msix.pending(1)
@@ -146,10 +152,7 @@ def test_pending_ends_with_a_reset(shared: ServerProcess) -> None:
 
 def test_pending_ends_with_a_queue_reset(shared: ServerProcess) -> None:
     with driven(shared.socket("vf1"), features=(VERSION_1, RING_RESET)) as block:
-        msix = block.device.msix
-        assert msix is not None
-        msix.mask(1)
-        block.flushed()
+        msix = held_back(block)
         block.device.reset_queue(0)
         assert not msix.pending(1)
 
@@ -171,10 +174,7 @@ def test_no_messages_without_bus_master(shared: ServerProcess) -> None:
 
 def test_messages_wait_for_d0(shared: ServerProcess) -> None:
     with driven(shared.socket("vf1")) as block:
-        msix = block.device.msix
-        assert msix is not None
-        msix.mask(1)
-        block.flushed()
+        msix = held_back(block)
         block.device.function.set_power_state(3)
         msix.control |= 0x4000
         block.device.function.bar_write(2, 16 + 12, 4, 0)  # nobody answers in D3hot
