@@ -17,14 +17,8 @@ from pymodel.transport.features import OPTIONAL
 from vfu_server.disks.options import RAM_DISK, disk_option, open_disks
 from vfu_server.function_thread import TRACE
 from vfu_server.monitor.monitor import SOCKET_NAME, Monitor
-from vfu_server.networks.options import (
-    NetOptions,
-    Networks,
-    mac_option,
-    mtu_option,
-    net_option,
-    uplink_option,
-)
+from vfu_server.networks.networks import Networks
+from vfu_server.networks.options import NetOptions, mac_option, mtu_option, net_option, uplink_option
 from vfu_server.server import Folder, FolderTakenError, Server
 from vfu_server.turn_lock import TurnLock
 from vfu_server.vfio._vfu import keep_freed_memory

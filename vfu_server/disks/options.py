@@ -19,6 +19,7 @@ from pymodel.devices.block.disk import Disk
 from pymodel.devices.block.ram_disk import RamDisk
 from vfu_server.disks.file import FileDisk
 from vfu_server.disks.image import SECTOR
+from vfu_server.function_option import FUNCTION, Given, chosen
 
 RAM_DISK: Final = "ram:64M"
 
@@ -37,7 +38,7 @@ class DiskChoice:
 
 def disk_option(text: str) -> tuple[str | None, DiskChoice]:
     """(function or None for all, its disk)."""
-    match = re.fullmatch(r"(?:(pf|vf[1-9][0-9]*)=)?(.+)", text, re.DOTALL)
+    match = re.fullmatch(rf"{FUNCTION}(.+)", text, re.DOTALL)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no disk: give ram:64M or a file")
     return match[1], _choice(match[2])
@@ -81,18 +82,10 @@ def _size(text: str, size: str) -> int:
     return count
 
 
-def open_disks(given: Sequence[tuple[str | None, DiskChoice]], names: Sequence[str]) -> dict[str, Disk]:
+def open_disks(given: Given[DiskChoice], names: Sequence[str]) -> dict[str, Disk]:
     """A disk for each function. Raises OSError or ValueError."""
-    chosen = dict.fromkeys(names, _choice(RAM_DISK))
-    for function, disk in given:
-        if function is None:
-            chosen.update(dict.fromkeys(names, disk))
-    for function, disk in given:
-        if function is not None:
-            if function not in chosen:
-                raise ValueError(f"there is no function {function}: --total-vfs says how many VFs there are")
-            chosen[function] = disk
-    return {name: _open_disk(disk) for name, disk in chosen.items()}
+    choices = chosen(dict.fromkeys(names, _choice(RAM_DISK)), given)
+    return {name: _open_disk(choice) for name, choice in choices.items()}
 
 
 def _open_disk(choice: DiskChoice) -> Disk:

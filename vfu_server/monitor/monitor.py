@@ -22,7 +22,7 @@ from pymodel.spec import context
 from pymodel.transport import status
 from vfu_server.function_thread import FunctionThread
 from vfu_server.monitor.qmp import Command, CommandFailed, QmpServer
-from vfu_server.networks.options import Networks
+from vfu_server.networks.networks import Networks
 
 SOCKET_NAME: Final = "monitor.sock"
 

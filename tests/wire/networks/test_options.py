@@ -20,7 +20,8 @@ from tests.wire.running import until
 from vfu_client.drivers.net import FEATURES, Header, NetDriver
 from vfu_client.vfio.sriov import SrIov
 from vfu_server.__main__ import main
-from vfu_server.networks.options import NetOptions, Networks
+from vfu_server.networks.networks import Networks
+from vfu_server.networks.options import NetOptions
 
 Serve = Callable[..., ServerProcess]
 PF, VF1, VF2, OUTSIDE = (bytes((2, 0, 0, 0, 0, last)) for last in (0x10, 0x11, 0x12, 0x99))
