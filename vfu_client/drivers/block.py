@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 
-from pymodel.spec import block, virtio
+from pymodel.spec import block
 from vfu_client.drivers.driver import Driver
 from vfu_client.vfio.connection import DEFAULT_TIMEOUT
-from vfu_client.vfio.memory import Buffer, Bytes, GuestMemory
+from vfu_client.vfio.memory import Buffer, Bytes
 from vfu_client.vfio.pci import field_range
 from vfu_client.virtio.driver_queue import DriverQueue
 from vfu_client.virtio.function import KNOWN_FEATURES, VirtioPci
@@ -80,41 +78,12 @@ class BlockDriver(Driver):
         features: frozenset[int] = KNOWN_FEATURES | FEATURES,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        super().__init__(device, timeout)
-        device.initialize(wanted=features, required=(virtio.F_VERSION_1,), use_msix=use_msix, timeout=timeout)
+        super().__init__(device, wanted=features, use_msix=use_msix, timeout=timeout)
         self.queues: list[DriverQueue] = [
             device.setup_queue(index, size=queue_size) for index in range(queues)
         ]
         device.driver_ok()
         self._requests: dict[tuple[int, int], BlockRequest] = {}
-
-    @classmethod
-    def open(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        memory: GuestMemory | None = None,
-        queues: int = 1,
-        queue_size: int | None = None,
-        use_msix: bool = True,
-        posted_writes: bool = False,
-        features: frozenset[int] = KNOWN_FEATURES | FEATURES,
-        timeout: float = DEFAULT_TIMEOUT,
-    ) -> Self:
-        """Connect to a function's socket and drive it."""
-        device = VirtioPci.open(path, memory=memory, timeout=timeout, posted_writes=posted_writes)
-        try:
-            return cls(
-                device,
-                queues=queues,
-                queue_size=queue_size,
-                use_msix=use_msix,
-                features=features,
-                timeout=timeout,
-            )
-        except BaseException:
-            device.close()
-            raise
 
     @property
     def capacity(self) -> int:

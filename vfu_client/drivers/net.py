@@ -5,16 +5,15 @@ virtio 1.4, "Network Device".
 
 from __future__ import annotations
 
-import os
 import struct
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from pymodel.spec import net, virtio
+from pymodel.spec import net
 from vfu_client.drivers.driver import Driver
 from vfu_client.vfio.connection import DEFAULT_TIMEOUT
 from vfu_client.vfio.memory import Buffer, GuestMemory
@@ -124,14 +123,9 @@ class NetDriver(Driver):
         fill: bool = True,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        super().__init__(device, timeout)
+        wanted = ring_features | frozenset(features)
+        super().__init__(device, wanted=wanted, use_msix=use_msix, timeout=timeout)
         self.pairs = pairs
-        device.initialize(
-            wanted=ring_features | frozenset(features),
-            required=(virtio.F_VERSION_1,),
-            use_msix=use_msix,
-            timeout=timeout,
-        )
         hashes = device.negotiated(net.F_HASH_REPORT)
         self.header_size = _HEADER.size + (_HASH.size if hashes else 0)
         self.receivers: list[DriverQueue] = []
@@ -157,40 +151,6 @@ class NetDriver(Driver):
                 self.refill(pair)
         if pairs > 1 and device.negotiated(net.F_MQ):
             self.set_pairs(pairs)
-
-    @classmethod
-    def open(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        memory: GuestMemory | None = None,
-        pairs: int = 1,
-        queue_size: int | None = None,
-        features: Iterable[int] = FEATURES,
-        ring_features: frozenset[int] = KNOWN_FEATURES,
-        use_msix: bool = True,
-        buffer_size: int = BUFFER_SIZE,
-        fill: bool = True,
-        posted_writes: bool = False,
-        timeout: float = DEFAULT_TIMEOUT,
-    ) -> Self:
-        """Connect to a function's socket and drive it."""
-        device = VirtioPci.open(path, memory=memory, timeout=timeout, posted_writes=posted_writes)
-        try:
-            return cls(
-                device,
-                pairs=pairs,
-                queue_size=queue_size,
-                features=features,
-                ring_features=ring_features,
-                use_msix=use_msix,
-                buffer_size=buffer_size,
-                fill=fill,
-                timeout=timeout,
-            )
-        except BaseException:
-            device.close()
-            raise
 
     # Configuration.
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from vfu_client.drivers.driver import Driver
 from vfu_client.owner.admin import AdminError, AdminQueue, AdminReply, PendingCommand
 from vfu_client.owner.stream import BadContextError, ContextWalker, ReadBytes, as_view, is_whole
 from vfu_client.vfio.connection import DEFAULT_TIMEOUT
-from vfu_client.vfio.memory import PAGE, Buffer, Bytes, GuestMemory
+from vfu_client.vfio.memory import PAGE, Buffer, Bytes
 from vfu_client.vfio.sriov import SrIov
 from vfu_client.virtio.function import KNOWN_FEATURES, VirtioPci
 
@@ -37,7 +36,7 @@ class DriverRuleError(Exception):
 
 
 class OwnerDriver(Driver):
-    """Drives a PF with its admin queue.
+    """Drives a PF with its admin queue. The constructor raises as `Driver` and `AdminQueue` do.
 
     `close` leaves modes, read positions and contexts of the VFs as they are (A-29).
 
@@ -54,40 +53,21 @@ class OwnerDriver(Driver):
         obey: bool = True,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        super().__init__(device, timeout)
+        super().__init__(
+            device,
+            wanted=KNOWN_FEATURES | {virtio.F_SR_IOV},
+            required=(virtio.F_VERSION_1, virtio.F_ADMIN_VQ),
+            timeout=timeout,
+        )
         self.base = context_opcodes
         self.obey = obey
         self.commands: frozenset[int] = frozenset()
         self.listed: frozenset[int] = frozenset()
         self._written: dict[int, ContextWalker] = {}
-        device.initialize(
-            wanted=KNOWN_FEATURES | {virtio.F_SR_IOV},
-            required=(virtio.F_VERSION_1, virtio.F_ADMIN_VQ),
-            timeout=timeout,
-        )
         self.sriov = SrIov(device.function)
         self.admin = AdminQueue(device, timeout=timeout)
         device.driver_ok()
         self.select_commands()
-
-    @classmethod
-    def open(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        context_opcodes: int = CONTEXT_OPCODES,
-        obey: bool = True,
-        memory: GuestMemory | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
-        negotiation_timeout: float | None = None,
-    ) -> Self:
-        """Connect to `pf.sock` and drive it. Raises as `VirtioPci.open`, `initialize` and `AdminQueue` do."""
-        device = VirtioPci.open(path, memory=memory, timeout=timeout, negotiation_timeout=negotiation_timeout)
-        try:
-            return cls(device, context_opcodes=context_opcodes, obey=obey, timeout=timeout)
-        except BaseException:
-            device.close()
-            raise
 
     # The group.
 
