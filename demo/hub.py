@@ -10,7 +10,6 @@ import struct
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 LENGTH = struct.Struct(">I")
@@ -61,9 +60,7 @@ class Hub:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.eventfd_write(self._end, 1)
         self._thread.join()
         self._selector.close()

@@ -17,7 +17,6 @@ import contextlib
 import subprocess
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol, Self
 
 from demo.gaps import GAP_MS, Clock, Gap, gaps_in
@@ -80,9 +79,7 @@ class Network(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 def open_network(folder: Path, hosts: tuple[str, ...]) -> Network:
@@ -136,9 +133,7 @@ class Bridged:
         ]  # fmt: skip
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close()
 
     def _close(self) -> None:
@@ -220,9 +215,7 @@ class Hubbed:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def uplink(self, host: str) -> str:

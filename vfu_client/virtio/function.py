@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Self
 
 from pymodel.spec import pci, virtio, virtio_pci
@@ -113,9 +112,7 @@ class VirtioPci(VirtioStructures):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
