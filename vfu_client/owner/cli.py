@@ -56,10 +56,15 @@ class RefusedError(Exception):
     """What the user asked for cannot be done; the text says why, and what to do."""
 
 
+def command_name(opcode: int, base: int) -> str | None:
+    """The name of a command: the standard's, or one of the context commands, which begin at `base`."""
+    return STANDARD_NAMES.get(opcode) or COMMAND_NAMES.get(opcode - base)
+
+
 def explain(error: AdminError, base: int) -> str:
     """An admin command's refusal in words, with what to do next."""
     number = error.opcode - base
-    name = COMMAND_NAMES.get(number, f"command {error.opcode:#x}")
+    name = command_name(error.opcode, base) or f"command {error.opcode:#x}"
     advice = ADVICE.get(error.qualifier, "")
     if error.qualifier == admin.Q_INVALID_COMMAND and number == context.CTX_WRITE:
         advice = "a context can only be written in Freeze: set the mode to freeze first"
@@ -283,7 +288,7 @@ def _commands(options: argparse.Namespace) -> Any:
         listed, vfs = sorted(owner.listed), owner.sriov.enabled
     rows = []
     for opcode in listed:
-        name = STANDARD_NAMES.get(opcode) or COMMAND_NAMES.get(opcode - options.context_opcodes)
+        name = command_name(opcode, options.context_opcodes)
         rows.append({"opcode": opcode, "name": name})
         _say(options, f"{opcode:#06x}  {name or '?'}")
     if not vfs:

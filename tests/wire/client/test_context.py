@@ -165,6 +165,7 @@ def test_refusals_say_what_to_do() -> None:
     assert "freeze first" in owner_cli.explain(AdminError(0x44, 22, 1), 0x40)
     assert "discard it" in owner_cli.explain(AdminError(0x41, 22, 1), 0x40)
     assert "--context-opcodes" in owner_cli.explain(AdminError(0x41, 22, 2), 0x40)
+    assert owner_cli.explain(AdminError(0x00, 22, 4), 0x40).startswith("LIST_QUERY refused: EINVAL")
 
 
 def test_commands_have_names(shared: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
