@@ -6,7 +6,7 @@ import struct
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,15 @@ class PendingCommand:
     answer_at: int
 
 
+class CommandParts(TypedDict, total=False):
+    """What a command has beside its header, and the room for its answer: see `AdminQueue.submit`."""
+
+    data: bytes | Buffer | Sequence[Buffer]
+    result: int
+    into: Sequence[Buffer]
+    pad: bool
+
+
 class AdminQueue:
     """The first admin queue of a function. Raises `LookupError` where the function has none.
 
@@ -127,10 +136,11 @@ class AdminQueue:
     ) -> PendingCommand:
         """Put a command on the queue and notify the device.
 
-        `data` in DMA memory is sent from where it is, and then not padded; `result` is the number of
-        bytes to make room for, `into` where the device shall write what comes after those. Without `kick`
-        the device is told with the next command: it takes those of a queue in order, so a driver may send
-        several that build on each other and look at the answers together.
+        `data` in DMA memory is sent from where it is; any other is padded to 8 bytes unless `pad` is off.
+        `result` is the number of bytes to make room for, `into` where the device shall write what comes
+        after those. Without `kick` the device is told with the next command: it takes those of a queue in
+        order, so a driver may send several that build on each other and look at the answers together.
+        Raises `QueueFullError`, and then nothing was submitted.
         """
         copied = data if isinstance(data, bytes) else b""
         size = -(-len(copied) // ALIGN) * ALIGN
@@ -192,17 +202,12 @@ class AdminQueue:
         *,
         group: int,
         member: int = 0,
-        data: bytes | Buffer | Sequence[Buffer] = b"",
-        result: int = 0,
-        into: Sequence[Buffer] = (),
-        pad: bool = True,
         timeout: float | None = None,
+        **parts: Unpack[CommandParts],
     ) -> AdminReply:
         """`submit` and `wait`, again after EAGAIN. Raises `AdminError` and `TimeoutError`."""
         for _ in range(RETRIES):
-            command = self.submit(
-                opcode, group=group, member=member, data=data, result=result, into=into, pad=pad
-            )
+            command = self.submit(opcode, group=group, member=member, **parts)
             reply = self.wait(command, timeout=timeout)
             if reply.status == admin.STATUS_OK:
                 return reply

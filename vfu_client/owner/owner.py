@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pymodel.spec import admin, context, virtio
 from vfu_client.drivers.driver import Driver
-from vfu_client.owner.admin import AdminError, AdminQueue, AdminReply, PendingCommand
+from vfu_client.owner.admin import AdminError, AdminQueue, AdminReply, CommandParts, PendingCommand
 from vfu_client.owner.stream import BadContextError, ContextWalker, ReadBytes, as_view, is_whole
 from vfu_client.vfio.connection import DEFAULT_TIMEOUT
 from vfu_client.vfio.memory import PAGE, Buffer, Bytes
@@ -103,50 +103,21 @@ class OwnerDriver(Driver):
         self.select_commands()
 
     def submit(
-        self,
-        number: int,
-        vf: int,
-        *,
-        data: bytes | Buffer = b"",
-        result: int = 0,
-        into: Sequence[Buffer] = (),
-        pad: bool = True,
-        kick: bool = True,
+        self, number: int, vf: int, *, kick: bool = True, **parts: Unpack[CommandParts]
     ) -> PendingCommand:
         """As `command`, without waiting (`AdminQueue.submit`)."""
-        return self.admin.submit(
-            self.base + number,
-            group=admin.GROUP_SRIOV,
-            member=vf,
-            data=data,
-            result=result,
-            into=into,
-            pad=pad,
-            kick=kick,
-        )
+        opcode = self.base + number
+        return self.admin.submit(opcode, group=admin.GROUP_SRIOV, member=vf, kick=kick, **parts)
 
     def command(
-        self,
-        number: int,
-        vf: int,
-        *,
-        data: bytes | Buffer = b"",
-        result: int = 0,
-        into: Sequence[Buffer] = (),
-        pad: bool = True,
-        timeout: float | None = None,
+        self, number: int, vf: int, *, timeout: float | None = None, **parts: Unpack[CommandParts]
     ) -> AdminReply:
-        """One command of the context set, by its number in `pymodel.spec.context`. Raises `AdminError`."""
-        return self.admin.execute(
-            self.base + number,
-            group=admin.GROUP_SRIOV,
-            member=vf,
-            data=data,
-            result=result,
-            into=into,
-            pad=pad,
-            timeout=timeout,
-        )
+        """One command of the context set, by its number in `pymodel.spec.context` (`AdminQueue.execute`).
+
+        Raises `AdminError` and `TimeoutError`.
+        """
+        opcode = self.base + number
+        return self.admin.execute(opcode, group=admin.GROUP_SRIOV, member=vf, timeout=timeout, **parts)
 
     # Modes.
 
