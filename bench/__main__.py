@@ -19,9 +19,9 @@ from bench.mmio import Mmio
 from bench.move import MoveDowntime
 from bench.network import Network
 from bench.pf_probe import Probe
-from bench.processes import die_with_parent
 from bench.ring import Ring
 from images.machine import MachineError
+from images.program import die_with_parent
 from images.workspace import BUILD
 
 GROUPS: tuple[Group, ...] = (

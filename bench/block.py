@@ -216,7 +216,7 @@ def storage_daemon(socket: Path, disk: Path) -> Iterator[None]:
     command = [str(DAEMON), "--chardev", "stdio,id=monitor", "--monitor", "monitor"]
     command += ["--blockdev", json.dumps(_node(disk)), "--export", json.dumps({**export, "addr": address})]
     # It greets on its monitor when all is there.
-    with running(command, socket.with_suffix(".log"), ready=b'{"QMP"'):
+    with running(command, socket.with_suffix(".log"), ready='{"QMP"'):
         yield
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import select
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,19 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import BenchError
-from images.machine import DIE_WITH_PARENT
+from images import program
 from images.workspace import BUILD, PROJECT
 
 SAMPLE = BUILD / "ext" / "bench" / "mmio-sample"
-START_SECONDS = 20.0
 STOP_SECONDS = 5.0
-
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent() -> None:
-    """End this process by SIGTERM when the one that started it ends (prctl(2))."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -91,32 +80,14 @@ def sample(socket: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def running(
-    command: Sequence[str], log: Path, *, ready: bytes = b"ready", within: Sequence[str] = ()
+    command: Sequence[str], log: Path, *, ready: str = "ready", within: Sequence[str] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has written a line which begins with `ready`; what it says on stderr is in `log`.
-
-    `within` is a command that takes another one and becomes it. Raises BenchError.
-    """
-    with log.open("wb") as errors:
-        process = subprocess.Popen(
-            [*within, *DIE_WITH_PARENT, *command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            cwd=PROJECT,
-        )
+    """A program that is ready, as `images.program.start` says. Raises BenchError."""
     try:
-        assert process.stdout is not None
-        said, _, _ = select.select([process.stdout], [], [], START_SECONDS)
-        if not said or not process.stdout.readline().startswith(ready):
-            raise BenchError(f"{' '.join(command)} did not start:\n{log.read_text(errors='replace')}")
+        process = program.start(command, log, ready=ready, within=within)
+    except program.NotReadyError as error:
+        raise BenchError(f"{' '.join(command)} did not start:\n{error}") from error
+    try:
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        program.end(process, STOP_SECONDS)

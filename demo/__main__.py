@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -23,6 +22,7 @@ from demo.network import Figures, NetworkError
 from demo.stage import Host, Server, Stage, StageError
 from demo.traffic import LostError, Traffic
 from images.machine import Machine, MachineError
+from images.program import die_with_parent
 from images.workspace import SetupError
 from vfu_client.move import timeline
 from vfu_client.move.move import Move
@@ -32,7 +32,6 @@ from vfu_client.move.report import MoveError, Report
 BUILD = Path(__file__).resolve().parent.parent / "build"
 ADMIN_VQ = 41
 SECTORS_WANTED = 20_000
-PR_SET_PDEATHSIG = 1
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 VFS = [MovedVf(Vf(1, server), Vf(1, server)) for server in ("disk", "net")]
 
@@ -252,7 +251,7 @@ def _heed_signals() -> None:
 def _end_with_make() -> None:
     """When make started this, end when make is killed. Else whoever detaches it wants it to go on."""
     if "MAKELEVEL" in os.environ:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        die_with_parent()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from demo.gaps import GAP_MS, Clock, Gap, gaps_in
 from demo.hub import Hub
 from images import initramfs, private
 from images.job import Job
-from images.machine import DIE_WITH_PARENT, Machine
+from images.machine import Machine
+from images.program import DIE_WITH_PARENT, kill
 from images.workspace import IMAGES
 
 GUEST_ADDRESS, PEER_ADDRESS = "10.77.0.2", "10.77.0.1"
@@ -138,13 +139,8 @@ class Bridged:
 
     def _close(self) -> None:
         for process in (self._verifier, self._holder):
-            if process is None:
-                continue
-            process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout, process.stderr):
-                if stream is not None:
-                    stream.close()
+            if process is not None:
+                kill(process)
         self._verifier = self._holder = None
 
     @staticmethod

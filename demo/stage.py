@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from demo.network import open_network
-from images.machine import DIE_WITH_PARENT, Machine
+from images import program
+from images.machine import Machine
 from vfu_client.move.qemu import Qemu
 from vfu_client.move.side import Side
 
@@ -35,20 +35,10 @@ class Server:
             "vfu-server", "--socket-dir", str(folder), "--device", device, "--vfs", "2", *options,
         ]  # fmt: skip
         run = [sys.executable, "-m", "vfu_server", *self.command[1:]]
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                # The death signal last: to enter a namespace of users forgets it (prctl(2)).
-                [*within, *DIE_WITH_PARENT, *run],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        assert self._process.stdout is not None
-        ready = self._process.stdout.readline()
-        if not ready.startswith("ready"):
-            self.close()
-            raise StageError(f"server {folder.name} did not start:\n{self.log}")
+        try:
+            self._process = program.start(run, self._log, within=within)
+        except program.NotReadyError as error:
+            raise StageError(f"server {folder.name} did not start:\n{error}") from error
 
     @property
     def log(self) -> str:
@@ -62,14 +52,7 @@ class Server:
 
     def close(self) -> None:
         """End it."""
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        program.end(self._process, STOP_SECONDS)
 
 
 class Host:

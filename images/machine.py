@@ -28,6 +28,7 @@ from typing import Any, Self
 
 from images.console import READY, Console, ConsoleClosedError, Result
 from images.job import Job
+from images.program import DIE_WITH_PARENT, kill
 from images.qmp import QMP, QMPError
 from images.workspace import IMAGES, SetupError
 
@@ -36,10 +37,6 @@ KERNEL_ARGUMENTS = (
 )
 FIRST_PORT = 0x10
 """Device number of the first root port; what is below port N is 0000:(N+1):00.0 in the guest."""
-
-
-DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--") if shutil.which("setpriv") else ()
-"""Of util-linux: an exec keeps the setting. Python's preexec_fn is no way to it where threads run."""
 
 
 class MachineError(Exception):
@@ -125,9 +122,7 @@ class Machine:
     def close(self) -> None:
         """Kill QEMU if it runs and remove what was temporary. May be called twice."""
         if self._process is not None:
-            if self._process.poll() is None:
-                self._process.kill()
-            self._process.wait()
+            kill(self._process)
         if self._qmp is not None:
             self._qmp.close()
         if self._console is not None:
@@ -187,7 +182,6 @@ class Machine:
         serial, serial_peer = socket.socketpair()
         monitor, monitor_peer = socket.socketpair()
         with serial_peer, monitor_peer, (self.folder / "qemu.log").open("ab") as log:
-            # The death signal last: to enter a namespace of users forgets it (prctl(2)).
             command = [*self.within, *DIE_WITH_PARENT]
             command += self.command_line(kernel_log=f"file:{self.folder / 'kernel.log'}")
             command += [

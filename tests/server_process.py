@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from images.machine import DIE_WITH_PARENT
+from images import program
 from images.qmp import QMP
 
 
@@ -31,7 +31,7 @@ class ServerProcess:
     def __init__(self, *options: str, device: str = "blk", log_level: str = "info") -> None:
         self.options = ["--device", device, "--log-level", log_level, *options]
         self.folder = Path()
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         # Not pytest's tmp_path: the name of a socket has at most 107 bytes.
@@ -48,48 +48,27 @@ class ServerProcess:
 
     def start(self) -> None:
         """Start it, again after `stop`, and wait for its `ready`. Raises ServerError."""
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    *DIE_WITH_PARENT,
-                    sys.executable,
-                    "-m",
-                    "vfu_server",
-                    "--socket-dir",
-                    str(self.folder),
-                    *self.options,
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        assert self._process.stdout is not None
-        ready = self._process.stdout.readline()
-        if ready != f"ready {self.folder}\n":
-            raise ServerError(f"the server said {ready!r} and logged:\n{self.log}")
+        command = [sys.executable, "-m", "vfu_server", "--socket-dir", str(self.folder), *self.options]
+        try:
+            self._process = program.start(command, self.folder / "log", ready=f"ready {self.folder}\n")
+        except program.NotReadyError as error:
+            raise ServerError(f"the server did not start, and logged:\n{error}") from error
 
     def stop(self, number: int = signal.SIGTERM, *, timeout: float = 20.0) -> int:
         """Send a signal and wait for the end; the exit status, as subprocess has it."""
-        process = self.process
-        process.send_signal(number)
-        status = process.wait(timeout)
-        assert process.stdout is not None
-        process.stdout.close()
+        self.process.send_signal(number)
+        status = self.process.wait(timeout)
+        program.kill(self.process)
         return status
 
     def close(self) -> None:
         """Kill it if it runs, and remove its folder. May be called twice."""
         if self._process is not None:
-            if self._process.poll() is None:
-                self._process.kill()
-            self._process.wait()
-            if self._process.stdout is not None:
-                self._process.stdout.close()
+            program.kill(self._process)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
-    def process(self) -> subprocess.Popen[str]:
+    def process(self) -> subprocess.Popen[bytes]:
         """The process, running or ended."""
         assert self._process is not None, "the server was not started"
         return self._process
