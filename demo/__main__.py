@@ -19,7 +19,7 @@ from typing import Any
 
 from demo.gaps import Gap, longest_ms, meeting
 from demo.network import Figures, NetworkError
-from demo.stage import Host, Server, Stage, StageError
+from demo.stage import Host, Server, Stage, StageError, open_stage
 from demo.traffic import LostError, Traffic
 from images.machine import Machine, MachineError
 from images.program import die_with_parent
@@ -58,7 +58,7 @@ def main() -> int:
     _heed_signals()
     started = time.monotonic()
     try:
-        with Stage("a", "b") as stage:
+        with open_stage("a", "b") as stage:
             _demo(stage)
     except KeyboardInterrupt:
         print("\ninterrupted; all processes are ended")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -55,7 +56,7 @@ class NetworkError(Exception):
 
 
 class Network(Protocol):
-    """What both kinds have. A context manager."""
+    """What both kinds have."""
 
     inside: list[str]
     """What a server's command begins with."""
@@ -78,15 +79,16 @@ class Network(Protocol):
     def finish(self) -> Figures:
         """Stop both ends, and what it found. Raises NetworkError, TimeoutError."""
 
-    def __enter__(self) -> Self: ...
 
-    def __exit__(self, *_: object) -> None: ...
+@contextlib.contextmanager
+def open_network(folder: Path, hosts: tuple[str, ...]) -> Iterator[Network]:
+    """The better one of those that this user can have; its files are in `folder`.
 
-
-def open_network(folder: Path, hosts: tuple[str, ...]) -> Network:
-    """The better one of those that this user can have; its files are in `folder`."""
+    Raises NetworkError, or what Hub and Machine do.
+    """
     bridged = Bridged(folder, hosts)
-    return bridged if bridged.possible() else Hubbed(folder, hosts)
+    with bridged if bridged.possible() else Hubbed.open(folder, hosts) as network:
+        yield network
 
 
 class Bridged:
@@ -179,46 +181,37 @@ class Bridged:
 class Hubbed:
     """Unix sockets that a hub joins, and a small guest as the other end."""
 
-    def __init__(self, folder: Path, hosts: tuple[str, ...]) -> None:
+    def __init__(self, sockets: Mapping[str, Path], peer: Machine) -> None:
         self.inside: list[str] = []
         self.about = (
             "Unix sockets with a switch between them (no network namespace here); the other end is a guest"
         )
-        self._folder = folder
-        self._stack = contextlib.ExitStack()
-        self._hosts = hosts
-        self._peer: Machine | None = None
+        self._sockets = sockets
+        self._peer = peer
         self._job: Job | None = None
         self._clock: Clock | None = None
 
-    def _socket(self, name: str) -> Path:
-        return self._folder / f"hub-{name}.sock"
-
-    def __enter__(self) -> Self:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(Hub([self._socket(name) for name in (*self._hosts, "peer")]))
-            self._peer = stack.enter_context(
-                Machine(
-                    devices=[{"driver": "virtio-net-pci", "netdev": "lan"}],
-                    arguments=[
-                        "-netdev",
-                        f"stream,id=lan,server=off,addr.type=unix,addr.path={self._socket('peer')}",
-                    ],
-                    memory_mib=128,
-                    spare_ports=0,
-                )
-            )
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, folder: Path, hosts: tuple[str, ...]) -> Iterator[Self]:
+        """Such a network with a socket for each host; leaving the context ends the hub and the guest."""
+        sockets = {name: folder / f"hub-{name}.sock" for name in (*hosts, "peer")}
+        netdev = f"stream,id=lan,server=off,addr.type=unix,addr.path={sockets['peer']}"
+        with (
+            Hub(list(sockets.values())),
+            Machine(
+                devices=[{"driver": "virtio-net-pci", "netdev": "lan"}],
+                arguments=["-netdev", netdev],
+                memory_mib=128,
+                spare_ports=0,
+            ) as peer,
+        ):
+            yield cls(sockets, peer)
 
     def uplink(self, host: str) -> str:
-        return f"stream:{self._socket(host)}"
+        return f"stream:{self._sockets[host]}"
 
     def listen(self, rate_kib: int) -> None:
-        assert self._peer is not None
         self._peer.wait_ready()
         self._peer.check(f"/bin/ip address add {PEER_ADDRESS}/24 dev eth0; /bin/ip link set eth0 up")
         self._clock = Clock.of(self._peer.check)

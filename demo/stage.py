@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from demo.network import open_network
+from demo.network import Network, open_network
 from images import program
 from images.machine import Machine
 from vfu_client.move.qemu import Qemu
@@ -74,30 +73,13 @@ class Host:
 
 
 class Stage:
-    """A folder with the shared disk, and a network, and what is started there; leaving the context ends and
-    removes all.
-    """
+    """A folder with the shared disk, and a network; what is started there ends with `until`."""
 
-    def __init__(self, *hosts: str) -> None:
-        self._stack = contextlib.ExitStack()
-        self._hosts = hosts
-        # The name of a socket has at most 107 bytes, so the folder has a short one.
-        self.folder = Path(tempfile.mkdtemp(prefix="vfu-demo-"))
-        self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
-        self._disk = self.folder / "disk.raw"
-        with self._disk.open("wb") as file:
-            file.truncate(DISK_SIZE)
-
-    def __enter__(self) -> Self:
-        """Set the network up. Raises NetworkError, or what Machine does."""
-        with contextlib.ExitStack() as stack:
-            stack.push(self._stack.pop_all())
-            self.lan = stack.enter_context(open_network(self.folder, self._hosts))
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def __init__(self, folder: Path, disk: Path, lan: Network, until: contextlib.ExitStack) -> None:
+        self.folder = folder
+        self.lan = lan
+        self._disk = disk
+        self._until = until
 
     def host(self, name: str) -> Host:
         """Start the servers of a host. Raises StageError."""
@@ -109,9 +91,22 @@ class Stage:
 
     def _server(self, name: str, device: str, options: Sequence[str]) -> Server:
         server = Server(self.folder / name, device, options, self.lan.inside)
-        self._stack.callback(server.close)
+        self._until.callback(server.close)
         return server
 
     def machine(self, *devices: dict[str, Any], **settings: Any) -> Machine:
         """Start a QEMU; its guest is booting, or it waits for one to move in."""
-        return self._stack.enter_context(Machine(devices=devices, spare_ports=0, **settings))
+        return self._until.enter_context(Machine(devices=devices, spare_ports=0, **settings))
+
+
+@contextlib.contextmanager
+def open_stage(*hosts: str) -> Iterator[Stage]:
+    """A stage for these hosts; leaving the context ends and removes all. Raises as `open_network` does."""
+    with contextlib.ExitStack() as until:
+        # The name of a socket has at most 107 bytes, so the folder has a short one.
+        named = tempfile.TemporaryDirectory(prefix="vfu-demo-", ignore_cleanup_errors=True)
+        folder = Path(until.enter_context(named))
+        disk = folder / "disk.raw"
+        with disk.open("wb") as file:
+            file.truncate(DISK_SIZE)
+        yield Stage(folder, disk, until.enter_context(open_network(folder, hosts)), until)
