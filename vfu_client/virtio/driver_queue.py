@@ -163,12 +163,20 @@ class DriverQueue(ABC):
             self._tables[slot] = table
         return table
 
-    def _needed(self, readable: Sequence[Segment], writable: Sequence[Segment], indirect: bool | None) -> int:
-        """Slots that a buffer takes: more than one, or 1, or 0 for one that goes into a table."""
+    def _needed(
+        self, readable: Sequence[Segment], writable: Sequence[Segment], indirect: bool | None, free: int
+    ) -> int:
+        """Slots that a buffer takes: more than one, or 1, or 0 for one that goes into a table and takes 1.
+
+        Raises `QueueFullError` where fewer are `free`.
+        """
         total = len(readable) + len(writable)
         if not total:
             raise ValueError("a chain needs at least one buffer")
-        return 0 if (self.indirect and total > 1 if indirect is None else indirect) else total
+        needed = 0 if (self.indirect and total > 1 if indirect is None else indirect) else total
+        if free < (needed or 1):
+            raise QueueFullError(f"queue {self.index}: {free} free descriptors, {needed or 1} needed")
+        return needed
 
     def _used(self, head: int, length: int) -> list[tuple[Completion, Added]]:
         """Take note of a used buffer; with IN_ORDER also of those that it closes the batch of.

@@ -10,13 +10,7 @@ from numpy.typing import NDArray
 
 from pymodel.spec import ring
 from vfu_client.vfio.memory import Buffer, GuestMemory
-from vfu_client.virtio.driver_queue import (
-    Added,
-    Completion,
-    DriverQueue,
-    QueueFullError,
-    Segment,
-)
+from vfu_client.virtio.driver_queue import Added, Completion, DriverQueue, Segment
 
 # ring.PACKED_DESC, and its words; numpy's own way to one element takes several times as long.
 _DESC = struct.Struct("<QIHH")
@@ -80,9 +74,7 @@ class PackedQueue(DriverQueue):
         self, readable: Sequence[Segment], writable: Sequence[Segment] = (), *, indirect: bool | None = None
     ) -> int:
         """See `DriverQueue`. The first descriptor's flags are stored last."""
-        needed = self._needed(readable, writable, indirect)
-        if self._free < (needed or 1) or not self._ids:
-            raise QueueFullError(f"queue {self.index}: {self._free} free descriptors, {needed or 1} needed")
+        needed = self._needed(readable, writable, indirect, self._free)
         entries = _entries(readable, writable)
         buffer_id = self._ids.pop()
         if not needed:

@@ -10,13 +10,7 @@ from numpy.typing import NDArray
 
 from pymodel.spec import ring
 from vfu_client.vfio.memory import Buffer, GuestMemory
-from vfu_client.virtio.driver_queue import (
-    Added,
-    Completion,
-    DriverQueue,
-    QueueFullError,
-    Segment,
-)
+from vfu_client.virtio.driver_queue import Added, Completion, DriverQueue, Segment
 
 # ring.DESC and ring.USED_ELEM.
 _DESC = struct.Struct("<QIHH")
@@ -59,11 +53,7 @@ class SplitQueue(DriverQueue):
         self, readable: Sequence[Segment], writable: Sequence[Segment] = (), *, indirect: bool | None = None
     ) -> int:
         """See `DriverQueue`. Returns the first descriptor of the chain."""
-        needed = self._needed(readable, writable, indirect)
-        if len(self._free) < (needed or 1):
-            raise QueueFullError(
-                f"queue {self.index}: {len(self._free)} free descriptors, {needed or 1} needed"
-            )
+        needed = self._needed(readable, writable, indirect, len(self._free))
         slots = [self._free.pop() for _ in range(needed or 1)]
         head = slots[0]
         if needed:
