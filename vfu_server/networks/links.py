@@ -15,7 +15,9 @@ from typing import Final
 _SIOCGIFFLAGS: Final = 0x8913
 _IFF_UP: Final = 0x1
 _RTMGRP_LINK: Final = 1
-_IFREQ: Final = struct.Struct("16sH22x")
+
+IFREQ: Final = struct.Struct("16sH22x")
+"""struct ifreq of linux/if.h with the name of an interface and its flags."""
 
 
 class LinkWatch:
@@ -90,7 +92,7 @@ class LinkWatch:
 def _is_up(asked: socket.socket, name: str) -> bool:
     """Whether an interface is up; one that is gone is not."""
     try:
-        answer = fcntl.ioctl(asked, _SIOCGIFFLAGS, _IFREQ.pack(name.encode(), 0))
+        answer = fcntl.ioctl(asked, _SIOCGIFFLAGS, IFREQ.pack(name.encode(), 0))
     except OSError:
         return False
-    return bool(_IFREQ.unpack(answer)[1] & _IFF_UP)
+    return bool(IFREQ.unpack(answer)[1] & _IFF_UP)

@@ -18,7 +18,7 @@ from pymodel.devices.net.port import FRAME_MAX, Filter
 from pymodel.memory import Bytes
 from pymodel.spec import net
 from vfu_server.networks.frame_port import HEADER, FramePort, write
-from vfu_server.networks.links import LinkWatch
+from vfu_server.networks.links import IFREQ, LinkWatch
 
 NAME_MAX: Final = 15
 """Bytes in the name of an interface (IFNAMSIZ less the NUL)."""
@@ -36,8 +36,6 @@ _IFF_NO_PI: Final = 0x1000
 _IFF_VNET_HDR: Final = 0x4000
 _TUN_F_CSUM: Final = 0x01
 _TUN_F_USO: Final = 0x20 | 0x40
-
-_IFREQ: Final = struct.Struct("16sH22x")
 
 _LEAST: Final = 1 << net.F_CSUM | 1 << net.F_GUEST_CSUM
 _TSO: Final = sum(
@@ -169,7 +167,7 @@ def _open(name: str) -> int:
         raise OSError(f"tap {name}: /dev/net/tun: {error.strerror}; is the module tun loaded?") from error
     try:
         flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
-        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+        fcntl.ioctl(fd, _TUNSETIFF, IFREQ.pack(name.encode(), flags))
         fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("i", HEADER))
         fcntl.ioctl(fd, _TUNSETVNETLE, struct.pack("i", 1))
     except OSError as error:
