@@ -17,6 +17,7 @@ import pytest
 
 from pymodel.devices.block.disk import Job, Kind
 from pymodel.memory import Bytes
+from tests.wire.disks.gates import Gates
 from tests.wire.running import until
 from vfu_server.disks import file as disk_file
 from vfu_server.disks import image as disk_image
@@ -354,59 +355,37 @@ def test_a_file_that_shrank_while_nobody_had_it(users: Callable[..., User], imag
 # --- several at once -------------------------------------------------------------------------------
 
 
-class Held:
-    """Jobs of an `Image` wait until the test lets them, by offset."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun: list[int] = []
-        self._gates: dict[int, threading.Event] = {}
-        real = Image.perform
-
-        def perform(image: Image, job: Job) -> None:
-            self.begun.append(job.offset)
-            gate = self._gates.get(job.offset)
-            assert gate is None or gate.wait(SECONDS)
-            real(image, job)
-
-        monkeypatch.setattr(Image, "perform", perform)
-
-    def hold(self, offset: int) -> None:
-        self._gates[offset] = threading.Event()
-
-    def let_go(self, offset: int) -> None:
-        self._gates[offset].set()
-
-
 @pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Held:
-    return Held(monkeypatch)
+def gates(monkeypatch: pytest.MonkeyPatch) -> Gates[int]:
+    """Jobs wait by offset."""
+    return Gates(monkeypatch, lambda job: job.offset)
 
 
-def test_a_slow_job_is_overtaken(users: Callable[..., User], image: Path, held: Held) -> None:
+def test_a_slow_job_is_overtaken(users: Callable[..., User], image: Path, gates: Gates[int]) -> None:
     user = users(image)
-    held.hold(0)
+    gates.close(0)
     slow = Job(Kind.READ, 0, 512, data=filled(512, 0))
     user.disk.start(slow)
     assert user.do(Kind.READ, 512, filled(512, 0)).error is None
     assert not user.disk.release()
-    held.let_go(0)
+    gates.open(0)
     user.wait(lambda: slow in user.disk.finished())
 
 
 def test_a_release_waits_for_jobs_that_nobody_takes(
-    users: Callable[..., User], image: Path, held: Held
+    users: Callable[..., User], image: Path, gates: Gates[int]
 ) -> None:
     """Behind a closed gate the device leaves what is done where it is; the last one still wakes."""
     user = users(image)
     jobs = [Job(Kind.READ, 512 * number, 512, data=filled(512, 0)) for number in range(2)]
     for job in jobs:
-        held.hold(job.offset)
+        gates.close(job.offset)
         user.disk.start(job)
     assert not user.disk.release()
     woken = threading.Semaphore(0)
     user.disk.connect(woken.release)
     for job in jobs:
-        held.let_go(job.offset)
+        gates.open(job.offset)
         assert woken.acquire(timeout=SECONDS)
     assert not user.disk.release()
     assert woken.acquire(timeout=SECONDS)
@@ -415,23 +394,23 @@ def test_a_release_waits_for_jobs_that_nobody_takes(
 
 
 def test_an_old_write_is_over_before_a_new_driver_begins(
-    users: Callable[..., User], image: Path, held: Held
+    users: Callable[..., User], image: Path, gates: Gates[int]
 ) -> None:
     """What had begun ends first, what had not begun never does, and neither comes back."""
     user = users(image)
     offsets = [512 * number for number in range(6)]
     for offset in offsets:
-        held.hold(offset)
+        gates.close(offset)
         user.disk.start(Job(Kind.WRITE, offset, 512, data=filled(512, 7)))
-    until(lambda: len(held.begun) == 4, "four workers are at it")
+    until(lambda: len(gates.begun) == 4, "four workers are at it")
     user.disk.abandon()
     assert not user.disk.ready()
     assert locked(image)
     for offset in offsets:
-        held.let_go(offset)
+        gates.open(offset)
     user.open()
     assert user.disk.finished() == []
-    assert sorted(held.begun) == offsets[:4]
+    assert sorted(job.offset for job in gates.begun) == offsets[:4]
     content = image.read_bytes()
     assert content[:2048] == b"\7" * 2048
     assert content[2048:3072] == bytes(range(256)) * 4
@@ -457,10 +436,12 @@ def small(user: User, offset: int = 0) -> Job:
 
 
 @pytest.mark.usefixtures("ext4")
-def test_small_writes_stay_on_the_callers_thread(users: Callable[..., User], image: Path, held: Held) -> None:
+def test_small_writes_stay_on_the_callers_thread(
+    users: Callable[..., User], image: Path, gates: Gates[int]
+) -> None:
     user = users(image)
     jobs = [small(user), small(user, 512)]
-    assert held.begun == []
+    assert gates.begun == []
     assert user.disk.work_unlocked()
     assert user.disk.finished() == jobs
     assert image.read_bytes()[:1024] == b"\7" * 1024

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from pymodel.build import Options, build
-from pymodel.devices.block.disk import Job, Kind
+from pymodel.devices.block.disk import Kind
 from pymodel.devices.block.ram_disk import RamDisk
+from tests.wire.disks.gates import Gates
 from tests.wire.driving import Neighbour
-from tests.wire.running import until
 from vfu_client.drivers.block import BlockDriver, BlockRequest
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.owner import OwnerDriver
@@ -34,40 +34,11 @@ SIZE = 1 << 20
 OLD, NEW = b"o" * 512, b"n" * 512
 
 
-class Gates:
-    """Jobs of chosen kinds wait for the test; they are counted when they begin."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun: list[Job] = []
-        self._closed: dict[Kind, threading.Event] = {}
-        real = Image.perform
-        monkeypatch.setattr(Image, "attempt", lambda *_: False)
-
-        def perform(image: Image, job: Job) -> None:
-            self.begun.append(job)
-            gate = self._closed.get(job.kind)
-            assert gate is None or gate.wait(SECONDS)
-            real(image, job)
-
-        monkeypatch.setattr(Image, "perform", perform)
-
-    def close(self, kind: Kind) -> None:
-        self._closed[kind] = threading.Event()
-
-    def open(self, kind: Kind) -> None:
-        self._closed.pop(kind).set()
-
-    def wait(self, kind: Kind, count: int = 1) -> None:
-        until(lambda: sum(job.kind is kind for job in self.begun) >= count, f"{count} {kind.name} begun")
-
-    def open_all(self) -> None:
-        for gate in self._closed.values():
-            gate.set()
-
-
 @pytest.fixture
-def gates(monkeypatch: pytest.MonkeyPatch) -> Gates:
-    return Gates(monkeypatch)
+def gates(monkeypatch: pytest.MonkeyPatch) -> Gates[Kind]:
+    """Jobs wait by kind, and none is done at once."""
+    monkeypatch.setattr(Image, "attempt", lambda *_: False)
+    return Gates(monkeypatch, lambda job: job.kind)
 
 
 @pytest.fixture
@@ -78,7 +49,7 @@ def image(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def folder(gates: Gates, image: Path) -> Iterator[Path]:
+def folder(gates: Gates[Kind], image: Path) -> Iterator[Path]:
     """A PF and two VFs; VF 1 stands on the image."""
     path = Path(tempfile.mkdtemp(prefix="vfu-"))
     held = Folder(path)
@@ -106,7 +77,7 @@ def write(disk: BlockDriver, sector: int, data: bytes, queue: int = 0) -> BlockR
     return disk.submit(1, sector, buffer, queue=queue, owns_data=True)
 
 
-def test_nobody_waits_for_a_slow_read(folder: Path, gates: Gates) -> None:
+def test_nobody_waits_for_a_slow_read(folder: Path, gates: Gates[Kind]) -> None:
     """Neither the owner, nor a neighbour, nor other requests and registers of the same function."""
     gates.close(Kind.READ)
     neighbour = Neighbour(folder / "vf2.sock")
@@ -128,7 +99,7 @@ def test_nobody_waits_for_a_slow_read(folder: Path, gates: Gates) -> None:
     neighbour.close()
 
 
-def test_stop_waits_for_what_is_under_way(folder: Path, gates: Gates, image: Path) -> None:
+def test_stop_waits_for_what_is_under_way(folder: Path, gates: Gates[Kind], image: Path) -> None:
     """MODE_SET(stop) is answered after the write, and then the file has it; the PF's other work goes on."""
     gates.close(Kind.WRITE)
     neighbour = Neighbour(folder / "vf2.sock")
@@ -192,7 +163,7 @@ def test_a_disk_that_can_not_be_flushed_is_not_stopped(folder: Path, monkeypatch
         assert flush.status == 1
 
 
-def test_bus_master_cleared_with_a_request_under_way(folder: Path, gates: Gates) -> None:
+def test_bus_master_cleared_with_a_request_under_way(folder: Path, gates: Gates[Kind]) -> None:
     """A driver that forbids the answer can't keep its owner waiting; allowed again, it gets it."""
     gates.close(Kind.READ)
     with owner(folder) as pf, driver(folder) as disk:
@@ -219,7 +190,7 @@ LEAVE = {
 
 @pytest.mark.parametrize("leave", LEAVE.values(), ids=LEAVE)
 def test_the_next_driver_comes_after_the_last_ones_write(
-    folder: Path, gates: Gates, image: Path, leave: Callable[[BlockDriver], None]
+    folder: Path, gates: Gates[Kind], image: Path, leave: Callable[[BlockDriver], None]
 ) -> None:
     """A write of the driver before does not overtake one of the next, whatever ended the driver."""
     gates.close(Kind.WRITE)
@@ -239,7 +210,7 @@ def test_the_next_driver_comes_after_the_last_ones_write(
         assert len([job for job in gates.begun if job.kind is Kind.WRITE]) == 12
 
 
-def test_a_reset_leaves_no_answer_behind(folder: Path, gates: Gates) -> None:
+def test_a_reset_leaves_no_answer_behind(folder: Path, gates: Gates[Kind]) -> None:
     """A read that ends after the reset writes neither data nor status nor a used element."""
     gates.close(Kind.READ)
     with driver(folder) as disk:
@@ -259,7 +230,7 @@ def test_a_reset_leaves_no_answer_behind(folder: Path, gates: Gates) -> None:
         assert queue.device_used_idx == 0
 
 
-def test_a_queue_reset_waits_alone(folder: Path, gates: Gates) -> None:
+def test_a_queue_reset_waits_alone(folder: Path, gates: Gates[Kind]) -> None:
     """The other queue works on; the one that was reset takes its first request behind its old write."""
     gates.close(Kind.WRITE)
     with driver(folder) as disk:
@@ -276,7 +247,7 @@ def test_a_queue_reset_waits_alone(folder: Path, gates: Gates) -> None:
         assert disk.read(0).tobytes() == NEW
 
 
-def test_many_more_than_there_are_threads(folder: Path, gates: Gates, image: Path) -> None:
+def test_many_more_than_there_are_threads(folder: Path, gates: Gates[Kind], image: Path) -> None:
     """A full queue of requests of all sizes ends, each with its own data."""
     with driver(folder) as disk:
         requests = [
