@@ -79,6 +79,12 @@ class Traveller:
         self.guest, self.job = target, self.job.moved(target.check)
         self.here, self.there = self.there, self.here
 
+    def finish(self) -> dict[str, Any]:
+        """End the job, checked: its figures. The next test gets another one."""
+        found = finish(self.job)
+        self.job = start_io(self.guest, disk_of(self.guest, "vf1"))
+        return found
+
     def check_runs(self) -> None:
         """The guest runs and writes, and the VF is as it was before a move: active, and no write record."""
         assert self.guest.qmp("query-status")["status"] == "running"
@@ -103,7 +109,7 @@ def travel_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def traveller(travel_image: Path) -> Iterator[Traveller]:
-    """See `Traveller`. Tests leave it on one of its two servers, and running."""
+    """See `Traveller`. Tests leave it on one of its two servers, running, and with a job; in any order."""
     options = [*OPTIONS, "--disk", str(travel_image)]
     with ServerProcess(*options) as here, ServerProcess(*options) as there:
         guest = Machine(devices=[here.qemu_device("vf1")]).__enter__()
@@ -346,4 +352,4 @@ def test_command(traveller: Traveller, target: Machine, tmp_path: Path) -> None:
     assert sum(report["steps"][step] for step in ("mark-pages", "write-pci")) < report["downtime_ms"]
     assert ET.parse(picture).getroot().tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314  # we wrote it
     traveller.check_runs()
-    assert finish(traveller.job)["sectors_written"] > 10_000
+    assert traveller.finish()["sectors_written"] >= 500

@@ -8,7 +8,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -63,11 +64,26 @@ class Traveller:
     """A guest with a VF of each server of `here`; it writes to its disk and talks TCP all the time."""
 
     guest: Machine
-    disk: Job
-    tcp: Job
-    peer: Job
+    other: Machine
     here: Host
     there: Host
+    disk: Job = field(init=False)
+    tcp: Job = field(init=False)
+    peer: Job = field(init=False)
+
+    def start(self) -> None:
+        """Have it write to its disk and send."""
+        self.peer = start_receiver(self.other)
+        self.disk = start_io(self.guest, disk_of(self.guest, "vf1"), depth=2, more="--rest-us 5000")
+        self.tcp = start_sender(self.guest, "10.9.0.1")
+        wait_records(self.tcp, 200)
+
+    def finish(self) -> dict[str, Any]:
+        """End both, checked: what was written to the disk. The next test gets others."""
+        finish_tcp(self.tcp, self.peer)
+        found = finish_disk(self.disk)
+        self.start()
+        return found
 
     def move(self, target: Machine, fail: str | None = None) -> Report:
         """Move to the other host, or fail as the step begins."""
@@ -99,7 +115,10 @@ class Traveller:
 
 @pytest.fixture(scope="module")
 def traveller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traveller]:
-    """See `Traveller`. The peer is a guest on another VF of the first host's network server."""
+    """See `Traveller`. The peer is a guest on another VF of the first host's network server.
+
+    Tests leave the guest on one of the two hosts, and with traffic; in any order.
+    """
     image = tmp_path_factory.mktemp("travel") / "disk.img"
     with image.open("wb") as file:
         file.truncate(DISK_SIZE)
@@ -120,11 +139,8 @@ def traveller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traveller]:
             for machine, address in ((other, "10.9.0.1"), (guest, "10.9.0.2")):
                 machine.wait_ready(timeout=120)
                 set_up(machine, address)
-            peer = start_receiver(other)
-            disk_job = start_io(guest, disk_of(guest, "vf1"), depth=2, more="--rest-us 5000")
-            tcp = start_sender(guest, "10.9.0.1")
-            found = Traveller(guest, disk_job, tcp, peer, here, there)
-            wait_records(tcp, 200)
+            found = Traveller(guest, other, here, there)
+            found.start()
             yield found
         finally:
             (guest if found is None else found.guest).close()
@@ -197,8 +213,7 @@ def test_there_and_back(traveller: Traveller) -> None:
                 target.close()
         traveller.check_runs()
         traveller.there.check_at_rest()
-    finish_tcp(traveller.tcp, traveller.peer)
-    assert finish_disk(traveller.disk)["sectors_written"] > 1000
+    assert traveller.finish()["sectors_written"] >= 1000
 
 
 def command(traveller: Traveller, target: Machine, *options: str) -> subprocess.CompletedProcess[str]:
