@@ -192,11 +192,16 @@ class Buffer:
         """
         return None
 
+    @property
+    def ring_is_full(self) -> bool:
+        """Whether what was taken and not completed is all that the ring holds: the driver can add no more."""
+        return False
+
     def give_back(self) -> None:
         """As if it had never been taken. Only the buffer taken last: several go back in reverse order.
 
-        After that the queue counts as empty until the driver adds to it. Raises RuntimeError for any other
-        buffer.
+        The queue then has its next turn when the driver adds to it, when its consumer accepts again after it
+        did not, or by `Notifier.resume`. Raises RuntimeError for any other buffer.
         """
         raise RuntimeError("a buffer of no queue")
 

@@ -32,7 +32,11 @@ class Notifier(Protocol):
         ...
 
     def resume(self, queue: int) -> None:
-        """Look at a queue again, of which a buffer was given back. For `service`."""
+        """Look at a queue again, of which a buffer was given back, in the `service` under way or the next."""
+        ...
+
+    def after(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call `call` in `seconds`, on the function's own thread with its lock held, then `service`."""
         ...
 
 

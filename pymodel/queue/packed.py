@@ -63,6 +63,11 @@ class PackedRing(Ring):
         """See `Ring`."""
         return self._used | self._used_wrap << ring.WRAP_SHIFT
 
+    @property
+    def full(self) -> bool:
+        """See `Ring`."""
+        return self._held == self.size
+
     def capture(self, state: QueueState) -> None:
         """See `Ring`."""
         state.last_avail = self.last_avail

@@ -76,6 +76,14 @@ class Ring:
         """Where the next buffer will be used, as a context has it."""
         raise NotImplementedError
 
+    @property
+    def full(self) -> bool:
+        """Whether what was taken and not published is all that there is room for.
+
+        A split ring is never full here where chains have several descriptors: those are not counted.
+        """
+        raise NotImplementedError
+
     def capture(self, state: QueueState) -> None:
         """Put the position into `state`."""
         raise NotImplementedError

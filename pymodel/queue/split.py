@@ -53,6 +53,11 @@ class SplitRing(Ring):
         """See `Ring`."""
         return self._used
 
+    @property
+    def full(self) -> bool:
+        """See `Ring`."""
+        return (self._last_avail - self._used) & 0xFFFF == self.size
+
     def capture(self, state: QueueState) -> None:
         """See `Ring`."""
         state.last_avail_idx = self._last_avail

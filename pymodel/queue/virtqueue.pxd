@@ -34,7 +34,6 @@ cdef class Virtqueue:
     cdef list _completed
     cdef object _line
     cdef list _further
-    cdef bint _given_back
     cdef long long _taken
     cdef bint _in_order
     cdef bint _refetchable

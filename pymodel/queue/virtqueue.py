@@ -57,6 +57,11 @@ class TakenBuffer(RingBuffer):
         """See `Buffer`."""
         return self._owner.take_next() if self.life == self._owner.life else None
 
+    @property
+    def ring_is_full(self) -> bool:
+        """See `Buffer`."""
+        return self.life == self._owner.life and self._owner.full
+
     def give_back(self) -> None:
         """See `Buffer`."""
         if self.written == _NOT_YET and self.life == self._owner.life:
@@ -112,7 +117,6 @@ class Virtqueue:
         self._line: deque[TakenBuffer] = deque()
         # Taken by the consumer itself, with `next`, in this round.
         self._further: list[TakenBuffer] = []
-        self._given_back = False
         self._taken = 0
 
     def negotiated(self, features: int) -> None:
@@ -120,6 +124,11 @@ class Virtqueue:
         self.ring = _ring(self.index, features)
         self._in_order = self.ring.in_order
         self._shown_notify_data = self.notify_data if features >> virtio.F_NOTIF_CONFIG_DATA & 1 else 0
+
+    @property
+    def full(self) -> bool:
+        """See `Buffer.ring_is_full`: what is completed will be the driver's to use again."""
+        return self.ring.full and not self._completed
 
     @property
     def notif_config_data(self) -> int:
@@ -209,7 +218,6 @@ class Virtqueue:
         """
         self.waiting = False
         self._memory = memory
-        self._given_back = False
         self.ring.suppress_kicks(memory)
         try:
             more = self._rounds(memory, consumer)
@@ -249,10 +257,11 @@ class Virtqueue:
                     self._further.clear()
             if self.life != life:
                 return False  # the consumer had the device reset
-            if self._given_back:
-                self._given_back = False
-                if not ring.ask_for_kicks(memory):
-                    return False
+            if buffer.written == _GIVEN_BACK and not ring.ask_for_kicks(memory):
+                # A consumer that still accepts wants more buffers than there are. One that does not needs no
+                # more than these when it does again, and the driver has no reason to kick.
+                self.waiting = not consumer.accepts(self.index)
+                return False
 
     def _take(self, memory: GuestMemory) -> TakenBuffer:
         """Take the buffer that `pending` said is there."""
@@ -287,7 +296,6 @@ class Virtqueue:
         self.requests -= 1
         self.bytes -= buffer.readable.length
         self.ring.untake(buffer.count)
-        self._given_back = True
 
     def completed(self, buffer: TakenBuffer) -> None:
         """See `Buffer.complete`. With IN_ORDER it waits for those that were taken before it."""

@@ -239,6 +239,10 @@ class Transport:
         """See `Notifier`."""
         self._scheduler.resume(queue)
 
+    def after(self, seconds: float, call: Callable[[], None]) -> None:
+        """See `Notifier`."""
+        self.bus.after(seconds, call)
+
     def service(self) -> None:
         """Work on the queues that were kicked, as far as the gate allows."""
         if self.running and self.bus.may_access:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -29,6 +29,10 @@ CONTROL_QUEUE_SIZE: Final = 64
 
 # Frames that one `service` takes from the port.
 RECEIVE_BATCH: Final = 128
+
+# Seconds that a frame waits for more buffers than the driver has made available. A driver that means to add
+# some does so at once; Linux adds none before it has received something.
+PATIENCE: Final = 0.1
 
 # Refused commands that are logged between two resets. A driver could fill a disk with them.
 REFUSALS_MAX: Final = 10
@@ -57,7 +61,7 @@ class NetDevice:
         self.queue_sizes = (QUEUE_SIZE,) * (2 * queues) + (CONTROL_QUEUE_SIZE,)
         self.features = net_offer.features(backend, queues)
         self._counters = NetCounters(len(self.queue_sizes))
-        self._receiver = Receiver(queues, self._counters, self._enabled)
+        self._receiver = Receiver(queues, self._counters, self._enabled, self._patience)
         self._transmitter = Transmitter(self._port, self._receiver, self._counters)
         self._announcer = Announcer(self._port, self._counters)
         self._cable = True
@@ -129,7 +133,10 @@ class NetDevice:
             return
         if _steering_of(settings) != _steering_of(before):
             self._steer()
-            self._wake()  # for what waits by another queue now
+            # For what waits by another queue now.
+            for pair in range(self._pairs):
+                self._resume(2 * pair)
+            self._wake()
         self._tell_port()
 
     def _enabled(self, queue: int) -> bool:
@@ -202,6 +209,20 @@ class NetDevice:
         assert self._notifier is not None
         self._notifier.wake()
 
+    def _resume(self, queue: int) -> None:
+        assert self._notifier is not None
+        self._notifier.resume(queue)
+
+    def _patience(self, pair: int, over: Callable[[], None]) -> None:
+        """Call `over` when a frame has waited long enough for more buffers; its queue then has a turn."""
+
+        def end() -> None:
+            over()
+            self._resume(2 * pair)
+
+        assert self._notifier is not None
+        self._notifier.after(PATIENCE, end)
+
     # -- queues ----------------------------------------------------------------------------------------
 
     def service(self) -> None:
@@ -215,8 +236,7 @@ class NetDevice:
         # After that, for asking the port for frames ends its wait for room.
         self._send_announcements()
         for queue in self._transmitter.unblock():
-            assert self._notifier is not None
-            self._notifier.resume(queue)
+            self._resume(queue)
 
     def _receive(self) -> None:
         for _ in range(RECEIVE_BATCH):

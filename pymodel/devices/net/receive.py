@@ -40,11 +40,26 @@ class _Held:
 
 
 class Receiver:
-    """Holds what came in until the driver has buffers for it. `enabled` tells whether a queue is enabled."""
+    """Holds what came in until the driver has buffers for it. `enabled` tells whether a queue is enabled.
 
-    def __init__(self, pairs: int, counters: NetCounters, enabled: Callable[[int], bool]) -> None:
+    A frame that needs more buffers than there are waits for some to be added: `patience` calls its second
+    argument when that has been long enough for a pair. Frames for which there are too few are then dropped at
+    once, until one over several buffers gets through.
+    """
+
+    def __init__(
+        self,
+        pairs: int,
+        counters: NetCounters,
+        enabled: Callable[[int], bool],
+        patience: Callable[[int, Callable[[], None]], None],
+    ) -> None:
         self._counters = counters
         self._enabled = enabled
+        self._patience = patience
+        # By pair: what its first frame's wait for more buffers is known by, and whether that was in vain.
+        self._waits: list[object | None] = [None] * pairs
+        self._in_vain = [False] * pairs
         self._held: list[deque[_Held]] = [deque() for _ in range(pairs)]
         self._bytes = [0] * pairs
         self._share = BYTES_MAX // pairs
@@ -71,6 +86,7 @@ class Receiver:
         for pair, held in enumerate(self._held):
             held.clear()
             self._bytes[pair] = 0
+            self._wait_anew(pair)
         for frame in waiting:
             self.hold(frame)
 
@@ -131,6 +147,7 @@ class Receiver:
             self._counters.drop("rx-dropped-reset", 2 * pair, len(held))
             self._bytes[pair] = 0
             held.clear()
+        self._wait_anew(pair)
 
     # -- frames out ------------------------------------------------------------------------------------
 
@@ -144,12 +161,18 @@ class Receiver:
                 self._put(entry, [buffer], total)
                 break
             if self._merge and buffer.writable.length >= self.header_size:
-                buffers = self._gather(buffer, total)
-                if not buffers:
-                    # The frame waits for the driver to add buffers.
+                buffers, enough = self._gather(buffer, total)
+                if enough:
+                    self._put(entry, buffers, total)
+                    self._wait_anew(pair)
+                    break
+                may_come = not buffer.ring_is_full
+                for taken in reversed(buffers[1:]):
+                    taken.give_back()
+                if may_come and not self._in_vain[pair]:
+                    buffer.give_back()
+                    self._wait(pair)
                     return
-                self._put(entry, buffers, total)
-                break
             self._counters.drop("rx-dropped-buffer-too-small", 2 * pair)
             self._done(pair)
         else:
@@ -160,29 +183,40 @@ class Receiver:
 
     def _done(self, pair: int) -> None:
         self._bytes[pair] -= len(self._held[pair].popleft().frame)
+        self._waits[pair] = None
+
+    def _wait_anew(self, pair: int) -> None:
+        """The next frame that needs more buffers than there are waits for them."""
+        self._waits[pair] = None
+        self._in_vain[pair] = False
+
+    def _wait(self, pair: int) -> None:
+        """The first frame waits from now on, unless it does already."""
+        if self._waits[pair] is not None:
+            return
+        wait = self._waits[pair] = object()
+
+        def over() -> None:
+            if self._waits[pair] is wait:
+                self._waits[pair] = None
+                self._in_vain[pair] = True
+
+        self._patience(pair, over)
 
     @staticmethod
-    def _gather(first: Buffer, total: int) -> list[Buffer]:
-        """Buffers with room for `total` bytes; none if there are not enough, all then given back."""
+    def _gather(first: Buffer, total: int) -> tuple[list[Buffer], bool]:
+        """Take buffers after `first` until `total` bytes fit or none is left: all of them, and whether."""
         buffers = [first]
         room = first.writable.length
         try:
-            while room < total:
-                more = first.next()
-                if more is None:
-                    room = -1
-                    break
+            while room < total and (more := first.next()) is not None:
                 buffers.append(more)
                 room += more.writable.length
         except MemoryFault:
             for taken in reversed(buffers[1:]):
                 taken.give_back()
             raise
-        if room >= total:
-            return buffers
-        for taken in reversed(buffers):
-            taken.give_back()
-        return []
+        return buffers, room >= total
 
     def _put(self, entry: _Held, buffers: list[Buffer], total: int) -> None:
         """Write header and frame over `buffers`, and complete them."""

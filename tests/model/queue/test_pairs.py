@@ -261,6 +261,56 @@ def test_a_consumer_that_gives_back_at_once_is_not_asked_for_ever(
         assert (pair.device.outstanding, pair.device.requests, pair.device.bytes) == (0, 0, 0)
 
 
+class Picky(Consumer):
+    """Has `wanted` uses for buffers, and looks at one more each time; `useless`: it is mistaken, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted = 0
+        self.useless = False
+
+    def accepts(self, queue: int) -> bool:
+        return self.useless or self.wanted > 0
+
+    def take(self, buffer: Buffer) -> None:
+        if self.useless:
+            self.useless = False
+            buffer.give_back()
+            return
+        more = buffer.next()
+        if more is not None:
+            more.give_back()
+        self.wanted -= 1
+        buffer.complete(0)
+
+
+@FORMATS
+@EVENTS
+@pytest.mark.parametrize("order", [(), (IN_ORDER,)], ids=["any-order", "in-order"])
+def test_a_consumer_that_wants_no_more_has_what_is_there_later(
+    packed: tuple[int, ...], events: tuple[int, ...], order: tuple[int, ...]
+) -> None:
+    """It takes a buffer, finds that it needs none and gives it back: the queue waits for it, not for a kick.
+
+    What it gives back of others, while it used the first, ends no turn.
+    """
+    picky = Picky()
+    with Pair(8, (*packed, *events, *order), consumer=picky) as pair:
+        heads = [pair.add(0, 1) for _ in range(8)]
+        picky.useless = True
+        looks(pair)
+        assert pair.device.waiting
+        for count in (1, 4, 3):
+            picky.wanted = count
+            looks(pair)
+            assert picky.wanted == 0
+            assert [done.head for done in pair.collect()] == heads[:count]
+            del heads[:count]
+            picky.useless = True
+            looks(pair)
+            assert pair.device.waiting == bool(heads)
+
+
 @FORMATS
 @EVENTS
 def test_what_the_driver_adds_meanwhile_is_seen(packed: tuple[int, ...], events: tuple[int, ...]) -> None:

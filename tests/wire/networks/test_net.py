@@ -17,10 +17,11 @@ from vfu_client.drivers.net import FEATURES, NetDriver
 from vfu_client.owner.owner import OwnerDriver
 from vfu_client.vfio.connection import Connection
 from vfu_client.vfio.memory import GuestMemory
-from vfu_client.virtio.function import VirtioPci
+from vfu_client.virtio.function import KNOWN_FEATURES, VirtioPci
 
 SERVER = ("--device", "net", "--vfs", "3", "--queues", "4", "--mac", "02:00:00:00:00:00")
 # The PF's address is given, and the VFs' count on from it.
+MRG_RXBUF = 15
 ONE, TWO, THREE, NOBODY = mac(1), mac(2), mac(3), mac(99)
 GROUP = b"\x01\0\x5e\0\0\x07"
 GUEST_ANNOUNCE, RSS, HASH_REPORT, CTRL_VQ, CTRL_RX = 21, 60, 57, 17, 18
@@ -225,6 +226,45 @@ def test_dry_ring_stalls_nobody(server: ServerProcess) -> None:
         assert received(two, 256) == [ethernet(TWO, ONE, number.to_bytes(4)) for number in range(256)]
         one.send(ethernet(TWO, ONE, b"after"))
         assert received(two) == [ethernet(TWO, ONE, b"after")]
+
+
+@pytest.mark.parametrize(
+    "ring", [{34, 35}, {34}, {35}, set()], ids=["split", "split-order", "packed", "packed-order"]
+)
+@pytest.mark.parametrize(
+    ("features", "size", "buffers", "length"),
+    [(FEATURES - {MRG_RXBUF}, 256, 1526, 1515), (FEATURES, 4, 2048, 9014)],
+    ids=["too long for a buffer", "too long for the ring"],
+)
+def test_frames_that_do_not_fit(
+    server: ServerProcess, ring: set[int], features: frozenset[int], size: int, buffers: int, length: int
+) -> None:
+    """Dropped and counted. The next ones arrive; the driver has nothing to add, so it does not kick."""
+    options = {
+        "features": features,
+        "queue_size": size,
+        "buffer_size": buffers,
+        "ring_features": KNOWN_FEATURES - ring,
+    }
+    with drivers(server, {}, options) as (one, two):
+        before = counters(server, "vf2")["rx-dropped-buffer-too-small"]
+        dropped = 0
+        for burst in (1, 2, 2, 300):
+            for _ in range(burst):
+                one.send(ethernet(TWO, ONE, bytes(length - 14)))
+            one.send(ethernet(TWO, ONE, b"small"))
+            assert received(two) == [ethernet(TWO, ONE, b"small")]
+            dropped += burst
+            assert counters(server, "vf2")["rx-dropped-buffer-too-small"] - before == dropped
+
+
+def test_a_frame_for_which_nothing_is_added(server: ServerProcess) -> None:
+    """The driver has room in its ring and adds no buffers: after a moment those behind the frame arrive."""
+    with drivers(server, {}, {"queue_size": 16, "buffer_size": 2048, "fill": False}) as (one, two):
+        two.refill(count=3)
+        one.send(ethernet(TWO, ONE, bytes(9000)))
+        one.send(ethernet(TWO, ONE, b"small"))
+        assert received(two) == [ethernet(TWO, ONE, b"small")]
 
 
 def test_driver_that_breaks_its_ring(server: ServerProcess) -> None:

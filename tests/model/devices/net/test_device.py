@@ -226,9 +226,10 @@ def test_mergeable_buffers() -> None:
 
 
 @pytest.mark.parametrize("without", [frozenset(), frozenset({29})], ids=["event_idx", "flags"])
-def test_mergeable_frame_waits_for_buffers(without: frozenset[int]) -> None:
+def test_mergeable_frame_waits_for_buffers(without: frozenset[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Too few buffers: none is used, and the frame comes when the driver adds to them. Never in pieces."""
     with NetRig(buffer_size=512, queue_size=16, fill=False, ring_features=KNOWN_FEATURES - without) as rig:
+        monkeypatch.setattr(rig.world.hosts["vf1"], "after", lambda *_: None)
         frame = ethernet(bytes(2000))
         for count in (2, 1):
             rig.driver.refill(count=count)
