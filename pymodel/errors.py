@@ -9,7 +9,8 @@
         ├── InvalidField     EINVAL, Q_INVALID_FIELD: bad content
         ├── InvalidGroup     EINVAL, Q_INVALID_GROUP
         ├── InvalidMember    EINVAL, Q_INVALID_MEMBER
-        └── NoSuchCapability ENXIO: a capability that the device does not have
+        ├── NoSuchCapability ENXIO: a capability that the device does not have
+        └── NoMemory         ENOMEM, Q_NORESOURCE: nothing has changed, it can be tried again
 
 Any other exception that reaches the edge is a bug of ours.
 """
@@ -72,3 +73,10 @@ class NoSuchCapability(CommandError):
     """A capability id that CAP_ID_LIST_QUERY does not name (P-DEV-28)."""
 
     status = admin.STATUS_ENXIO
+
+
+class NoMemory(CommandError):
+    """The server has no memory for a command (P-DEV-06)."""
+
+    status = admin.STATUS_ENOMEM
+    qualifier = admin.Q_NORESOURCE

@@ -17,7 +17,7 @@ from pymodel.admin.context_commands import context_commands
 from pymodel.admin.dispatch import Call, Dispatcher, GroupCommand, MemberCommand, Owner, Reply, Table
 from pymodel.admin.lists import LONGEST_LIST, Lists
 from pymodel.admin.rules import Rules, Sent
-from pymodel.errors import CommandError, MemoryFault
+from pymodel.errors import CommandError, MemoryFault, NoMemory
 from pymodel.memory import Buffer
 from pymodel.migration.member import Member
 from pymodel.spec import admin as spec
@@ -26,13 +26,14 @@ from pymodel.spec import admin as spec
 _COMMAND = struct.Struct("<HH12xQ")
 _RESULT = struct.Struct("<HH4x")
 
-_STATUS_NAMES = {spec.STATUS_EINVAL: "EINVAL", spec.STATUS_ENXIO: "ENXIO"}
+_STATUS_NAMES = {spec.STATUS_EINVAL: "EINVAL", spec.STATUS_ENXIO: "ENXIO", spec.STATUS_ENOMEM: "ENOMEM"}
 _QUALIFIER_NAMES = {
     spec.Q_INVALID_COMMAND: "Q_INVALID_COMMAND",
     spec.Q_INVALID_OPCODE: "Q_INVALID_OPCODE",
     spec.Q_INVALID_FIELD: "Q_INVALID_FIELD",
     spec.Q_INVALID_GROUP: "Q_INVALID_GROUP",
     spec.Q_INVALID_MEMBER: "Q_INVALID_MEMBER",
+    spec.Q_NORESOURCE: "Q_NORESOURCE",
 }
 
 
@@ -182,7 +183,8 @@ class AdminQueue:
             if reply is None:
                 self._log.debug("%s %s: waits", name, subject)
                 return
-        except CommandError as error:
+        except (CommandError, MemoryError) as raised:
+            error = raised if isinstance(raised, CommandError) else NoMemory("no memory for it")
             self._log.debug(
                 "%s %s: %s, %s (%s)",
                 name,

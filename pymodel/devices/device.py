@@ -134,6 +134,10 @@ class Device(Consumer, Protocol):
         """Raise `InvalidField`, with the reason, for values that do not fit this device."""
         ...
 
+    def reserve(self, fields: list[DeviceField]) -> None:
+        """Hold the memory that `restore` will take. Raises MemoryError, nothing changed."""
+        ...
+
     def restore(self, config: bytes, fields: list[DeviceField]) -> None:
         """Take over what `check` accepted. The fields' buffers become the device's own.
 

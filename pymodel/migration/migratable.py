@@ -23,7 +23,7 @@ class Migratable(Protocol):
         ...
 
     def restore(self, state: FunctionState) -> None:
-        """Take over a state that `check` found good. Cannot fail.
+        """Take over a state that `check` found good. Raises MemoryError, nothing changed.
 
         `state.device` holds only the fields that were written, in order; content that it does not
         mention stays as it is.

@@ -82,8 +82,9 @@ class Writing:
         """Take the bytes of `source` from `start` on as context, all or nothing. None: call again.
 
         Contexts that end in it are committed together, once everything has validated (A-08, A-11). Returns
-        whether any did. Raises `InvalidField` for bad content, `MemoryFault`; what was staged before stays as
-        it was. A `discard` between two calls drops what was staged, and the command begins again.
+        whether any did. Raises `InvalidField` for bad content, `MemoryFault`, MemoryError; what was staged
+        before stays as it was. A `discard` between two calls drops what was staged, and the command begins
+        again.
         """
         length = max(source.length - start, 0)
         taking = self._taking
@@ -98,16 +99,20 @@ class Writing:
             taking.at += taking.parser.feed(
                 views, lambda fields: self._ended(fields, taking.commits), SLICE_FIELDS
             )
-        except GuestError:
+        except (GuestError, MemoryError):
             self.abandon()
             raise
         if taking.at < length:
             return None
-        self._taking = None
         if taking.commits:
             commit = taking.commits[0]
             commit.state.device = commit.fields.device()
-            self._function.restore(commit.state)
+            try:
+                self._function.restore(commit.state)
+            except MemoryError:
+                self.abandon()
+                raise
+        self._taking = None
         self._partial = taking.parser if taking.parser.partial else None
         return bool(taking.commits)
 

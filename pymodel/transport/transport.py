@@ -257,6 +257,8 @@ class Transport:
                     self.broken(str(fault))
             except BrokenQueue as error:
                 self.broken(str(error))
+            except MemoryError:
+                self.broken("the server has no memory for what is in a queue")
         if self.config_owed or any(queue.owed for queue in self.queues.values()):
             self.bus.interrupts_owed()
 
@@ -335,7 +337,9 @@ class Transport:
         """Take over a state that `check` accepted. Nothing is done about it until the gate opens.
 
         What happened in Freeze stays held: it is this function's own, and joins the written context.
+        Raises MemoryError, nothing changed.
         """
+        self.device.reserve(state.device)
         before = self.status
         self._clear()
         self.status = state.device_status

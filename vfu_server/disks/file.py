@@ -114,9 +114,16 @@ class FileDisk:
             return True
         with self._guard:
             if self._state is _State.CLOSED:
-                self._state = _State.OPENING
                 self._cancel.clear()
-                self._pool.submit(self._take_up)
+                try:
+                    self._pool.submit(self._take_up)
+                except OSError as error:
+                    # As a file that can't be opened: every request fails until the next driver.
+                    self._log.error("%s: %s", self._path, error)
+                    self._broken = error
+                    self._state = _State.OPEN
+                    return True
+                self._state = _State.OPENING
         return False
 
     def attempt(self, job: Job, views: list[Bytes]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import errno
 import logging
 import threading
 from collections.abc import Callable
@@ -15,7 +16,8 @@ IDLE_SECONDS: Final = 10.0
 class Pool:
     """Calls what it is given, in order of arrival, on up to WORKERS threads that come and go with the work.
 
-    They are daemons: a disk that hangs for good can't keep the process from ending.
+    The last one stays, so that no call is ever left without one. They are daemons: a disk that hangs for good
+    can't keep the process from ending.
     """
 
     def __init__(self, name: str) -> None:
@@ -29,17 +31,17 @@ class Pool:
     def submit(self, call: Callable[[], None]) -> None:
         """Have `call` called soon. It must not raise.
 
-        Raises RuntimeError where no thread is there and none can be had; the call is then forgotten.
+        Raises OSError where no thread was there yet and none can be had; the call is then forgotten.
         """
         with self._there:
             self._calls.append(call)
             if len(self._calls) > self._idle and self._workers < WORKERS:
                 try:
                     threading.Thread(target=self._work, name=f"disk {self._name}", daemon=True).start()
-                except RuntimeError:
+                except (RuntimeError, MemoryError):
                     if not self._workers:
                         self._calls.pop()
-                        raise
+                        raise OSError(errno.EAGAIN, "no thread can be had") from None
                     self._log.warning("disk %s: no more than %d threads", self._name, self._workers)
                 else:
                     self._workers += 1
@@ -50,7 +52,8 @@ class Pool:
         while True:
             with self._there:
                 self._idle += 1
-                found = self._there.wait_for(lambda: self._calls, IDLE_SECONDS)
+                last = self._workers == 1
+                found = self._there.wait_for(lambda: self._calls, None if last else IDLE_SECONDS)
                 self._idle -= 1
                 if not found:
                     self._workers -= 1

@@ -69,7 +69,10 @@ class FramePort(ABC):
         if not LEAST <= length <= FRAME_MAX:
             self._dropped_sending += 1
             return True
-        taken = self._write(frame)
+        try:
+            taken = self._write(frame)
+        except MemoryError:
+            taken = False
         if taken is None:
             # Stays so if another queue's frame is taken now: this one's must be asked for again all the same.
             self._refused = True
@@ -89,7 +92,11 @@ class FramePort(ABC):
         if wanted is None:
             return None
         for _ in range(UNWANTED_MAX):
-            frame = self._read()
+            try:
+                frame = self._read()
+            except MemoryError:
+                self._dropped_receiving += 1
+                continue
             if frame is None:
                 self._quiet = False
                 return None

@@ -43,6 +43,11 @@ class Inbox:
         if asked:
             self.wake()
 
+    def lose(self, count: int) -> None:
+        """Count frames that could not even be put. Any thread may call it."""
+        with self._lock:
+            self.lost += count
+
     def take(self) -> Bytes | None:
         """The first frame; None if there is none, then `wake` is called when there is one again."""
         with self._lock:

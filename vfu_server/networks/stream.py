@@ -124,9 +124,9 @@ class StreamPort(FramePort):
         begin, end = self._start + _LENGTH.size, self._start + _LENGTH.size + length
         if end > self._end:
             return None
+        self._start = end  # also of a frame that there is no memory for
         frame = np.zeros(HEADER + length, np.uint8)
         frame[HEADER:] = self._buffer[begin:end]
-        self._start = end
         return frame
 
     def _fill(self, peer: socket.socket) -> bool:

@@ -53,7 +53,12 @@ class Member:
         """Put a frame, as it takes it, into its inbox. Any thread may call it."""
         wanted = self.filter
         if wanted is not None and wanted.accepts(frame.frame[HEADER:]):
-            self.inbox.put(frame.carried(self.features))
+            try:
+                frames = frame.carried(self.features)
+            except MemoryError:
+                self.inbox.lose(1)
+                return
+            self.inbox.put(frames)
 
 
 class Switch:

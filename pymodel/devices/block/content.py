@@ -6,6 +6,7 @@ Fields BLK_EXTENT and BLK_CHANGE (docs/wire.md). A file is taken to be shared be
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -44,10 +45,26 @@ def check(disk: RamDisk, fields: list[DeviceField]) -> None:
         disk.check(_offset(field), field.length - _OFFSET.size)
 
 
+def reserve(disk: RamDisk, fields: list[DeviceField]) -> None:
+    """Hold what `restore` takes. Raises MemoryError."""
+    disk.reserve(((offset, len(data)) for offset, data in _ranges(fields)), cleared=_is_whole(fields))
+
+
 def restore(disk: RamDisk, fields: list[DeviceField]) -> None:
     """Apply extents and changes in order; any extent stands for a whole disk."""
-    if any(field.type == context.BLK_EXTENT for field in fields):
+    if _is_whole(fields):
         disk.clear()
+    for offset, data in _ranges(fields):
+        disk.adopt(offset, data)
+    disk.reserve((), cleared=False)
+
+
+def _is_whole(fields: list[DeviceField]) -> bool:
+    return any(field.type == context.BLK_EXTENT for field in fields)
+
+
+def _ranges(fields: list[DeviceField]) -> Iterator[tuple[int, Bytes]]:
+    """What the fields hold, as (offset, bytes) in order."""
     for field in fields:
         offset = _offset(field)
         skip = _OFFSET.size
@@ -55,7 +72,7 @@ def restore(disk: RamDisk, fields: list[DeviceField]) -> None:
             data = part[skip:]
             skip = max(0, skip - len(part))
             if len(data):
-                disk.adopt(offset, data)
+                yield offset, data
             offset += len(data)
 
 

@@ -7,6 +7,7 @@ ever touches guest memory behind the driver's back, and requests end in any orde
 
 from __future__ import annotations
 
+import errno
 import logging
 import struct
 from collections import Counter, deque
@@ -208,8 +209,9 @@ class BlockDevice:
             if done:
                 request.go_on(job)
             elif self._may_start():
-                self._start(request, job, views)
-                return
+                if self._start(request, job, views):
+                    return
+                break
             else:
                 self._pending.append(request)
                 return
@@ -221,9 +223,14 @@ class BlockDevice:
     def _may_start(self) -> bool:
         return self._started_bytes < STARTED_BYTES and self._disk.ready()
 
-    def _start(self, request: Request, job: Job, views: list[Bytes]) -> None:
+    def _start(self, request: Request, job: Job, views: list[Bytes]) -> bool:
+        """Have the disk begin a job. False: there is no memory for it, and the request has failed."""
         if job.kind in (Kind.READ, Kind.WRITE):
-            job.data = private(job.length)
+            try:
+                job.data = private(job.length)
+            except MemoryError:
+                self._fail(request, OSError(errno.ENOMEM, "no memory for its data"))
+                return False
             self._started_bytes += job.length
         if job.kind is Kind.WRITE and job.data is not None:
             at = 0
@@ -232,6 +239,7 @@ class BlockDevice:
                 at += len(view)
         self._started[job] = request
         self._disk.start(job)
+        return True
 
     def _fail(self, request: Request, error: OSError) -> None:
         self._log.error("request type %d: %s", request.kind, error)
@@ -322,6 +330,11 @@ class BlockDevice:
             block_content.check(self._disk, fields)
         elif fields:
             raise InvalidField("disk content, but the disk here is a file")
+
+    def reserve(self, fields: list[DeviceField]) -> None:
+        """The chunks of a disk in memory."""
+        if isinstance(self._disk, RamDisk):
+            block_content.reserve(self._disk, fields)
 
     def restore(self, config: bytes, fields: list[DeviceField]) -> None:
         """Take over the cache mode and the content."""

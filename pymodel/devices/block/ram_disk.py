@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import errno
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -17,6 +18,8 @@ class RamDisk:
     `snapshot` hands out the chunks themselves; a chunk that was handed out is copied before it is
     written again, so that a snapshot costs nothing until then. Each block remembers in which epoch it was
     last written, so that `changes` can tell what is new since a `mark`.
+
+    Raises MemoryError where there is none for its tables.
     """
 
     CHUNK = 4 << 20
@@ -32,6 +35,8 @@ class RamDisk:
         self.size = size
         self._chunks: list[Bytes | None] = [None] * -(-size // self.CHUNK)
         self._shared: set[int] = set()
+        # Zeroed chunks that were reserved, by number.
+        self._spare: dict[int, Bytes] = {}
         self._epoch = 0
         self._written_in = np.zeros(-(-size // self.BLOCK), np.uint32)
 
@@ -43,16 +48,20 @@ class RamDisk:
         return True
 
     def attempt(self, job: Job, views: list[Bytes]) -> bool:
-        """See `Disk`."""
-        match job.kind:
-            case Kind.READ:
-                self.read(job.offset, views)
-            case Kind.WRITE:
-                self.write(job.offset, views)
-            case Kind.ZERO | Kind.DISCARD:
-                self.zero(job.offset, job.length)
-            case Kind.FLUSH:
-                self.flush()
+        """See `Disk`. ENOMEM where no memory is left for a chunk."""
+        try:
+            match job.kind:
+                case Kind.READ:
+                    self.read(job.offset, views)
+                case Kind.WRITE:
+                    self.write(job.offset, views)
+                case Kind.ZERO | Kind.DISCARD:
+                    self.zero(job.offset, job.length)
+                case Kind.FLUSH:
+                    self.flush()
+        except MemoryError:
+            self._touch(job.offset, job.length)  # some of it may have been done
+            raise OSError(errno.ENOMEM, "no memory for a chunk of the disk") from None
         return True
 
     def start(self, job: Job) -> None:
@@ -87,12 +96,21 @@ class RamDisk:
         """The chunk for writing: made if missing, copied if a snapshot holds it."""
         chunk = self._chunks[number]
         if chunk is None:
-            chunk = np.zeros(min(self.CHUNK, self.size - number * self.CHUNK), np.uint8)
+            chunk = self._fresh(number)
         elif number in self._shared:
-            chunk = chunk.copy()
+            held, chunk = chunk, self._fresh(number)
+            chunk[:] = held
         self._shared.discard(number)
         self._chunks[number] = chunk
         return chunk
+
+    def _fresh(self, number: int) -> Bytes:
+        """Memory for a chunk. Raises MemoryError."""
+        spare = self._spare.pop(number, None)
+        return np.zeros(self._length(number), np.uint8) if spare is None else spare
+
+    def _length(self, number: int) -> int:
+        return min(self.CHUNK, self.size - number * self.CHUNK)
 
     def read(self, offset: int, views: Sequence[Bytes]) -> None:
         """Fill `views` from `offset` on."""
@@ -206,10 +224,31 @@ class RamDisk:
         self._shared.clear()
         self._written_in[:] = 0
 
+    def reserve(self, ranges: Iterable[tuple[int, int]], *, cleared: bool) -> None:
+        """Hold what `adopt` takes for these ranges of (offset, length), if `cleared` after a `clear`.
+
+        Raises MemoryError, nothing held. What an earlier call held is freed.
+        """
+        self._spare = {}
+        self._spare = {
+            number: np.zeros(self._length(number), np.uint8)
+            for number in {
+                number
+                for offset, length in ranges
+                if not self._is_chunk(offset, length)
+                for number, _, _ in self._spans(offset, length)
+            }
+            if cleared or self._chunks[number] is None or number in self._shared
+        }
+
+    def _is_chunk(self, offset: int, length: int) -> bool:
+        number, start = divmod(offset, self.CHUNK)
+        return not start and length == self._length(number)
+
     def adopt(self, offset: int, data: Bytes) -> None:
         """Store `data`, which the caller gives away: whole chunks are taken over, not copied."""
-        number, start = divmod(offset, self.CHUNK)
-        if not start and len(data) == min(self.CHUNK, self.size - offset):
+        if self._is_chunk(offset, len(data)):
+            number = offset // self.CHUNK
             self._chunks[number] = data
             self._shared.discard(number)
             self._touch(offset, len(data))

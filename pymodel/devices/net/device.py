@@ -334,6 +334,9 @@ class NetDevice:
         net_offer.check_configuration(config, self._config())
         net_context.decode(fields, self._settings, self._pairs)
 
+    def reserve(self, fields: list[DeviceField]) -> None:
+        """Nothing large."""
+
     def restore(self, config: bytes, fields: list[DeviceField]) -> None:
         """See `Device`. The port is told, and the network, when the driver goes on."""
         mac, status = net_offer.variable(config)

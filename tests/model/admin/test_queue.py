@@ -16,6 +16,7 @@ from tests.model.fakes import (
     INVALID_MEMBER,
     OK,
     Driver,
+    FakeFunction,
     FakeMemory,
     context,
     isr,
@@ -359,3 +360,24 @@ def test_log_lines(caplog: pytest.LogCaptureFixture) -> None:
     assert tuple(line for line in caplog.messages if "WRITE" in line) == (
         "DEV_CTX_WRITE vf1: EINVAL, Q_INVALID_COMMAND (CTX_WRITE in mode stop)",
     )
+
+
+@pytest.mark.spec("P-DEV-06")
+def test_no_memory_for_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOMEM (12), Q_NORESOURCE (6), and nothing has changed: the same command succeeds later."""
+    driver = Driver().open()
+    assert driver.mode(2) == OK
+    function = driver.owner.functions[1]
+    before, stream = function.all(), context(isr(0))
+
+    def none(*_: object) -> None:
+        raise MemoryError
+
+    for method in ("restore", "check"):
+        with monkeypatch.context() as short:
+            short.setattr(FakeFunction, method, none)
+            assert driver.adm(4, data=stream).status == (12, 6)
+        assert function.all() == before
+        assert not driver.owner.members[1].partial
+    assert driver.adm(4, data=stream).status == OK
+    assert function.all() != before

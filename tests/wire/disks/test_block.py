@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import random
+import resource
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -281,3 +282,29 @@ def test_a_disk_goes_from_server_to_server(serve: Callable[..., ServerProcess], 
 def test_bad_disks(option: str, complaint: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=complaint):
         disk_option(option)
+
+
+def test_no_memory_for_a_chunk_fails_the_request_and_no_more(serve: Callable[..., ServerProcess]) -> None:
+    """As in a container that is full: an IOERR for each that needs memory, until there is some again."""
+    server = serve("--vfs", "1", "--disk", "ram:1G")
+    pid, chunk = server.process.pid, 8192
+    with BlockDriver.open(server.socket("vf1")) as disk, BlockDriver.open(server.socket("pf")) as other:
+        disk.write(0, b"\x11" * 512)
+        before = resource.prlimit(pid, resource.RLIMIT_AS)
+        taken = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(pid, resource.RLIMIT_AS, (taken + (40 << 20), before[1]))
+        with io_error():
+            for number in range(1, 256):
+                disk.write(number * chunk, b"\x22" * 512)
+        last = number
+        assert last > 1
+        with io_error():
+            disk.write(last * chunk, b"\x33" * 512)
+        # What there is can be read and written, a neighbour too.
+        assert disk.read(0).tobytes() == b"\x11" * 512
+        disk.write(1, b"\x44" * 512)
+        assert other.read(0).tobytes() == bytes(512)
+        assert disk.read(last * chunk).tobytes() == bytes(512)
+        resource.prlimit(pid, resource.RLIMIT_AS, before)
+        disk.write(last * chunk, b"\x55" * 512)
+        assert disk.read(last * chunk).tobytes() == b"\x55" * 512

@@ -520,7 +520,7 @@ def test_a_pool_that_gets_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         done.release()
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(OSError, match="no thread can be had"):
         pool.submit(done.release)
     monkeypatch.setattr(threading.Thread, "start", real)
     pool.submit(call)

@@ -445,3 +445,19 @@ def test_quiesce_is_refused_where_data_can_not_be_kept() -> None:
     with pytest.raises(InvalidCommand, match="full"):
         device(Full(4096)).quiesce()
     assert device(RamDisk(4096)).quiesce()
+
+
+def test_no_memory_for_the_data_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = SlowDisk(1 << 20)
+    block = device(disk)
+
+    def none(length: int) -> Bytes:
+        raise MemoryError
+
+    monkeypatch.setattr("pymodel.devices.block.device.private", none)
+    assert answer(block, OUT, data=bytes(512)) == (IOERR, 1)
+    assert answer(block, IN, room=512) == (IOERR, 0)
+    assert not disk.jobs
+    # What needs none goes on.
+    assert ask(block, FLUSH).status == OPEN
+    assert len(disk.jobs) == 1

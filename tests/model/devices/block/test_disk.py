@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from pymodel.devices.block.content import capture
+from pymodel.devices.block.disk import Job, Kind
 from pymodel.devices.block.ram_disk import RamDisk
 from pymodel.errors import InvalidField
 from pymodel.memory import Bytes
 
 MIB = 1 << 20
+CHUNK = 4 << 20
 
 
 def pattern(length: int, value: int) -> Bytes:
@@ -136,3 +141,42 @@ def test_the_whole_is_sent_where_it_is_smaller() -> None:
 def memory_of(disk: RamDisk, offset: int) -> object:
     """The chunk itself: the array that a snapshot shows, looked at without taking one."""
     return disk._chunks[offset // RamDisk.CHUNK]
+
+
+@pytest.fixture
+def short_of_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Called, there is no memory for a chunk any more."""
+
+    def none(*_: object) -> Bytes:
+        raise MemoryError
+
+    return lambda: monkeypatch.setattr(np, "zeros", none)
+
+
+def test_no_memory_for_a_chunk_is_an_error_of_the_job(short_of_memory: Callable[[], None]) -> None:
+    disk = RamDisk(3 * CHUNK)
+    disk.write(0, [pattern(512, 1)])
+    mark = disk.mark()
+    short_of_memory()
+    for offset in (CHUNK, CHUNK - 512):
+        with pytest.raises(OSError, match="no memory") as caught:
+            disk.attempt(Job(Kind.WRITE, offset, 1024), [pattern(1024, 2)])
+        assert caught.value.errno == errno.ENOMEM
+    assert not content(disk, CHUNK, 1024).any()
+    assert content(disk, 0, 512).all()
+    # What was done of it before is a change like any other.
+    changed = {offset for offset, _ in disk.changes(mark)}
+    assert CHUNK - 4096 in changed
+
+
+def test_what_was_reserved_is_there_for_an_extent(short_of_memory: Callable[[], None]) -> None:
+    disk = RamDisk(3 * CHUNK)
+    disk.write(0, [pattern(512, 1)])
+    disk.snapshot()
+    disk.reserve([(512, 512), (CHUNK, CHUNK), (3 * CHUNK - 512, 512)], cleared=False)
+    short_of_memory()
+    for offset in (512, 3 * CHUNK - 512):
+        disk.adopt(offset, pattern(512, 3))
+    disk.adopt(CHUNK, pattern(CHUNK, 4))
+    assert content(disk, 0, 1024).tolist() == [1] * 512 + [3] * 512
+    assert content(disk, 3 * CHUNK - 512, 512).tolist() == [3] * 512
