@@ -44,11 +44,14 @@ class Image:
     def __init__(self, path: Path, *, read_only: bool, direct: bool) -> None:
         self._path = path
         self._direct = direct
+        self._read_only = read_only
         self.fd = _open(path, os.O_RDONLY if read_only else os.O_RDWR, direct=direct)
         try:
             # Not the size of fstat: that of a block device is 0.
             self.size = os.lseek(self.fd, 0, os.SEEK_END)
-            self._reads_now = self._writes_now = not direct
+            # What it must have, and what it never had less than: only that is not lost.
+            self._least = self._kept = self.size
+            self._reads_now = self._writes_now = not direct and _tells_waiting(self.fd)
             self._may_zero_range = True
             # Writes that have ended, and how many of them are known to be durable.
             self._written = 0
@@ -81,10 +84,20 @@ class Image:
         return Shape(block, max(min(physical, _PHYSICAL_MAX), block), optimal, frees)
 
     def check_size(self, size: int) -> None:
-        """Raise OSError for an image of less than `size` bytes: a write past its end would fill in zeroes."""
-        found = os.lseek(self.fd, 0, os.SEEK_END)
-        if found < size:
-            raise OSError(errno.EIO, f"the disk image is shorter than it was: {found} bytes, not {size}")
+        """Raise OSError for an image of less than `size` bytes, which it must have from now on."""
+        self._least = size
+        self._check_whole()
+
+    def _check_whole(self) -> None:
+        """Raise OSError for an image that became shorter, and from then on until it is opened anew.
+
+        A write past its end would succeed and fill in zeroes, for what was lost too.
+        """
+        self._kept = min(self._kept, os.lseek(self.fd, 0, os.SEEK_END))
+        if self._kept < self._least:
+            raise OSError(
+                errno.EIO, f"the disk image is shorter than it was: {self._kept} bytes, not {self._least}"
+            )
 
     def _ask(self, request: int) -> int:
         answer = fcntl.ioctl(self.fd, request, bytes(4))
@@ -120,6 +133,8 @@ class Image:
 
         A write is tried too: XFS and Btrfs can tell, ext4 never does it.
         """
+        if self._kept < self._least:
+            return False
         if job.kind is Kind.READ and self._reads_now:
             call: Callable[..., int] = os.preadv
         elif job.kind is Kind.WRITE and self._writes_now and not job.durable:
@@ -127,6 +142,8 @@ class Image:
         else:
             return False
         try:
+            if job.kind is Kind.WRITE:
+                self._check_whole()
             count = call(self.fd, views[:IOV_MAX], job.offset, os.RWF_NOWAIT)
         except OSError as error:
             if error.errno in _UNSUPPORTED:
@@ -145,9 +162,13 @@ class Image:
 
     def perform(self, job: Job) -> None:
         """Do a job with memory of its own. Raises OSError, the range then holding anything."""
+        if job.kind is not Kind.READ or job.offset + job.length > self._kept:
+            self._check_whole()
         match job.kind:
             case Kind.READ if job.data is not None:
-                _transfer(os.preadv, self.fd, job.offset, job.data)
+                if not _transfer(os.preadv, self.fd, job.offset, job.data):
+                    self._check_whole()
+                    raise OSError(errno.EIO, "the disk image ends early")
                 return
             case Kind.FLUSH:
                 self.flush()
@@ -173,6 +194,8 @@ class Image:
         """
         # One at a time: the other would be told of no error that the first one was told of.
         with self._flushing:
+            if not self._read_only:
+                self._check_whole()
             if self._lost is not None:
                 raise OSError(self._lost.errno, f"data was lost before: {self._lost.strerror}")
             written = self._written
@@ -236,11 +259,21 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
             raise OSError(number, os.strerror(number))
 
 
-def _transfer(call: Callable[..., int], fd: int, offset: int, data: Bytes | memoryview) -> None:
-    """Read or write all of `data`. Raises OSError."""
+def _transfer(call: Callable[..., int], fd: int, offset: int, data: Bytes | memoryview) -> bool:
+    """Read or write all of `data`. Whether that was there. Raises OSError."""
     while len(data):
         count = call(fd, [data], offset)
         if count == 0:
-            raise OSError(errno.EIO, "the disk image is shorter than it was")
+            return False
         offset += count
         data = data[count:]
+    return True
+
+
+def _tells_waiting(fd: int) -> bool:
+    """Whether the file system can tell that a call would wait; if not, asking for its size may wait too."""
+    try:
+        os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+    except OSError as error:
+        return error.errno not in _UNSUPPORTED
+    return True

@@ -165,7 +165,27 @@ def test_file_that_shrinks(serve: Callable[..., ServerProcess], tmp_path: Path) 
         with io_error():
             disk.read(100)
         assert disk.read(0).tobytes() == b"x" * 512
+        with io_error():
+            disk.write(127, b"y" * 512)
+        with io_error():
+            disk.flush()
+        assert image.read_bytes() == b"x" * 4096
     server.wait_log("shorter than it was")
+
+
+def test_a_write_does_not_bring_a_cut_file_back(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """A write is what notices: behind it, what was lost would read as zeroes."""
+    image = tmp_path / "cut.img"
+    image.write_bytes(b"x" * (1 << 20))
+    server = serve("--vfs", "1", "--disk", str(image))
+    with BlockDriver.open(server.socket("vf1")) as disk:
+        assert disk.read(500).tobytes() == b"x" * 512
+        os.truncate(image, 4096)
+        with io_error():
+            disk.write(1000, b"y" * 512)
+        assert image.stat().st_size == 4096
+        with io_error():
+            disk.read(500)
 
 
 def test_full_of_errors(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:

@@ -144,9 +144,10 @@ def test_short_transfers_go_on(
     users: Callable[..., User], image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda fd, views, offset: real(fd, [views[0][:5]], offset))
     data = filled(512, 0)
-    users(image).do(Kind.READ, 512, data)
+    user = users(image)
+    monkeypatch.setattr(os, "preadv", lambda fd, views, offset: real(fd, [views[0][:5]], offset))
+    user.do(Kind.READ, 512, data)
     assert data.tobytes() == image.read_bytes()[512:1024]
 
 
@@ -156,6 +157,53 @@ def test_an_image_that_shrank_is_an_error(users: Callable[..., User], image: Pat
     job = user.do(Kind.READ, 512, filled(512, 0))
     assert job.error is not None
     assert "shorter" in str(job.error)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [(Kind.WRITE, 512), (Kind.ZERO, None), (Kind.DISCARD, None), (Kind.FLUSH, None)],
+)
+def test_nothing_is_written_to_an_image_that_shrank(
+    users: Callable[..., User], image: Path, kind: Kind, data: int | None
+) -> None:
+    """Not by what notices it first, nor by what comes when its old size is back: there are zeroes then."""
+    user = users(image)
+    assert user.do(Kind.WRITE, 512, filled(512, 9)).error is None
+    os.truncate(image, 8192)
+    first = user.do(kind, 12288, filled(data, 7) if data else 512 * (kind is not Kind.FLUSH))
+    assert first.error is not None
+    assert first.error.errno == errno.EIO
+    assert image.stat().st_size == 8192
+    os.truncate(image, 16384)
+    for job in (user.do(Kind.WRITE, 0, filled(512, 7)), user.do(Kind.READ, 12288, filled(512, 7))):
+        assert job.error is not None
+    # What is left of it can be saved.
+    saved = filled(512, 7)
+    assert user.do(Kind.READ, 512, saved).error is None
+    assert saved.tobytes() == b"\x09" * 512
+    for kind_of_attempt in (Kind.READ, Kind.WRITE):
+        assert not user.disk.attempt(Job(kind_of_attempt, 0, 512), [filled(512, 7)])
+    assert not any(image.read_bytes()[8192:])
+    assert image.read_bytes()[512:1024] == b"\x09" * 512
+    # Opened anew, it is a disk again.
+    user.disk.abandon()
+    user.open()
+    assert user.do(Kind.WRITE, 0, filled(512, 7)).error is None
+
+
+def test_a_write_without_waiting_looks_too(
+    users: Callable[..., User], image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on XFS and Btrfs, whose writes need not wait."""
+    user = users(image)
+    real = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda fd, views, offset, *flags: real(fd, views, offset))
+    assert user.disk._opened is not None
+    user.disk._opened._writes_now = True
+    assert user.disk.attempt(Job(Kind.WRITE, 8192, 512), [filled(512, 5)])
+    os.truncate(image, 4096)
+    assert not user.disk.attempt(Job(Kind.WRITE, 8192, 512), [filled(512, 6)])
+    assert image.stat().st_size == 4096
 
 
 @pytest.mark.parametrize("unmap", [False, True])
