@@ -1,17 +1,22 @@
 """`vfu-migrate`: moves a running QEMU guest with its VFs from one QEMU and its servers to another.
 
 Exit status: 0 moved, 1 not moved (the guest runs at the source, unless the message says otherwise), 2 the
-command line makes no sense.
+command line makes no sense. What is printed, drawn or signalled once the guest runs at the destination
+changes the status no more.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
 
 from vfu_client.move import timeline
 from vfu_client.move.move import Move
@@ -20,25 +25,34 @@ from vfu_client.move.qemu import Qemu
 from vfu_client.move.report import MoveError, Report
 from vfu_client.move.side import Side
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make a move; returns the exit status."""
+    _fill_descriptors()
     options = parse(arguments)
     try:
-        report = asyncio.run(_move(options))
-    except MoveError as error:
-        print(f"vfu-migrate: {error}", file=sys.stderr)
-        _show(
-            options,
-            error.report,
-            {"moved": False, "step": error.step, "why": error.why, "state": error.state},
-        )
+        picture = None if options.timeline is None else _opened(options.timeline)
+    except OSError as error:
+        _say(f"cannot draw the timeline into {options.timeline}: {error.strerror}. Nothing was touched.")
         return 1
-    _show(options, report, {"moved": True})
-    return 0
+    try:
+        status, report, result = asyncio.run(_move(options))
+    except KeyboardInterrupt:  # before the move could heed it
+        _say("interrupted. Nothing was touched.")
+        return 1
+    _end_with(status)
+    _show(options, report, result)
+    if picture is not None:
+        _draw(options, report, picture)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    return status
 
 
-async def _move(options: argparse.Namespace) -> Report:
+async def _move(options: argparse.Namespace) -> tuple[int, Report, dict[str, object]]:
+    """The exit status, and what to show. Signals are blocked when this returns: see `_end_with`."""
     ends = (("source", "from"), ("destination", "to"))
     source, destination = (
         Side(
@@ -63,29 +77,85 @@ async def _move(options: argparse.Namespace) -> Report:
         if not move.cancel():
             _say(f"{number.name}: too late, the move is being ended")
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, give_up, number)
-    return await move.run()
+    try:
+        report = await move.run()
+    except MoveError as error:
+        _say(str(error))
+        failure = {"moved": False, "step": error.step, "why": error.why, "state": error.state}
+        return 1, error.report, failure
+    else:
+        return 0, report, {"moved": True}
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _end_with(status: int) -> None:
+    """Have signals end the program with this status: it tells what became of the guest, whatever is shown."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        os._exit(status)
+
+    for number in SIGNALS:
+        signal.signal(number, end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _fill_descriptors() -> None:
+    """Where standard streams were closed: have no socket of the move take their place, and our text."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _say(line: str) -> None:
-    print(f"vfu-migrate: {line}", file=sys.stderr, flush=True)
+    """A line for people, if there are any: a move does not depend on its audience."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print(f"vfu-migrate: {line}", file=sys.stderr, flush=True)
 
 
 def _show(options: argparse.Namespace, report: Report, result: dict[str, object]) -> None:
     if options.json:
-        json.dump(result | report.plain(), sys.stdout, indent=2)
-        print()
+        said = json.dumps(result | report.plain(), indent=2)
     elif len(report.steps) > 1:
-        print(timeline.text(report))
-        for warning in report.warnings:
-            print(f"warning: {warning}")
-    if options.timeline is not None:
-        here, there = (
-            ", ".join(map(str, servers.values())) for servers in (options.from_server, options.to_server)
-        )
-        title = f"{here} → {there}"
-        options.timeline.write_text(timeline.svg([(title, report, {})]))
+        said = "\n".join([timeline.text(report), *(f"warning: {warning}" for warning in report.warnings)])
+    else:
+        return
+    try:
+        # Not sys.stdout: what that could not write it would try again at the end, and change the status.
+        with open(1, "w", encoding=_encoding(), errors="replace", closefd=False) as out:
+            out.write(said + "\n")
+    except OSError as error:
+        _say(f"the result could not be printed: {error.strerror}")
+
+
+def _encoding() -> str | None:
+    return None if sys.stdout is None else sys.stdout.encoding
+
+
+def _opened(path: Path) -> int:
+    """A file that can be written, and holds what it held until then. Raises OSError; never waits."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    os.set_blocking(file, True)
+    return file
+
+
+def _draw(options: argparse.Namespace, report: Report, file: int) -> None:
+    here, there = (
+        ", ".join(map(str, servers.values())) for servers in (options.from_server, options.to_server)
+    )
+    picture = timeline.svg([(f"{here} → {there}", report, {})])
+    try:
+        with open(file, "w", encoding="utf-8", errors="replace") as out:
+            with contextlib.suppress(OSError):  # a pipe has no length
+                out.truncate()
+            out.write(picture)
+    except OSError as error:
+        _say(f"the timeline could not be drawn into {options.timeline}: {error.strerror}")
 
 
 if __name__ == "__main__":

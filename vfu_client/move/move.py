@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -29,6 +30,8 @@ DOWNTIME_LIMIT_MS = 20
 MAX_BANDWIDTH = 16 << 30
 # A guest that writes faster than the limit allows for gets twice the limit after each of these.
 PATIENCE_SECONDS = 3.0
+# struct sockaddr_un holds 108, and QEMU wants a zero at the end.
+SOCKET_PATH_BYTES = 107
 # Below this, a guest switches RAM and ROM on and off (a PC's PAM registers and SMRAM).
 LOW_MEMORY = 1 << 20
 
@@ -37,7 +40,7 @@ class Move:
     """One move; `run` it once. Not for several at a time on one QEMU or server.
 
     `before_step` is called with the name of each step when it begins, and what it raises counts as a failure
-    of that step. `say` gets a line for people now and then.
+    of that step. `say` gets a line for people now and then; what it raises is ignored.
     """
 
     def __init__(
@@ -58,9 +61,10 @@ class Move:
         self.timeout = timeout
         self.downtime_limit_ms = downtime_limit_ms
         self.report = Report()
-        self._ram_socket = ram_socket
+        # QEMU would take a relative one for a file of its own folder.
+        self._ram_socket = None if ram_socket is None else ram_socket.absolute()
         self._before_step = before_step
-        self._say = say or (lambda _: None)
+        self._listener = say
         self._start = self._wall = 0.0
         self._step_name = "check"
         self._task: asyncio.Task[None] | None = None
@@ -92,8 +96,8 @@ class Move:
                 raise await self._failed(error) from error
             self.report.warnings.append(f"after the move: {reason(error)}")
         finally:
-            await self.source.close()
-            await self.destination.close()
+            for side in (self.source, self.destination):
+                await self._way_back.attempt(f"hanging up on the {side.name}", side.close())
         return self.report
 
     def cancel(self) -> bool:
@@ -103,11 +107,18 @@ class Move:
         self._cancelled = True
         return self._task.cancel()
 
+    def _say(self, line: str) -> None:
+        """Tell people; whether they can hear it is nothing to the move, nor to the way back."""
+        if self._listener is not None:
+            with contextlib.suppress(Exception):
+                self._listener(line)
+
     async def _go(self) -> None:
         with contextlib.ExitStack() as folders:
             if self._ram_socket is None:
                 folder = folders.enter_context(tempfile.TemporaryDirectory(prefix="vfu-migrate-"))
                 self._ram_socket = Path(folder) / "ram.sock"
+            _check_ram_socket(self._ram_socket)
             await self._check()
             await self._prepare()
             await self._copy_ram(self._ram_socket)
@@ -377,6 +388,18 @@ class Move:
                 if str(why) != str(error):
                     raise QemuError(f"{error}; {why}") from error
             raise
+
+
+def _check_ram_socket(path: Path) -> None:
+    """Raise QemuError where QEMU could not listen there: that would cost the destination its QEMU."""
+    if path.exists() and not path.is_socket():
+        raise QemuError(f"{path} exists and is no socket: name another --ram-socket")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise QemuError(f"no socket can be made in {path.parent}: name another --ram-socket")
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+        raise QemuError(
+            f"{path} has more bytes than the path of a socket ({SOCKET_PATH_BYTES}): name another"
+        )
 
 
 async def _together(*work: Coroutine[Any, Any, None]) -> None:

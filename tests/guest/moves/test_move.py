@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -324,6 +325,69 @@ def command(traveller: Traveller, target: Machine, *options: str) -> list[str]:
         words += [f"--{end}-qmp", str(machine.qmp_path), f"--{end}-qtest", str(machine.qtest_path)]
         words += [f"--{end}-server", str(server.folder)]
     return words
+
+
+def closed_pipe() -> int:
+    """The writing end of a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+@pytest.mark.parametrize("streams", ["pipes", "full", "closed"])
+def test_moved_whoever_listens(traveller: Traveller, target: Machine, streams: str) -> None:
+    """Once the guest runs at the destination nothing makes a failure of it: no stream, no picture."""
+    words = command(traveller, target, "--json", "--timeline", "/dev/full")
+    if streams == "closed":
+        done = subprocess.run(["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *words], check=False, timeout=120)
+    else:
+        file = closed_pipe() if streams == "pipes" else os.open("/dev/full", os.O_WRONLY)
+        try:
+            done = subprocess.run(words, stdout=file, stderr=file, check=False, timeout=120)
+        finally:
+            os.close(file)
+    assert done.returncode == 0
+    traveller.arrived(target)
+    traveller.check_runs()
+
+
+def test_goes_back_whoever_listens(traveller: Traveller, target: Machine) -> None:
+    """A failure leads back though nobody can be told of it."""
+    writer = closed_pipe()
+    try:
+        with subprocess.Popen(command(traveller, target), stdout=writer, stderr=writer) as process:
+            # It takes memory in: the command has said that it copies.
+            while target.qmp("query-migrate").get("status") != "active":
+                assert process.poll() is None
+            process.terminate()
+    finally:
+        os.close(writer)
+    assert process.returncode == 1
+    traveller.check_runs()
+
+
+@pytest.mark.parametrize(
+    ("option", "place", "why"),
+    [
+        ("--timeline", "nowhere/x.svg", "cannot draw the timeline into .*: No such file or directory"),
+        ("--timeline", "", "cannot draw the timeline into .*: Is a directory"),
+        ("--ram-socket", "nowhere/ram.sock", "no socket can be made in .*name another"),
+        ("--ram-socket", "", "exists and is no socket"),
+        ("--ram-socket", "x" * 100, "more bytes than the path of a socket"),
+    ],
+)
+def test_refused_where_it_cannot_write(
+    traveller: Traveller, target: Machine, tmp_path: Path, option: str, place: str, why: str
+) -> None:
+    """What would fail at the end is found at the beginning, and the destination can be used again."""
+    words = command(traveller, target, option, str(tmp_path / place))
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert re.search(why, done.stderr), done.stderr
+    assert "Nothing was touched." in done.stderr
+    assert "Traceback" not in done.stderr
+    assert target.qmp("query-status")["status"] == "inmigrate"
+    traveller.check_runs()
 
 
 def test_command_is_terminated(traveller: Traveller, target: Machine) -> None:
