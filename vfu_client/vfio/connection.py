@@ -115,17 +115,21 @@ class Connection:
         """Hang up. The server resets the function's virtio state."""
         self._socket.close()
 
+    def fileno(self) -> int:
+        """The socket's descriptor, for others that wait for its end; -1 once it is closed."""
+        return self._socket.fileno()
+
     @property
     def closed(self) -> bool:
         return self._socket.fileno() < 0
 
     # The device as a whole.
 
-    def device_info(self) -> DeviceInfo:
-        """DEVICE_GET_INFO."""
+    def device_info(self, *, timeout: float | None = None) -> DeviceInfo:
+        """DEVICE_GET_INFO; also a way to see whether the server still answers."""
         request = protocol.DEVICE_INFO.pack(protocol.DEVICE_INFO.size, 0, 0, 0)
         _, flags, regions, irqs = _unpack(
-            protocol.DEVICE_INFO, self.request(Command.DEVICE_GET_INFO, request)
+            protocol.DEVICE_INFO, self.request(Command.DEVICE_GET_INFO, request, timeout=timeout)
         )
         return DeviceInfo(flags, regions, irqs)
 
@@ -156,7 +160,7 @@ class Connection:
         reply = self.request(Command.REGION_READ, request)
         data = reply[protocol.REGION_ACCESS.size :]
         if len(data) != count:
-            raise VfioUserError(errno.EPROTO, f"read of {count} bytes answered with {len(data)}")
+            raise self._error(errno.EPROTO, f"read of {count} bytes answered with {len(data)}")
         return data
 
     def region_write(self, region: int, offset: int, data: bytes, *, posted: bool | None = None) -> None:
@@ -247,9 +251,9 @@ class Connection:
             except BlockingIOError as error:
                 # A part may have gone out: the stream has no known boundary any more.
                 self.close()
-                raise VfioUserError(errno.ECONNABORTED, "the server does not take messages") from error
+                raise self._error(errno.ECONNABORTED, "the server does not take messages") from error
             except OSError as error:
-                raise VfioUserError(error.errno or errno.ECONNRESET, f"sending failed: {error}") from error
+                raise self._broken("sending", error) from error
 
     def receive(self, message_id: int, *, timeout: float | None = None) -> bytes:
         """The payload of the reply to `message_id`. Raises as `request` does."""
@@ -262,7 +266,7 @@ class Connection:
                 self._awaited.discard(message_id)
             error, payload = self._replies.pop(message_id)
             if error:
-                raise VfioUserError(error, f"the server answered {os.strerror(error)}")
+                raise self._error(error, f"the server answered {os.strerror(error)}")
             return payload
 
     def _receive_message(self, deadline: float) -> None:
@@ -271,7 +275,7 @@ class Connection:
         message_id, command, size, flags, error = protocol.HEADER.unpack_from(self._received)
         if size < protocol.HEADER.size:
             self.close()
-            raise VfioUserError(errno.EPROTO, f"message of {size} bytes")
+            raise self._error(errno.EPROTO, f"message of {size} bytes")
         self._fill(size, deadline)
         payload = bytes(memoryview(self._received)[protocol.HEADER.size : size])
         del self._received[:size]
@@ -290,17 +294,27 @@ class Connection:
         """Receive until `size` bytes are in hand."""
         while len(self._received) < size:
             if self.closed:
-                raise VfioUserError(errno.EBADF, "the connection was closed")
+                raise self._error(errno.EBADF, "the connection was closed")
             # What is there already is taken, however late it is.
             if not self._readable.poll(max(deadline - time.monotonic(), 1e-3) * 1000):
-                raise ReplyTimeoutError(errno.ETIMEDOUT, "no reply from the server in time")
+                raise ReplyTimeoutError(errno.ETIMEDOUT, "no reply from the server in time", self.path)
             try:
                 count = self._socket.recv_into(self._chunk)
             except OSError as error:
-                raise VfioUserError(error.errno or errno.ECONNRESET, f"receiving failed: {error}") from error
+                raise self._broken("receiving", error) from error
             if not count:
-                raise VfioUserError(errno.ECONNRESET, "the server hung up")
+                raise self._error(errno.ECONNRESET, "the server hung up")
             self._received += self._chunk[:count]
+
+    def _error(self, number: int, text: str) -> VfioUserError:
+        """An error that names the socket."""
+        return VfioUserError(number, text, self.path)
+
+    def _broken(self, doing: str, error: OSError) -> VfioUserError:
+        """What a system call on the socket failed with: a peer that is gone shows in several ways."""
+        if error.errno in (errno.EPIPE, errno.ECONNRESET):
+            return self._error(errno.ECONNRESET, "the server hung up")
+        return self._error(error.errno or errno.ECONNRESET, f"{doing} failed: {error.strerror}")
 
     def _negotiate(self, timeout: float) -> None:
         offer = {"capabilities": {"max_msg_fds": MAX_MESSAGE_FDS, "max_data_xfer_size": self.max_data}}
@@ -313,7 +327,7 @@ class Connection:
             raise ServerBusyError(errno.EBUSY, "another client holds this function", self.path) from error
         major, minor = protocol.VERSION.unpack_from(reply)
         if (major, minor) != (protocol.MAJOR, protocol.MINOR):
-            raise VfioUserError(errno.EPROTONOSUPPORT, f"server speaks vfio-user {major}.{minor}")
+            raise self._error(errno.EPROTONOSUPPORT, f"server speaks vfio-user {major}.{minor}")
         text = reply[protocol.VERSION.size :].rstrip(b"\0")
         capabilities = json.loads(text).get("capabilities", {}) if text else {}
         self.max_fds = min(MAX_MESSAGE_FDS, int(capabilities.get("max_msg_fds", self.max_fds)))

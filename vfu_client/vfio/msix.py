@@ -39,7 +39,7 @@ class Msix:
     def enable(self) -> None:
         """Write every table entry, unmasked, hand an eventfd for every vector over, and switch MSI-X on."""
         while len(self.interrupts) < self.vectors:
-            self.interrupts.append(Interrupt())
+            self.interrupts.append(Interrupt(self._function.connection))
         for vector in range(self.vectors):
             self.write_entry(vector, MESSAGE_ADDRESS, vector)
         fds = [interrupt.fileno() for interrupt in self.interrupts]

@@ -125,6 +125,8 @@ class DriverQueue(ABC):
     def wait(self, timeout: float, count: int = 1) -> list[Completion]:
         """Block on the interrupt until something was used. Raises `TimeoutError` and `QueueBrokenError`.
 
+        Raises what the interrupt raises where nobody will signal it any more.
+
         With `count` the device is asked to tell only of that many, where it can be (EVENT_IDX); there must
         be as many in flight.
         """

@@ -47,7 +47,7 @@ class IntxLine(Interrupt):
     """The function's interrupt pin: waiting reads the ISR status, which lowers the line."""
 
     def __init__(self, device: VirtioPci) -> None:
-        super().__init__()
+        super().__init__(device.connection)
         self._device = device
         self.last_isr = 0
 

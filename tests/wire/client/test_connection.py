@@ -22,6 +22,7 @@ from vfu_client.vfio.connection import (
     ServerUnreachableError,
     VfioUserError,
 )
+from vfu_client.vfio.interrupt import Interrupt
 from vfu_client.vfio.memory import GuestMemory
 
 HEADER = struct.Struct("<HHIII")
@@ -241,6 +242,34 @@ def test_a_server_that_hangs_up(run: Run) -> None:
     with pytest.raises(VfioUserError) as caught:
         run(script).device_reset()
     assert caught.value.errno == errno.ECONNRESET
+
+
+def test_a_wait_for_an_interrupt_ends_when_the_server_hangs_up(run: Run) -> None:
+    """However long it was meant to be; what was signalled before comes first."""
+    connection = run(lambda peer: peer.socket.close())
+    interrupt = Interrupt(connection)
+    os.eventfd_write(interrupt.fileno(), 2)
+    assert interrupt.wait(1000) == 2
+    with pytest.raises(VfioUserError, match="the server hung up") as caught:
+        interrupt.wait(1000)
+    assert (caught.value.errno, caught.value.filename) == (errno.ECONNRESET, connection.path)
+    interrupt.close()
+
+
+@pytest.mark.parametrize("write", [lambda it: it.device_reset(), lambda it: it.send(13, bytes(1 << 20))])
+def test_a_server_that_hung_up_before(run: Run, write: Callable[[Connection], object]) -> None:
+    """Sending to it says the same as waiting for it, and whose socket it was."""
+    left = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.socket.close()
+        left.set()
+
+    connection = run(script)
+    left.wait(5)
+    with pytest.raises(VfioUserError, match="the server hung up") as caught:
+        write(connection)
+    assert (caught.value.errno, caught.value.filename) == (errno.ECONNRESET, connection.path)
 
 
 def test_dma_by_message_is_refused(run: Run) -> None:
