@@ -19,7 +19,7 @@ from typing import Any
 
 from vfu_client.move.moved_vf import MovedVf
 from vfu_client.move.pci_state import Address, PciState
-from vfu_client.move.pf import Pf, WrittenContext
+from vfu_client.move.pf import Pf, WrittenContext, status_in
 from vfu_client.move.qemu import QemuError
 from vfu_client.move.report import MoveError, Report, Step
 from vfu_client.move.side import Side, reason
@@ -75,6 +75,7 @@ class Move:
         self._devices: list[tuple[str, str]] = []
         self._addresses: list[Address] = []
         self._functions: list[PciState] = []
+        self._statuses: dict[MovedVf, int] = {}
         self._ram: list[range] = []
 
     # -- life
@@ -97,7 +98,7 @@ class Move:
             self.report.warnings.append(f"after the move: {reason(error)}")
         finally:
             for side in (self.source, self.destination):
-                await self._way_back.attempt(f"hanging up on the {side.name}", side.close())
+                await self._way_back.attempt(side.close())
         return self.report
 
     def cancel(self) -> bool:
@@ -209,6 +210,7 @@ class Move:
     async def _prepare(self) -> None:
         async with self._step("prepare"):
             self._addresses = await self.source.qemu.addresses([here for here, _ in self._devices])
+            self._way_back.places = dict(zip((vf.source for vf in self.vfs), self._addresses, strict=True))
             self._ram = await self.source.qemu.ram()
             await self._each(self._prepare_vf)
             await self._way_back.set_up_migration(
@@ -260,7 +262,9 @@ class Move:
 
     async def _read_pci(self) -> None:
         async with self._step("read-pci"):
-            for address in self._addresses:
+            # With the guest at rest QEMU asks nothing more of the VFs: none is lost that is there now.
+            for vf, address in self._way_back.places.items():
+                await self.source.check_attached(vf, address)
                 self._functions.append(
                     await self.source.outside(PciState.read, self.source.qemu.qtest, address)
                 )
@@ -291,6 +295,7 @@ class Move:
     async def _move_context(self, vf: MovedVf) -> None:
         pieces = await self.source.call(vf.source, Pf.freeze_and_read)
         self.report.context_bytes += sum(len(piece) for piece in pieces)
+        self._statuses[vf] = status_in(pieces)
         await self.destination.call(vf.destination, Pf.write_context, pieces)
 
     async def _move_machine(self) -> None:
@@ -321,6 +326,7 @@ class Move:
             status = await self.destination.qemu.status()
             if status != "paused":
                 raise QemuError(f"the destination is {status!r}, and should wait with the guest's state")
+            await self._check_there()
             self._continued = True
             try:
                 await self.destination.qemu.execute("cont")
@@ -332,6 +338,12 @@ class Move:
                     raise
             self._arrived = True
             self._note_times()
+
+    async def _check_there(self) -> None:
+        """Raise SideError unless each VF runs at the destination, and its QEMU has it."""
+        for vf, function in zip(self.vfs, self._functions, strict=True):
+            await self.destination.call(vf.destination, Pf.check_runs, self._statuses[vf])
+            await self.destination.check_attached(vf.destination, function.address)
 
     def _note_times(self) -> None:
         """When the guest stopped and when it went on, as QEMU said it."""
@@ -349,8 +361,7 @@ class Move:
         """The guest runs at the destination: what fails here is a warning."""
         async with self._step("release"):
             for vf in self.vfs:
-                work = self.source.call(vf.source, Pf.release)
-                await self._way_back.attempt(f"{vf.source} at the source", work)
+                await self._way_back.attempt(self.source.call(vf.source, Pf.release))
             await self._way_back.restore_settings(destination=True)
 
     async def _failed(self, error: BaseException) -> MoveError:
@@ -370,12 +381,19 @@ class Move:
         self._say(f"going back, as {step} failed")
         runs = await self._way_back.go(self._step)
         self._note_times()
-        state = "The guest runs at the source as before." if runs else "The guest may not run at the source."
+        state = "The guest runs at the source as before." if runs else await self._state_at_source()
         if self._way_back.incoming:
             state += " The destination QEMU had taken a part of it and was ended: start it anew to try again."
         if self.report.warnings:
             state += " On the way back: " + "; ".join(self.report.warnings)
         return MoveError(step, why, state, source_runs=runs, report=self.report)
+
+    async def _state_at_source(self) -> str:
+        """What is left of the guest there after a way back that did not succeed."""
+        with contextlib.suppress(QemuError):
+            if await self.source.qemu.status() == "running":
+                return "The guest runs at the source, but not as before."
+        return "The guest may not run at the source."
 
     async def _explained(self, work: Coroutine[Any, Any, None]) -> None:
         """The source often knows only that the connection broke: add what the destination knows."""

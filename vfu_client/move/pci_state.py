@@ -61,6 +61,19 @@ class Address:
         return f"{self.bus:02x}:{self.slot:02x}.{self.function}"
 
 
+def identity(qtest: QTest, address: Address) -> int:
+    """Vendor and device ID, asked of whoever serves the function; all ones where nobody does.
+
+    QEMU keeps no copy of these, so an answer shows that it is still attached to the server. The machine must
+    be stopped. Raises QTestError.
+    """
+    selected = qtest.run([f"inl {CONFIG_ADDRESS:#x}"])[0]
+    try:
+        return qtest.run([address.select(0), f"inl {CONFIG_DATA:#x}"])[1]
+    finally:
+        qtest.run([f"outl {CONFIG_ADDRESS:#x} {selected:#x}"])
+
+
 @dataclass(frozen=True)
 class PciState:
     """One function's registers: 32-bit words of its configuration space, by offset, and of its MSI-X table.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from pymodel.spec import context
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.context import Field, compare
@@ -43,8 +45,10 @@ class Pf:
         self._owner: OwnerDriver | None = None
 
     def open(self) -> None:
-        """Attach to the PF. Raises SideError when nobody is there or somebody else has it."""
-        self._owner = self._attach()
+        """Attach to the PF. Raises SideError when nobody is there or somebody else has it, and as
+        `OwnerDriver.open` does.
+        """
+        self._owner = self._attach(NEGOTIATION_SECONDS)
 
     def close(self) -> None:
         """Hang up; the server goes on."""
@@ -55,17 +59,17 @@ class Pf:
     def owner(self) -> OwnerDriver:
         """The owner driver. Raises SideError before `open` made it."""
         if self._owner is None:
-            raise SideError(f"{self.name}: the PF was not reached")
+            raise SideError(f"the {self.name} ({self.folder}): the PF was not reached")
         return self._owner
 
-    def _attach(self) -> OwnerDriver:
+    def _attach(self, patience: float) -> OwnerDriver:
         path = self.folder / "pf.sock"
         try:
             return OwnerDriver.open(
                 path,
                 context_opcodes=self._opcodes,
                 timeout=COMMAND_SECONDS,
-                negotiation_timeout=NEGOTIATION_SECONDS,
+                negotiation_timeout=patience,
             )
         except ServerUnreachableError as error:
             raise SideError(
@@ -132,7 +136,7 @@ class Pf:
         try:
             owner.context_write(vf, first)
         except AdminError as error:
-            unfit = _unfit(common_part(memoryview(first[0].tobytes())), self.peek(vf))
+            unfit = _unfit(common_part(memoryview(first[0][:FIRST_LOOK].tobytes())), self.peek(vf))
             raise SideError(f"VF {vf} of the {self.name} cannot take the source's state: {unfit}") from error
 
     def start_record(self, vf: int) -> None:
@@ -144,12 +148,12 @@ class Pf:
         try:
             self.owner.mode_set(vf, context.MODE_STOP, timeout=STOP_SECONDS)
         except TimeoutError as error:
-            # The command waits at the head of the admin queue until its owner leaves.
+            # The command waits at the head of the admin queue until its owner leaves; `resume` comes back.
             self.owner.close()
-            self._owner = self._attach()
+            self._owner = None
             raise SideError(
-                f"VF {vf} of the {self.name} does not finish what it began within {STOP_SECONDS:g} s:"
-                " look at its disk"
+                f"VF {vf} of the {self.name} ({self.folder}) does not finish what it began within"
+                f" {STOP_SECONDS:g} s: look at the server, and at its disk"
             ) from error
 
     def written_pages(self, vf: int) -> set[int]:
@@ -176,8 +180,22 @@ class Pf:
         """Have the VF run."""
         self.owner.mode_set(vf, context.MODE_ACTIVE)
 
+    def check_runs(self, vf: int, status: int) -> None:
+        """Raise SideError unless the VF is active with this device status: it may find its rings unfit."""
+        what = f"VF {vf} of the {self.name} ({self.folder})"
+        if self.owner.mode_get(vf) != context.MODE_ACTIVE:
+            raise SideError(f"{what} is not active any more")
+        found = _status(self.peek(vf))
+        if found != status:
+            raise SideError(
+                f"{what} has device status {found:#x}, and had {status:#x} at the source: see its log,"
+                " and whether its QEMU shares the guest's memory"
+            )
+
     def resume(self, vf: int) -> None:
-        """Have a VF of the source run as before the move."""
+        """Have a VF of the source run as before the move. A server that stands still is waited for."""
+        if self._owner is None:
+            self._owner = self._attach(COMMAND_SECONDS)
         self.owner.mode_set(vf, context.MODE_ACTIVE)
         self.owner.write_record_stop(vf)
 
@@ -186,8 +204,8 @@ class Pf:
         owner = self.owner
         if written.mode is None:
             return
-        # Fails at once where the server is gone; a command would be waited for, and the guest stands still.
-        owner.device.function.config_bytes(0, 4)
+        # The guest stands still: a server that does not answer at all is not waited for as long as a command.
+        owner.device.connection.device_info(timeout=STOP_SECONDS)
         owner.mode_set(vf, context.MODE_FREEZE)
         owner.context_discard(vf)
         if written.found is not None:
@@ -199,6 +217,16 @@ class Pf:
         self.owner.write_record_stop(vf)
         self.owner.context_write(vf, as_reset(self.peek(vf)))
         self.owner.mode_set(vf, context.MODE_ACTIVE)
+
+
+def status_in(pieces: list[Bytes]) -> int:
+    """The device status in a context."""
+    return _status(common_part(memoryview(pieces[0][:FIRST_LOOK].tobytes())))
+
+
+def _status(fields: list[Field]) -> int:
+    common = next(field.value for field in fields if field.type == context.COMMON_CFG)
+    return int(np.frombuffer(common, context.COMMON_CFG_VALUE)[0]["device_status"])
 
 
 def _unfit(source: list[Field], destination: list[Field]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import EventListener, QMPClient
+from qemu.qmp import EventListener, ExecuteError, QMPClient, Runstate
 from qemu.qmp.error import QMPError
 
 from vfu_client.move.pci_state import Address
@@ -87,8 +87,13 @@ class Qemu:
                 return await self._client.execute(command, arguments)
         except TimeoutError:
             raise QemuError(f"{self.name}: no answer to {command} within {ANSWER_SECONDS:g} s") from None
+        except ExecuteError as error:
+            raise QemuError(f"{self.name}: {command}: {error}") from error
         except (QMPError, OSError, EOFError) as error:
-            raise QemuError(f"{self.name}: {command}: {str(error) or type(error).__name__}") from error
+            raise self._gone(command) from error
+
+    def _gone(self, doing: str) -> QemuError:
+        return QemuError(f"{self.name}: {doing}: QEMU hung up on {self.qmp_path}: did it end?")
 
     # -- the machine
 
@@ -160,8 +165,8 @@ class Qemu:
         return str(found.get("status", "none"))
 
     async def await_migration(self, wanted: str, seconds: float) -> None:
-        """Wait for a state of the migration. Raises QemuError when it fails or ends otherwise,
-        TimeoutError.
+        """Wait for a state of the migration. Raises QemuError when it fails or ends otherwise, or when QEMU
+        does, and TimeoutError.
         """
         deadline = time.monotonic() + seconds
         status = ""
@@ -184,10 +189,27 @@ class Qemu:
 
     async def _next_status(self) -> str:
         while True:
-            event = await self._events.get()
+            event = await self._next_event()
             self._note(event)
             if event["event"] == "MIGRATION":
-                return str(event["data"]["status"])  # type: ignore[index]
+                return str(event["data"]["status"])
+
+    async def _next_event(self) -> Any:
+        """The next event, of those that were listened for. Raises QemuError as soon as QEMU hangs up."""
+        event, gone = asyncio.ensure_future(self._events.get()), asyncio.ensure_future(self._hung_up())
+        try:
+            await asyncio.wait((event, gone), return_when=asyncio.FIRST_COMPLETED)
+            if event.done():
+                return event.result()
+        finally:
+            for task in (event, gone):
+                task.cancel()
+        raise self._gone("waiting")
+
+    async def _hung_up(self) -> None:
+        """Return when the monitor's connection ends."""
+        while self._client.runstate == Runstate.RUNNING:
+            await self._client.runstate_changed()
 
     def last(self, event: str) -> float | None:
         """When QEMU last said STOP or RESUME: seconds since 1970, None if never on this connection."""

@@ -9,20 +9,38 @@ from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 from vfu_client.move.moved_vf import Vf
-from vfu_client.move.pf import Pf
+from vfu_client.move.pci_state import Address, identity
+from vfu_client.move.pf import Pf, SideError
 from vfu_client.move.qemu import Qemu, QemuError, same_socket
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.cli import explain
-from vfu_client.owner.owner import CONTEXT_OPCODES
+from vfu_client.owner.owner import CONTEXT_OPCODES, DriverRuleError
+from vfu_client.owner.stream import BadContextError
+from vfu_client.virtio.driver_queue import QueueBrokenError
+from vfu_client.virtio.function import NegotiationError
 
 Parameters = TypeVarTuple("Parameters")
 T = TypeVar("T")
 
 
+FAILURES = (
+    AdminError,
+    BadContextError,
+    DriverRuleError,
+    LookupError,
+    NegotiationError,
+    OSError,
+    QueueBrokenError,
+)
+"""What a PF's methods raise beside SideError, and what says nothing of whose it is."""
+
+NOBODY = 0xFFFF_FFFF
+
+
 def reason(error: BaseException) -> str:
     """A failure in words."""
-    if isinstance(error, AdminError):
-        return explain(error, CONTEXT_OPCODES)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error) or type(error).__name__
 
 
@@ -43,6 +61,7 @@ class Side:
     ) -> None:
         self.name = name
         self.qemu = qemu
+        self._opcodes = context_opcodes
         self._pfs = {
             server: Pf(f"{name} server {server}".strip(), folder, context_opcodes)
             for server, folder in servers.items()
@@ -59,7 +78,10 @@ class Side:
         """
         await self.qemu.connect()
         for server, pf in self._pfs.items():
-            await _run(self._threads[server], pf.open)
+            try:
+                await _run(self._threads[server], pf.open)
+            except FAILURES as error:
+                raise SideError(f"the {pf.name} ({pf.folder}): {self._reason(error)}") from error
 
     async def close(self) -> None:
         """Hang up on all; all go on."""
@@ -70,8 +92,31 @@ class Side:
             thread.shutdown()
 
     async def call(self, vf: Vf, function: Callable[[Pf, int, *Parameters], T], *arguments: *Parameters) -> T:
-        """Run a method of Pf for a VF, in its PF's thread, after what that is doing."""
-        return await _run(self._threads[vf.server], function, self._pfs[vf.server], vf.number, *arguments)
+        """Run a method of Pf for a VF, in its PF's thread, after what that is doing.
+
+        What it raises is SideError, and names the VF and the server.
+        """
+        pf = self._pfs[vf.server]
+        try:
+            return await _run(self._threads[vf.server], function, pf, vf.number, *arguments)
+        except FAILURES as error:
+            what = f"{vf} at the {self.name} (server {pf.folder})"
+            raise SideError(f"{what}: {self._reason(error)}") from error
+
+    async def check_attached(self, vf: Vf, address: Address) -> None:
+        """Raise SideError unless QEMU is still attached to the VF; the machine must be stopped.
+
+        QEMU itself is silent about it: it hangs up on a server that does not answer in time, for good.
+        """
+        if await self.outside(identity, self.qemu.qtest, address) == NOBODY:
+            what = f"{vf} at the {self.name} (server {self._pfs[vf.server].folder})"
+            raise SideError(
+                f"{what}: QEMU hung up on it, for good: the server ended, or was silent for longer than"
+                " QEMU's x-msg-timeout allows"
+            )
+
+    def _reason(self, error: BaseException) -> str:
+        return explain(error, self._opcodes) if isinstance(error, AdminError) else reason(error)
 
     async def outside(self, function: Callable[[*Parameters], T], *arguments: *Parameters) -> T:
         """Run something with qtest, in its thread, after what that is doing."""

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from vfu_client.move.moved_vf import Vf
+from vfu_client.move.pci_state import Address
 from vfu_client.move.pf import Pf, WrittenContext
 from vfu_client.move.qemu import CAPABILITIES, Qemu, QemuError
 from vfu_client.move.side import Side, reason
@@ -33,6 +34,8 @@ class WayBack:
         """VFs at the destination that were frozen for a context, and how they were found."""
         self.recorded: list[Vf] = []
         """VFs at the source that record what they write, and from some point on stand still."""
+        self.places: dict[Vf, Address] = {}
+        """Where the VFs are in the guest at the source."""
         self.incoming = False
         """The destination QEMU began to take the guest, and can take no other any more."""
 
@@ -49,22 +52,21 @@ class WayBack:
         """Give the QEMUs their capabilities and parameters back."""
         for qemu, found in self._settings:
             if destination or qemu is not self._destination.qemu:
-                await self.attempt(f"migration capabilities of {qemu.name}", qemu.set_capabilities(found))
+                await self.attempt(qemu.set_capabilities(found))
         if self._parameters:
-            setting = self._source.qemu.execute("migrate-set-parameters", self._parameters)
-            await self.attempt("migration parameters of the source", setting)
+            await self.attempt(self._source.qemu.execute("migrate-set-parameters", self._parameters))
 
-    async def attempt(self, what: str, work: Coroutine[Any, Any, Any]) -> bool:
+    async def attempt(self, work: Coroutine[Any, Any, Any]) -> bool:
         """Do something whose failure must not keep the rest from being done; whether it was done."""
         try:
             await work
         except Exception as error:  # noqa: BLE001  # whatever it is, what comes after it must be done too
-            self._warnings.append(f"{what}: {reason(error)}")
+            self._warnings.append(reason(error))
             return False
         return True
 
     async def go(self, step: Callable[[str], AbstractAsyncContextManager[None]]) -> bool:
-        """Undo all; whether the guest runs at the source as before.
+        """Undo all; whether the guest runs at the source as before, with all of its VFs.
 
         The destination's VFs must do nothing any more before the source goes on: they share disks. Its QEMU
         waits with a guest that nobody continues, and may be slow to answer when its server is gone.
@@ -78,9 +80,12 @@ class WayBack:
         if self.recorded:
             async with step("activate-source"):
                 runs &= all(await asyncio.gather(*map(self._resume, self.recorded)))
-        if self.incoming:
+        if self.recorded or self.incoming:
             async with step("continue-source"):
-                runs &= await self.attempt("the source QEMU", self._continue_source())
+                # While it stands still, and after the VFs' servers have answered.
+                attached = not runs or await self._all_attached()
+                runs &= attached & await self.attempt(self._continue_source())
+        if self.incoming:
             async with step("end-destination"):
                 # It has a part of the guest, or all of it, which must not run there by mistake.
                 with contextlib.suppress(QemuError):
@@ -89,10 +94,17 @@ class WayBack:
         return runs
 
     async def _restore(self, vf: Vf, found: WrittenContext) -> bool:
-        return await self.attempt(f"{vf} at the destination", self._destination.call(vf, Pf.restore, found))
+        return await self.attempt(self._destination.call(vf, Pf.restore, found))
 
     async def _resume(self, vf: Vf) -> bool:
-        return await self.attempt(f"{vf} at the source", self._source.call(vf, Pf.resume))
+        return await self.attempt(self._source.call(vf, Pf.resume))
+
+    async def _all_attached(self) -> bool:
+        """Whether the source QEMU still has every VF: one whose server stood still for long is lost to it."""
+        if not await self.attempt(self._source.qemu.execute("stop")):
+            return False
+        looks = [self.attempt(self._source.check_attached(*place)) for place in self.places.items()]
+        return all([await look for look in looks])
 
     async def _continue_source(self) -> None:
         """End the migration, whatever its state, and have the guest run. Raises QemuError."""

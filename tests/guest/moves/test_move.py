@@ -23,6 +23,7 @@ from pymodel.spec import context
 from tests.guest.conftest import DISK_SIZE
 from tests.guest.guest_disk import disk_of, finish, progress, start_io, wait_written
 from tests.server_process import ServerProcess
+from vfu_client.move import pf
 from vfu_client.move.move import Move
 from vfu_client.move.moved_vf import MovedVf, Vf
 from vfu_client.move.qemu import Qemu
@@ -32,6 +33,9 @@ from vfu_client.owner.admin import AdminError
 from vfu_client.owner.owner import OwnerDriver
 
 OPTIONS = ["--vfs", "4", "--disk", "pf=ram:1M"]
+
+HANGS_UP = {"x-msg-timeout": 3000}
+"""A QEMU that hangs up on a server that stands still for so many milliseconds, and not on a busy one."""
 
 
 @dataclass
@@ -165,7 +169,7 @@ def test_destination_dies(traveller: Traveller, target: Machine, step: str) -> N
     traveller.check_runs()
 
 
-@pytest.mark.parametrize("step", ["copy-ram", "move-contexts", "activate"])
+@pytest.mark.parametrize("step", ["copy-ram", "move-contexts", "activate", "continue"])
 def test_destination_server_dies(traveller: Traveller, travel_image: Path, step: str) -> None:
     """The server of the destination is killed on the way: the guest runs on, and we hear what was left."""
     with (
@@ -180,7 +184,83 @@ def test_destination_server_dies(traveller: Traveller, travel_image: Path, step:
         with pytest.raises(MoveError) as caught:
             traveller.move(machine, server=third, before_step=kill)
     assert caught.value.source_runs, caught.value
-    assert "VF 1 at the destination" in caught.value.state
+    assert f"VF 1 at the destination (server {third.folder}): the server hung up" in caught.value.state
+    traveller.check_runs()
+
+
+def hang_up_on(guest: Machine, server: ServerProcess) -> None:
+    """Have the server stand still for as long as QEMU (x-msg-timeout) waits for VF 1 to answer a read."""
+    slots = [bus["devices"] for bus in guest.qmp("query-pci")]
+    bridges = [bridge.get("pci_bridge", {}).get("devices", []) for devices in slots for bridge in devices]
+    vf = next(device for devices in bridges for device in devices if device["qdev_id"] == "vf1")
+    server.process.send_signal(signal.SIGSTOP)
+    read = f"xp /1wx {vf['regions'][0]['address']:#x}"
+    assert "0xffffffff" in guest.qmp("human-monitor-command", {"command-line": read})
+    server.process.send_signal(signal.SIGCONT)
+
+
+def test_destination_is_not_attached(traveller: Traveller, travel_image: Path) -> None:
+    """QEMU at the destination lost its VF just before the guest would go on there."""
+    with (
+        ServerProcess(*OPTIONS, "--disk", str(travel_image)) as third,
+        Machine(devices=[third.qemu_device("vf1", **HANGS_UP)], incoming=True) as machine,
+    ):
+
+        def lose(_move: Move, name: str) -> None:
+            if name == "continue":
+                hang_up_on(machine, third)
+
+        # The server may have noticed, and reset the function, or not yet.
+        why = r"VF 1 .*destination.*(has device status 0x0|QEMU hung up on it)"
+        with pytest.raises(MoveError, match=why) as caught:
+            traveller.move(machine, server=third, before_step=lose)
+    assert caught.value.source_runs, caught.value
+    traveller.check_runs()
+
+
+@pytest.mark.parametrize("step", ["copy-ram", "stop-vfs"])
+def test_source_is_not_attached(
+    server: Callable[..., ServerProcess], machine: Callable[..., Machine], step: str
+) -> None:
+    """The source's server stands still until QEMU has hung up: no move, and no word of "as before"."""
+    here, there = (server("--vfs", "1", "--disk", "ram:1M") for _ in range(2))
+    guest = machine(devices=[here.qemu_device("vf1", **HANGS_UP)])
+    target = machine(devices=[there.qemu_device("vf1")], incoming=True, ready=False)
+
+    def lose(_move: Move, name: str) -> None:
+        if name == step:
+            hang_up_on(guest, here)
+
+    traveller = Traveller(guest, guest.start("true"), here, there)
+    with pytest.raises(MoveError) as caught:
+        traveller.move(target, before_step=lose)
+    assert not caught.value.source_runs, caught.value
+    assert caught.value.step == "read-pci", caught.value
+    assert "The guest runs at the source, but not as before." in caught.value.state
+    assert f"VF 1 at the source (server {here.folder}): QEMU hung up on it" in caught.value.state
+    assert "x-msg-timeout" in caught.value.state
+    assert guest.qmp("query-status")["status"] == "running"
+
+
+def test_source_server_stands_still(
+    traveller: Traveller, target: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For longer than the VFs may take to stop, and QEMU waits longer: the guest runs as before."""
+    monkeypatch.setattr(pf, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(pf, "NEGOTIATION_SECONDS", 0.1)
+    stop = pf.Pf.stop
+
+    def stand_still(self: pf.Pf, vf: int) -> None:
+        traveller.here.process.send_signal(signal.SIGSTOP)
+        try:
+            stop(self, vf)
+        finally:
+            traveller.here.process.send_signal(signal.SIGCONT)
+
+    monkeypatch.setattr(pf.Pf, "stop", stand_still)
+    with pytest.raises(MoveError, match="does not finish what it began") as caught:
+        traveller.move(target)
+    assert caught.value.source_runs, caught.value
     traveller.check_runs()
 
 
