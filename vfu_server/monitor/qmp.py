@@ -215,6 +215,8 @@ class QmpServer:
         self._sessions.add(session)
         try:
             await session.serve()
+        except asyncio.CancelledError:
+            pass  # the server ends; asyncio takes a handler that was cancelled for one that failed
         except (ConnectionError, TimeoutError) as error:
             log.debug("a client of the monitor was lost: %s", str(error) or "it does not read")
         except Exception:

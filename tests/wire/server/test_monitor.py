@@ -495,3 +495,20 @@ def test_breaches_are_logged_counted_and_told(serve: Callable[..., ServerProcess
         assert breaches["DRV-07"] == [{"function": "vf1", "command": "DEV_CTX_WRITE", "count": 2}]
         assert monitor.function("vf1")["counters"]["rules-broken"] >= 6
         assert server.log.count(" DRV-07 ") == 1
+
+
+def test_the_end_of_the_server_with_clients_of_every_kind(serve: Callable[..., ServerProcess]) -> None:
+    """Greeted or not, in the middle of a message, with answers unread: hung up on, and no word in the log."""
+    server = serve("--vfs", "1", "--disk", "ram:1M")
+    with Raw(server) as fresh, Raw(server) as idle, Raw(server) as half, Raw(server) as busy:
+        assert "QMP" in fresh.line()
+        idle.greeted()
+        half.greeted().send(b'{"execute":')
+        busy.greeted().send(b'{"execute":"query-functions"}' * 500)
+        assert server.stop() == 0
+        for raw in (fresh, idle, half):
+            with pytest.raises((EOFError, ConnectionResetError)):
+                raw.line()
+    assert "Traceback" not in server.log
+    assert " ERROR " not in server.log
+    assert not (server.folder / "monitor.sock").exists()
