@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
+if (__name__ == "__main__" or sys.argv[0].endswith("vfu-server")) and (
+    signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
+    # Until there is something to clean up, Ctrl-C ends the program at once, and without a traceback of
+    # whatever is being imported. Where SIGINT is ignored, as behind `&` in a script, it stays so.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 from pymodel import build
+from pymodel.admin.context_commands import context_commands
 from pymodel.admin.rules import Rules
 from pymodel.pci.function import Delays
 from pymodel.transport.features import OPTIONAL
-from vfu_server.disks.options import RAM_DISK, disk_option, open_disks
+from vfu_server.disks.options import RAM_DISK, choose_disks, disk_option, open_disks
 from vfu_server.function_thread import TRACE
 from vfu_server.monitor.monitor import SOCKET_NAME, Monitor
 from vfu_server.networks.networks import Networks
 from vfu_server.networks.options import NetOptions, mac_option, mtu_option, net_option, uplink_option
-from vfu_server.server import Folder, FolderTakenError, Server
+from vfu_server.server import Folder, FolderTakenError, Server, StopSignals
 from vfu_server.turn_lock import TurnLock
 from vfu_server.vfio._vfu import keep_freed_memory
 
@@ -56,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         type=disk_option,
-        metavar="[F=]ram:SIZE|FILE[,size=SIZE][,readonly][,direct]",
+        metavar="[F=]ram:SIZE|FILE[,size=SIZE][,readonly][,direct][,format=raw]",
         help=f"disk of function F (pf, vf1 ...), or of each; may be given again (default: {RAM_DISK})",
     )
     result.add_argument(
@@ -118,7 +128,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit status."""
+    """Serve until SIGTERM, SIGINT or SIGHUP.
+
+    Returns the exit status: 0 after a signal, 1 where something is not to be had. Raises SystemExit with 2,
+    and prints the usage, for options that are wrong whatever the machine is like.
+    """
     options_parser = parser()
     options = options_parser.parse_args(arguments)
     if options.total_vfs is None:
@@ -135,9 +149,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.device == "net":
             networks = Networks(_net_options(options), names)
         else:
-            backends = open_disks(options.disk, names)
-    except (OSError, ValueError) as error:
+            disks = choose_disks(options.disk, names)
+    except ValueError as error:
         options_parser.error(f"{'--net' if options.device == 'net' else '--disk'}: {error}")
+    if networks is None:
+        try:
+            backends = open_disks(disks)
+        except (OSError, ValueError, MemoryError) as error:
+            return _failed("--disk", error)
     logging.addLevelName(TRACE, "TRACE")
     logging.basicConfig(
         level=options.log_level.upper(),
@@ -151,20 +170,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A thread that wakes takes the interpreter from one that computes after this long, each time that it
     # comes back from the library: Python's own 5 ms would add up for a function beside a busy one.
     sys.setswitchinterval(0.0005)
-    try:
-        folder = Folder(options.socket_dir)
-    except (OSError, FolderTakenError) as error:
-        options_parser.error(f"--socket-dir: {error}")
     with ExitStack() as opened:
+        # From here on there are sockets to remove.
+        stop = opened.enter_context(StopSignals())
+        try:
+            folder = Folder(options.socket_dir)
+        except ValueError as error:
+            options_parser.error(f"--socket-dir: {error}")
+        except (OSError, FolderTakenError) as error:
+            return _failed("--socket-dir", error)
         opened.callback(folder.close)
         if networks is None:
-            return _serve(options, backends, None, folder)
+            return _serve(options, backends, None, folder, stop)
         try:
             networks.open()
-        except OSError as error:
-            options_parser.error(f"--net: {error}")
+        except (OSError, MemoryError) as error:
+            return _failed("--net", error)
         opened.callback(networks.close)
-        return _serve(options, networks.backends, networks, folder)
+        return _serve(options, networks.backends, networks, folder, stop)
+
+
+def _failed(what: str, error: Exception) -> int:
+    """Say what is not to be had, and why. Returns the exit status."""
+    reason = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        reason = f"{error.filename}: {error.strerror}"
+    print(f"vfu-server: {what}: {reason}", file=sys.stderr)
+    return 1
 
 
 def _net_options(options: argparse.Namespace) -> NetOptions:
@@ -178,7 +210,11 @@ def _net_options(options: argparse.Namespace) -> NetOptions:
 
 
 def _serve(
-    options: argparse.Namespace, backends: Mapping[str, Any], networks: Networks | None, folder: Folder
+    options: argparse.Namespace,
+    backends: Mapping[str, Any],
+    networks: Networks | None,
+    folder: Folder,
+    stop: StopSignals,
 ) -> int:
     monitor = Monitor(folder.path / SOCKET_NAME, networks)
     rules = Rules(monitor) if options.check_driver else None
@@ -207,10 +243,9 @@ def _serve(
     )
     try:
         with Server(device, folder) as server, monitor.serving(device, lambda: server.threads, rules):
-            server.run(ready=lambda: print(f"ready {folder.path}", flush=True))
-    except OSError as error:
-        print(f"vfu-server: {error}", file=sys.stderr)
-        return 1
+            server.run(ready=lambda: print(f"ready {folder.path}", flush=True), stop=stop)
+    except (OSError, RuntimeError, MemoryError) as error:  # RuntimeError: no more threads
+        return _failed("the functions", error)
     return 0
 
 
@@ -245,6 +280,10 @@ def _opcodes(text: str) -> int | None:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor `off`") from None
     if not 0 <= value <= 0xFFFF:
         raise argparse.ArgumentTypeError(f"{text} is no opcode")
+    try:
+        context_commands(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return value
 
 

@@ -123,6 +123,16 @@ class FunctionThread:
         """Whether the function is served."""
         return self._thread.is_alive()
 
+    @property
+    def attached(self) -> bool:
+        """Whether a client is attached."""
+        return self._context.attached
+
+    @property
+    def listener(self) -> int:
+        """The descriptor that clients connect to, for poll(2): readable while one waits to be let in."""
+        return self._context.listener
+
     def call(self, work: Callable[[], Result], timeout: float) -> Result:
         """Have `work` done on this thread, the function's lock held, and return what it returns.
 
@@ -203,7 +213,7 @@ class FunctionThread:
             while not self._stopping:
                 self._turn()
             if self._context.attached:
-                self._detach("the server stops")
+                self._detach("it is no longer served")
         except Exception:  # noqa: BLE001 - the one place: a bug of this function must not hurt its neighbours
             self.failed = True
             self._log.exception("internal error: this function is no longer served, please report it")

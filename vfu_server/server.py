@@ -9,6 +9,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Final, Protocol, Self
@@ -19,11 +20,45 @@ from vfu_server.socket_path import SOCKET_PATH_MAX
 STOP_SECONDS: Final = 5.0
 """How long all functions together may take to stop."""
 
+QUEUED_SECONDS: Final = 1.0
+"""How long a client may wait to be let in before that is told."""
+
 log: Final = logging.getLogger("virtio.server")
 
 
 class FolderTakenError(Exception):
     """Another server listens in this folder."""
+
+
+class StopSignals:
+    """SIGTERM, SIGINT and SIGHUP ask for the end and do no more, however many come and whenever that is.
+
+    A context manager, for the main thread. `came` is the name of the first one, else empty; `fd` is readable
+    from then on. SIGHUP that is ignored (nohup) stays so. Afterwards all is as before; after a signal they
+    are ignored, as the process is about to end.
+    """
+
+    def __enter__(self) -> Self:
+        self.came = ""
+        # The number of a signal is written to this pipe at once, whatever the interpreter is busy with.
+        self.fd, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._old_writer = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._old_handlers = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, signal.SIG_IGN if self.came else handler)
+        signal.set_wakeup_fd(self._old_writer)
+        os.close(self.fd)
+        os.close(self._writer)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self.came = self.came or signal.Signals(number).name
 
 
 class ServedDevice(Served, Protocol):
@@ -38,14 +73,15 @@ class ServedDevice(Served, Protocol):
 class Folder:
     """The folder of a server's sockets, which it has to itself until `close`.
 
-    Made if it is missing, for its owner only. Raises FolderTakenError, or OSError.
+    Made if it is missing, for its owner only. Raises FolderTakenError, OSError, or ValueError for a name that
+    is too long for what is to be in it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         longest = os.fsencode(path / "vf65535.sock")
         if len(longest) > SOCKET_PATH_MAX:
-            raise OSError(f"{path}: the name is too long for a socket in it; choose a shorter one")
+            raise ValueError(f"{path}: the name is too long for a socket in it; choose a shorter one")
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -73,6 +109,8 @@ class Server:
         self._threads: dict[int, FunctionThread] = {}  # by VF number; 0 is the physical function
         self._changed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopped = False
+        self._events = select.epoll()
+        self._queued: dict[int, float] = {}  # listeners at which somebody came, and when
 
     def __enter__(self) -> Self:
         # Called on the PF's thread with the lock held: starting and stopping threads is left to this one.
@@ -88,30 +126,28 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def run(self, ready: Callable[[], None]) -> None:
-        """Serve until SIGTERM or SIGINT; call `ready` once those are handled."""
-        # The number of a signal is written to this pipe at once, whatever the interpreter is busy with.
-        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        old_writer = signal.set_wakeup_fd(writer)
-        old_handlers = {
-            number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        waiting = select.poll()
-        waiting.register(reader, select.POLLIN)
-        waiting.register(self._changed, select.POLLIN)
-        try:
-            ready()
-            while not self._stopped:
-                for fd, _ in waiting.poll():
-                    os.read(fd, 4096)
-                if not self._stopped:
+    def run(self, ready: Callable[[], None], stop: StopSignals | None = None) -> None:
+        """Serve until `stop` has come, or a signal where there is none of the caller; call `ready` before."""
+        with ExitStack() as own:
+            if stop is None:
+                stop = own.enter_context(StopSignals())
+            waiting = self._events
+            waiting.register(stop.fd, select.EPOLLIN)
+            waiting.register(self._changed, select.EPOLLIN)
+            if not stop.came:
+                ready()
+            while not self._ended(stop):
+                for fd, _ in waiting.poll(QUEUED_SECONDS if self._queued else None):
+                    if fd in {stop.fd, self._changed}:
+                        os.read(fd, 4096)
+                    else:
+                        self._queued[fd] = time.monotonic()
+                if not self._ended(stop):
                     self._follow_vfs()
-        finally:
-            for number, handler in old_handlers.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(old_writer)
-            os.close(reader)
-            os.close(writer)
+                    self._tell_of_queued()
+            waiting.unregister(stop.fd)
+            if stop.came:
+                log.info("%s: stopping", stop.came)
 
     @property
     def threads(self) -> dict[str, FunctionThread]:
@@ -123,9 +159,8 @@ class Server:
         self._stopped = True
         self._wake()
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        log.info("%s: stopping", signal.Signals(number).name)
-        self._stopped = True
+    def _ended(self, stop: StopSignals) -> bool:
+        return self._stopped or stop.came != ""
 
     def _wake(self) -> None:
         os.eventfd_write(self._changed, 1)
@@ -133,13 +168,38 @@ class Server:
     def _start(self, number: int, function: Served) -> None:
         thread = FunctionThread(function, self._folder.path / f"{function.name}.sock")
         self._threads[number] = thread
+        # Once for each client that comes, and not for as long as it waits.
+        self._events.register(thread.listener, select.EPOLLIN | select.EPOLLET)
         thread.start()
+
+    def _tell_of_queued(self) -> None:
+        """Tell of clients that came a while ago and still wait: one of two at a socket would seem to hang."""
+        looked = select.poll()
+        names = {thread.listener: name for name, thread in self.threads.items() if thread.alive}
+        for fd, since in list(self._queued.items()):
+            if time.monotonic() - since < QUEUED_SECONDS and fd in names:
+                continue
+            del self._queued[fd]
+            if fd not in names:
+                continue
+            looked.register(fd, select.POLLIN)
+            if looked.poll(0):
+                log.warning("%s: a client waits: there is one already, and a socket has one", names[fd])
+            looked.unregister(fd)
 
     def _follow_vfs(self) -> None:
         """Have a thread for each VF that there is; a new one where a number is another VF than before."""
         with self._device.lock:
             wanted = dict(self._device.vfs)
         gone = [n for n, thread in self._threads.items() if n and wanted.get(n) is not thread.function]
+        for number in gone:
+            thread = self._threads[number]
+            log.log(
+                logging.WARNING if thread.attached else logging.INFO,
+                "%s is gone: the PF's driver, or a reset of the PF, cleared VF Enable%s",
+                thread.function.name,
+                "; its client is hung up on" if thread.attached else "",
+            )
         self._end(gone)
         for number in sorted(wanted.keys() - self._threads.keys()):
             self._start(number, wanted[number])
@@ -155,4 +215,5 @@ class Server:
     def _close(self) -> None:
         self._device.on_vfs_changed = None
         self._end(list(self._threads))
+        self._events.close()
         os.close(self._changed)

@@ -12,13 +12,21 @@ SOCKET_PATH_MAX: Final = 107
 """Bytes in the name of a Unix socket (unix(7)), less the NUL."""
 
 
+def check_path(path: str | Path) -> None:
+    """Raise ValueError for a name that no socket can have."""
+    if len(os.fsencode(path)) > SOCKET_PATH_MAX:
+        raise ValueError(f"{path}: the name is too long for a socket; choose a shorter one")
+
+
 def bound(kind: socket.SocketKind, path: Path) -> socket.socket:
     """A non-blocking Unix socket at `path`, for its owner only. One that nobody serves any more is replaced.
 
     Raises OSError, its text says what to do.
     """
-    if len(os.fsencode(path)) > SOCKET_PATH_MAX:
-        raise OSError(f"{path}: the name is too long for a socket; choose a shorter one")
+    try:
+        check_path(path)
+    except ValueError as error:
+        raise OSError(str(error)) from None
     made = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
     try:
         _clear(kind, path)

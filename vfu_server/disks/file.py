@@ -9,6 +9,7 @@ stopped on one host leaves the file to the VF that goes on elsewhere, and two se
 from __future__ import annotations
 
 import collections
+import contextlib
 import enum
 import errno
 import logging
@@ -23,7 +24,7 @@ from typing import Final
 from pymodel.devices.block.disk import Job
 from pymodel.memory import Bytes
 from vfu_server.disks import lock as disk_lock
-from vfu_server.disks.image import Image
+from vfu_server.disks.image import Image, check_kind
 from vfu_server.disks.pool import Pool
 
 LOCK_FIRST_SECONDS: Final = 0.02
@@ -52,17 +53,26 @@ class FileDisk:
     """A `pymodel.devices.block.disk.Disk` on a raw image or a block device.
 
     Raises OSError where the file can't be opened, ValueError where it is no disk image or `direct` is not to
-    be had. Where the file may not be written, the disk is read-only. `size` makes a file that is missing.
+    be had. Where the file may not be written, the disk is read-only. `size` makes a file that is missing. An
+    image of another format is none, unless `any_content` says that it is to be served as it is.
     """
 
     in_order = False
 
     def __init__(
-        self, path: Path, *, size: int | None = None, read_only: bool = False, direct: bool = False
+        self,
+        path: Path,
+        *,
+        size: int | None = None,
+        read_only: bool = False,
+        direct: bool = False,
+        any_content: bool = False,
     ) -> None:
         self.read_only = read_only
         self._path = path
         self._direct = direct
+        with contextlib.suppress(FileNotFoundError):
+            check_kind(path, path.stat())  # by its name, as some can't even be opened
         if size is not None and not read_only:
             _make(path, size)
         try:
@@ -74,6 +84,8 @@ class FileDisk:
             image = self._image()
         try:
             self.size = image.size
+            if not any_content:
+                image.check_raw()
             self.shape = image.shape()
         finally:
             image.close()
@@ -315,13 +327,18 @@ class FileDisk:
 
 def _make(path: Path, size: int) -> None:
     """Make a sparse file of that size, if there is none or an empty one."""
-    if path.exists() and path.stat().st_size:
+    there = path.exists()
+    if there and path.stat().st_size:
         return
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         # Empty: another server may be making it.
         if os.lseek(fd, 0, os.SEEK_END) == 0:
             os.ftruncate(fd, size)
+    except OSError:
+        if not there:
+            path.unlink()
+        raise
     finally:
         os.close(fd)
 

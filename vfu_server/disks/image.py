@@ -15,11 +15,19 @@ from typing import Final
 
 from pymodel.devices.block.disk import Job, Kind, Shape
 from pymodel.memory import Bytes
+from vfu_server.disks.formats import recognized
 
 SECTOR: Final = 512
 IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 # Aligned, as O_DIRECT wants it, and never written.
 _ZEROES: Final = memoryview(mmap.mmap(-1, 1 << 20))
+
+_KINDS: Final = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFSOCK: "a socket",
+}
 
 # linux/falloc.h
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
@@ -47,6 +55,8 @@ class Image:
         self._read_only = read_only
         self.fd = _open(path, os.O_RDONLY if read_only else os.O_RDWR, direct=direct)
         try:
+            check_kind(path, os.fstat(self.fd))
+            os.set_blocking(self.fd, True)
             # Not the size of fstat: that of a block device is 0.
             self.size = os.lseek(self.fd, 0, os.SEEK_END)
             # What it must have, and what it never had less than: only that is not lost.
@@ -62,6 +72,15 @@ class Image:
         except BaseException:
             os.close(self.fd)
             raise
+
+    def check_raw(self) -> None:
+        """Raise ValueError for an image of another format: a driver would see that format's structures."""
+        found = recognized(self.fd, self.size)
+        if found is not None:
+            raise ValueError(
+                f"{self._path} looks like {found}, and only raw images are served: convert it "
+                f"(`qemu-img convert -O raw`), or serve it as it is with `,format=raw`"
+            )
 
     def shape(self) -> Shape:
         """What a driver is told of it. Raises ValueError as the class does."""
@@ -243,9 +262,18 @@ class Image:
             _transfer(os.pwritev, self.fd, offset, _ZEROES[: min(end - offset, len(_ZEROES))])
 
 
+def check_kind(path: Path, status: os.stat_result) -> None:
+    """Raise ValueError for what is neither a file nor a block device."""
+    kind = _KINDS.get(stat.S_IFMT(status.st_mode))
+    if kind is not None:
+        raise ValueError(f"{path} is {kind}, which is no disk: give a file or a block device")
+
+
 def _open(path: Path, flags: int, *, direct: bool) -> int:
+    # A FIFO would wait for its other end.
+    flags |= os.O_CLOEXEC | os.O_NONBLOCK | (os.O_DIRECT if direct else 0)
     try:
-        return os.open(path, flags | os.O_CLOEXEC | (os.O_DIRECT if direct else 0))
+        return os.open(path, flags)
     except OSError as error:
         if direct and error.errno == errno.EINVAL:
             raise ValueError(f"{path}: the file system has no O_DIRECT; leave out `direct`") from None

@@ -1,7 +1,7 @@
 """The option `--disk`: what each virtio-blk function keeps its sectors on.
 
     [F=]ram:SIZE
-    [F=]FILE[,size=SIZE][,readonly][,direct]
+    [F=]FILE[,size=SIZE][,readonly][,direct][,format=raw]
 
 A comma in FILE is written twice, as for QEMU.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,9 @@ from vfu_server.function_option import FUNCTION, Given, chosen
 
 RAM_DISK: Final = "ram:64M"
 
+SIZE_MAX: Final = (1 << 63) - SECTOR
+"""Bytes of the largest disk: what an offset in a file can reach."""
+
 _UNITS: Final = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -34,6 +37,7 @@ class DiskChoice:
     size: int | None = None
     read_only: bool = False
     direct: bool = False
+    raw: bool = False
 
 
 def disk_option(text: str) -> tuple[str | None, DiskChoice]:
@@ -51,7 +55,7 @@ def _choice(text: str) -> DiskChoice:
         if options:
             raise argparse.ArgumentTypeError(f"{text}: a disk in memory has no options")
         return DiskChoice(size=_size(text, name.removeprefix("ram:")))
-    size, read_only, direct = None, False, False
+    size, read_only, direct, raw = None, False, False, False
     for option in options:
         match option.split("=", 1):
             case ["size", value]:
@@ -60,18 +64,24 @@ def _choice(text: str) -> DiskChoice:
                 read_only = True
             case ["direct"]:
                 direct = True
+            case ["format", "raw"]:
+                raw = True
+            case ["format", other]:
+                raise argparse.ArgumentTypeError(
+                    f"{text}: only raw images are served; `qemu-img convert -f {other} -O raw` makes one"
+                )
             case _:
                 raise argparse.ArgumentTypeError(
-                    f"{text}: options of a file are size=SIZE, readonly and direct; "
+                    f"{text}: options of a file are size=SIZE, readonly, direct and format=raw; "
                     "a comma in its name is written twice"
                 )
     if not name:
         raise argparse.ArgumentTypeError(f"{text}: no file is named")
-    return DiskChoice(Path(name), size, read_only, direct)
+    return DiskChoice(Path(name), size, read_only, direct, raw)
 
 
 def _size(text: str, size: str) -> int:
-    match = re.fullmatch(r"([0-9]+)([kMGT]?)", size)
+    match = re.fullmatch(r"([0-9]{1,19})([kMGT]?)", size)
     if match is None:
         raise argparse.ArgumentTypeError(
             f"{text}: give a size such as ram:64M or size=64M, with k, M, G or T"
@@ -79,20 +89,39 @@ def _size(text: str, size: str) -> int:
     count = int(match[1]) * _UNITS[match[2]]
     if count == 0 or count % SECTOR:
         raise argparse.ArgumentTypeError(f"{text}: the size is no multiple of {SECTOR} above 0")
+    if count > SIZE_MAX:
+        raise argparse.ArgumentTypeError(f"{text}: the size is more than {SIZE_MAX} bytes")
     return count
 
 
-def open_disks(given: Given[DiskChoice], names: Sequence[str]) -> dict[str, Disk]:
-    """A disk for each function. Raises OSError or ValueError."""
-    choices = chosen(dict.fromkeys(names, _choice(RAM_DISK)), given)
+def choose_disks(given: Given[DiskChoice], names: Sequence[str]) -> dict[str, DiskChoice]:
+    """What the disk of each function is to be. Raises ValueError for a function that there is not."""
+    return chosen(dict.fromkeys(names, _choice(RAM_DISK)), given)
+
+
+def open_disks(choices: Mapping[str, DiskChoice]) -> dict[str, Disk]:
+    """A disk for each function. Raises OSError, ValueError for a file that is none, or MemoryError."""
     return {name: _open_disk(choice) for name, choice in choices.items()}
 
 
 def _open_disk(choice: DiskChoice) -> Disk:
     if choice.file is None:
         assert choice.size is not None
-        return RamDisk(choice.size)
+        try:
+            return RamDisk(choice.size)
+        except (MemoryError, OverflowError):
+            raise MemoryError(f"there is no memory for the tables of a disk of {choice.size} bytes") from None
     try:
-        return FileDisk(choice.file, size=choice.size, read_only=choice.read_only, direct=choice.direct)
-    except FileNotFoundError:
+        return FileDisk(
+            choice.file,
+            size=choice.size,
+            read_only=choice.read_only,
+            direct=choice.direct,
+            any_content=choice.raw,
+        )
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            raise OSError(error.errno, error.strerror, str(choice.file)) from error
+        if not choice.file.parent.is_dir():
+            raise ValueError(f"{choice.file}: there is no folder {choice.file.parent}") from None
         raise ValueError(f"{choice.file} does not exist: `,size=64M` behind it would make it") from None

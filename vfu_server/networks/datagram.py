@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import select
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,6 +17,12 @@ from pymodel.devices.net.port import FRAME_MAX
 from pymodel.memory import Bytes
 from vfu_server.networks.frame_port import HEADER, IOV_MAX, FramePort, after_header, joined, needs_work
 from vfu_server.socket_path import bound
+
+log: Final = logging.getLogger("virtio.net")
+
+
+_LOST: Final = (errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM)
+"""Errors of one frame, which say nothing of who is there."""
 
 
 class DatagramPort(FramePort):
@@ -31,6 +39,7 @@ class DatagramPort(FramePort):
         # One byte more than a frame has, to know one that is longer.
         self._buffer = memoryview(bytearray(FRAME_MAX - HEADER + 1))
         self._room: socket.socket | None = None
+        self._told = False  # that nobody is there
 
     def close(self) -> None:
         """Close the socket and remove it."""
@@ -55,8 +64,14 @@ class DatagramPort(FramePort):
             self._socket.sendmsg(parts, (), 0, self._remote)
         except BlockingIOError:
             return None if self._expect_room() else False
-        except OSError:
+        except OSError as error:
+            if not self._told and error.errno not in _LOST:
+                self._told = True
+                log.warning(
+                    "%s: nobody is there, and frames are lost until then: %s", self._remote, error.strerror
+                )
             return False
+        self._told = False
         return True
 
     def _read(self) -> Bytes | None:

@@ -11,6 +11,8 @@ from typing import Final
 
 from pymodel.spec import net
 from vfu_server.function_option import FUNCTION, Given, chosen
+from vfu_server.networks.tap import check_name
+from vfu_server.socket_path import check_path
 
 SWITCH: Final = "switch"
 NONE: Final = "none"
@@ -25,6 +27,7 @@ def net_option(text: str) -> tuple[str | None, str]:
         raise argparse.ArgumentTypeError(
             f"{text!r}: give switch, none, tap:NAME, stream:PATH, stream:PATH,server or dgram:LOCAL,REMOTE"
         )
+    _check(match[2])
     return match[1], match[2]
 
 
@@ -34,7 +37,22 @@ def uplink_option(text: str) -> str:
         raise argparse.ArgumentTypeError(
             f"{text!r}: give tap:NAME, stream:PATH, stream:PATH,server or dgram:LOCAL,REMOTE"
         )
+    _check(text)
     return text
+
+
+def _check(text: str) -> None:
+    """Refuse names that there can't be, whatever the machine is like."""
+    kind, _, where = text.partition(":")
+    try:
+        if kind == "tap":
+            check_name(where)
+        elif kind in {"stream", "dgram"}:
+            names = [where.removesuffix(",server")] if kind == "stream" else where.split(",")
+            for name in names:
+                check_path(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def mac_option(text: str) -> tuple[str | None, bytes]:
@@ -50,7 +68,10 @@ def mac_option(text: str) -> tuple[str | None, bytes]:
 
 def mtu_option(text: str) -> int:
     """The MTU that the driver is told."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
     if not net.MTU_MIN <= value <= net.MTU_MAX:
         raise argparse.ArgumentTypeError(f"{value} is not in {net.MTU_MIN} to {net.MTU_MAX}")
     return value

@@ -54,6 +54,7 @@ class StreamPort(FramePort):
         self._buffer = memoryview(bytearray(_BUFFER))
         self._start = self._end = 0
         self._closing = False
+        self._absent = ""  # why nobody is connected, as far as that was told
         self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._main, name=f"stream {path.name}", daemon=True)
         self._thread.start()
@@ -164,7 +165,7 @@ class StreamPort(FramePort):
 
     def _accepted(self) -> socket.socket | None:
         assert self._listener is not None
-        self._wait((self._listener.fileno(), select.POLLIN), None)
+        self._wait(None, (self._listener.fileno(), select.POLLIN))
         try:
             return self._listener.accept()[0]
         except BlockingIOError:  # woken for something else
@@ -181,10 +182,16 @@ class StreamPort(FramePort):
                 kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
                 peer = opened.enter_context(socket.socket(socket.AF_UNIX, kind))
                 peer.connect(os.fspath(self._path))
-            except OSError:
+            except OSError as error:
+                if str(error) != self._absent:
+                    self._absent = str(error)
+                    log.warning(
+                        "%s: nobody is connected, tried again each second: %s", self._path, error.strerror
+                    )
                 self._pause()
                 return None
             opened.pop_all()
+        self._absent = ""
         return peer
 
     def _attend(self, peer: socket.socket) -> None:
@@ -196,8 +203,13 @@ class StreamPort(FramePort):
             self.link_up = True
         log.info("%s: connected", self._path)
         self._wake()
+        others = [] if self._listener is None else [(self._listener.fileno(), select.POLLIN)]
         while not self._closing and not self._gone:
-            events = self._wait((peer.fileno(), select.POLLOUT if self._blocked else 0), None)
+            found = self._wait(None, (peer.fileno(), select.POLLOUT if self._blocked else 0), *others)
+            events = found.pop(peer.fileno(), 0)
+            if found:
+                log.warning("%s: another peer waits; there is one at a time", self._path)
+                others = []
             with self._lock:
                 if events & (select.POLLERR | select.POLLHUP):
                     self._leave("it hung up")
@@ -230,15 +242,14 @@ class StreamPort(FramePort):
         """Wait before the next connection, whatever the function has to say of the last one."""
         end = time.monotonic() + RECONNECT_SECONDS
         while not self._closing and (left := end - time.monotonic()) > 0:
-            self._wait(None, left)
+            self._wait(left)
 
-    def _wait(self, also: tuple[int, int] | None, seconds: float | None) -> int:
-        """Wait for news, for events of another descriptor, which are returned, or for some seconds."""
+    def _wait(self, seconds: float | None, *also: tuple[int, int]) -> dict[int, int]:
+        """Wait for news, for events of other descriptors, which are returned, or for some seconds."""
         waiting = select.poll()
-        waiting.register(self._news, select.POLLIN)
-        if also is not None:
-            waiting.register(*also)
+        for fd, events in ((self._news, select.POLLIN), *also):
+            waiting.register(fd, events)
         found = dict(waiting.poll(None if seconds is None else seconds * 1000))
-        if self._news in found:
+        if found.pop(self._news, 0):
             os.eventfd_read(self._news)
-        return found.get(also[0], 0) if also is not None else 0
+        return found

@@ -31,6 +31,7 @@ _TUNSETIFF: Final = 0x400454CA
 _TUNSETOFFLOAD: Final = 0x400454D0
 _TUNSETVNETHDRSZ: Final = 0x400454D8
 _TUNSETVNETLE: Final = 0x400454DC
+_TUN: Final = "/dev/net/tun"
 _IFF_TAP: Final = 0x0002
 _IFF_NO_PI: Final = 0x1000
 _IFF_VNET_HDR: Final = 0x4000
@@ -59,6 +60,17 @@ _OFFLOADS: Final = (
     (1 << net.F_GUEST_TSO6, 0x04),
     (1 << net.F_GUEST_ECN, 0x08),
 )
+
+_NO_MODULE: Final = ". Load the module (`modprobe tun`), or give the container the device"
+_NO_RIGHT: Final = f" (see `ls -l {_TUN}`). An administrator lets everybody open it: `chmod 666 {_TUN}`"
+_WITHOUT_TUN: Final = {
+    errno.ENOENT: _NO_MODULE,
+    errno.ENODEV: _NO_MODULE,
+    errno.ENXIO: _NO_MODULE,
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
+}
+"""What to do where the device can't be opened."""
 
 log: Final = logging.getLogger("virtio.net")
 
@@ -158,13 +170,23 @@ class TapPort(FramePort):
             self.link_up = False
 
 
+def check_name(name: str) -> None:
+    """Raise ValueError for what no interface is called."""
+    odd = any(c in "%/:" or c.isspace() for c in name) or name in {".", ".."}
+    if odd or not 0 < len(os.fsencode(name)) <= NAME_MAX:
+        raise ValueError(f"{name!r} is no name of an interface: up to {NAME_MAX} bytes, no /, :, % or space")
+
+
 def _open(name: str) -> int:
-    if not 0 < len(os.fsencode(name)) <= NAME_MAX or any(c in "%/" or c.isspace() for c in name):
-        raise OSError(f"{name!r} is no name of an interface: up to {NAME_MAX} bytes, no /, % or space")
     try:
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        check_name(name)
+    except ValueError as error:
+        raise OSError(str(error)) from None
+    try:
+        fd = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise OSError(f"tap {name}: /dev/net/tun: {error.strerror}; is the module tun loaded?") from error
+        what = _WITHOUT_TUN.get(error.errno or 0, "")
+        raise OSError(f"tap {name}: {_TUN}: {error.strerror}{what}") from error
     try:
         flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
         fcntl.ioctl(fd, _TUNSETIFF, IFREQ.pack(name.encode(), flags))

@@ -67,6 +67,10 @@ class Context:
         """Whether a client is attached."""
 
     @property
+    def listener(self) -> int:
+        """The descriptor of the socket that clients connect to. It is the context's own."""
+
+    @property
     def woken(self) -> bool:
         """Whether the last wait saw anything else than a message: `wake`, or a descriptor of `also`."""
 

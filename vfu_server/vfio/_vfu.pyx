@@ -151,6 +151,7 @@ cdef class Context:
     cdef object handler
     cdef readonly GuestMemory memory
     cdef readonly bint attached
+    cdef readonly int listener
     cdef readonly bint woken
     cdef bint lost        # the library gave up the connection
     cdef bint negotiating
@@ -214,6 +215,7 @@ cdef class Context:
         check_call(vfu_setup_device_reset_cb(self.ctx, on_reset), "vfu_setup_device_reset_cb")
         check_call(setup_dma(self.ctx, on_dma_added, on_dma_removed), "vfu_setup_device_dma")
         check_call(vfu_realize_ctx(self.ctx), "vfu_realize_ctx")
+        self.listener = vfu_get_poll_fd(self.ctx)
 
     def attach(self, timeout):
         global guard_link

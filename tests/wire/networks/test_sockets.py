@@ -17,6 +17,7 @@ import pytest
 
 from images.workspace import IMAGES
 from tests.wire.frames import ALL, BROADCAST, DEADLINE, Hand, Wants, ethernet, mac
+from tests.wire.running import until
 from vfu_server.networks.datagram import DatagramPort
 from vfu_server.networks.stream import StreamPort
 
@@ -478,3 +479,73 @@ def test_qemu_understands_both_framings_and_is_understood(tmp_path: Path, opened
     for _ in range(50):
         assert here.send(FRAME)
     assert there.next() == FRAME
+
+
+def test_that_nobody_is_there_is_told_once(
+    tmp_path: Path, opened: ExitStack, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vfu_server.networks.stream.RECONNECT_SECONDS", 0.01)
+    path = tmp_path / "net"
+    line = f"{path}: nobody is connected, tried again each second: "
+    hand = _stream(path, opened, server=False)
+    until(lambda: line in caplog.text, "a line in the log")
+    listener = Listener(path, opened)
+    listener.accept()
+    hand.until_link(True)
+    assert caplog.text.count(line + "No such file or directory") == 1
+
+
+def test_a_second_peer_is_told_of_and_waits(
+    tmp_path: Path, opened: ExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "net"
+    hand = _stream(path, opened, server=True)
+    line = f"{path}: another peer waits"
+    peers = []
+    for _ in range(2):
+        peers.append(opened.enter_context(socket.socket(socket.AF_UNIX)))
+        peers[-1].connect(os.fspath(path))
+        hand.until_link(True)
+    until(lambda: line in caplog.text, "a line in the log")
+    # It costs nothing more than that line.
+    assert hand.send(FRAME)
+    assert Peer(peers[0]).receive() == FRAME
+    assert caplog.text.count(line) == 1
+
+
+def test_that_nobody_takes_datagrams_is_told_once(
+    tmp_path: Path, opened: ExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = DatagramPort(tmp_path / "ours", tmp_path / "theirs")
+    opened.callback(port.close)
+    hand = Hand(port)
+    port.configure(0, ALL)
+    line = f"{tmp_path / 'theirs'}: nobody is there"
+    for _ in range(3):
+        assert hand.send(FRAME)
+    assert caplog.text.count(line) == 1
+    peer = _datagram_peer(tmp_path, opened)
+    assert hand.send(FRAME)
+    assert peer.recv(2000) == FRAME
+    assert caplog.text.count(line) == 1
+
+
+def test_a_frame_that_there_is_no_memory_for_is_dropped_and_counted(
+    pair: tuple[Hand, Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand, peer = pair
+
+    def none(*_: object) -> None:
+        raise MemoryError
+
+    peer.send(FRAME, FRAME)
+    with monkeypatch.context() as short:
+        short.setattr("vfu_server.networks.stream.write", none)
+        assert hand.send(FRAME)
+        short.setattr("vfu_server.networks.stream.np.zeros", none)
+        until(
+            lambda: hand.receive() is None and hand.port.counters()["dropped-receiving"] == 2, "both dropped"
+        )
+    assert hand.port.counters()["dropped-sending"] == 1
+    peer.send(FRAME)
+    hand.expect([FRAME])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import hashlib
 import os
@@ -234,8 +235,33 @@ def test_one_who_may_not_is_told_what_an_administrator_types(tmp_path: Path, ope
     command = ["setpriv", "--bounding-set=-net_admin", sys.executable, "-m", "vfu_server"]
     command += ["--device", "net", "--socket-dir", str(tmp_path / "s"), "--net", "pf=tap:t0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE)
-    assert done.returncode == 2
+    assert done.returncode == 1
+    assert "usage" not in done.stderr
     assert "ip tuntap add dev t0 mode tap user root && ip link set t0 up" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EACCES, "`chmod 666 /dev/net/tun`"),
+        (errno.EPERM, "`chmod 666 /dev/net/tun`"),
+        (errno.ENOENT, "`modprobe tun`"),
+        (errno.ENODEV, "`modprobe tun`"),
+        (errno.EMFILE, "Too many open files"),
+    ],
+)
+def test_without_the_tun_device_the_reason_is_told(
+    monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    links = LinkWatch()
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OSError, match="tap t0: /dev/net/tun: ") as caught:
+        TapPort("t0", links)
+    assert advice in str(caught.value)
+    assert ("modprobe" in str(caught.value)) == ("modprobe" in advice)
 
 
 def test_what_it_offers_and_what_the_kernel_leaves_to_the_driver(both: tuple[Hand, socket.socket]) -> None:

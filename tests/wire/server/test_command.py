@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.server_process import ServerProcess
 from tests.wire.raw_client import HEADER, REGION_READ, RawClient
+from tests.wire.running import until
+from vfu_client.drivers.block import BlockDriver
+from vfu_client.vfio.sriov import SrIov
 from vfu_server.__main__ import main
+from vfu_server.disks.options import disk_option, open_disks
 
 COMMAND = [sys.executable, "-m", "vfu_server"]
 
@@ -51,7 +60,7 @@ def server(folder: Path) -> Iterator[Running]:
     running.process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_ready_and_stopped(server: Running, folder: Path, number: int) -> None:
     assert server.ready == f"ready {folder}\n"
     assert sorted(path.name for path in folder.glob("*.sock")) == [
@@ -87,8 +96,8 @@ def test_a_second_server_is_refused(server: Running, folder: Path) -> None:
         timeout=20,
         check=False,
     )
-    assert second.returncode == 2
-    assert "another server runs in" in second.stderr
+    assert second.returncode == 1
+    assert second.stderr.startswith("vfu-server: --socket-dir: another server runs in")
     with RawClient(folder / "pf.sock") as client:
         assert client.read(7, 0, 2) == b"\xf4\x1a"
 
@@ -110,12 +119,16 @@ def test_sockets_of_a_killed_server_are_taken_over(folder: Path) -> None:
         (["--device", "blk", "--vfs", "-1"], "not in 0 to 255"),
         (["--device", "blk", "--queues", "0"], "not in 1 to"),
         (["--device", "blk", "--queues", "many"], "invalid number value"),
-        (["--device", "blk", "--disk", "none.img"], "none.img does not exist: `,size="),
         (["--device", "blk", "--disk", "ram:12"], "no multiple of 512"),
         (["--device", "blk", "--disk", "ram:big"], "such as ram:64M"),
         (["--device", "blk", "--disk", "vf1=ram:1M"], "no function vf1"),
         (["--device", "blk", "--context-opcodes", "on"], "neither a number nor"),
         (["--device", "blk", "--context-opcodes", "0x10000"], "no opcode"),
+        (["--device", "blk", "--context-opcodes", "0x05"], "0x5 and on are not within 0x13-0x7fff"),
+        (["--device", "blk", "--context-opcodes", "0x7ffc"], "0x7ffc and on are not within 0x13-0x7fff"),
+        (["--device", "blk", "--disk", "ram:16777216T"], "more than 9223372036854775296 bytes"),
+        (["--device", "blk", "--disk", "ram:" + "9" * 5000], "such as ram:64M"),
+        (["--device", "blk", "--disk", "a.img,format=qcow2"], "only raw images are served"),
         (["--device", "blk", "--flr-delay-ms", "-5"], "not in 0 to"),
         (["--device", "blk", "--without", "paked"], "'paked' is none of packed, in-order, notification-data"),
         (["--device", "blk", "--without", "packed,"], "'' is none of packed"),
@@ -136,3 +149,172 @@ def test_a_folder_name_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[st
         main(["--socket-dir", str(tmp_path / ("x" * 100)), "--device", "blk"])
     assert caught.value.code == 2
     assert "too long" in capsys.readouterr().err
+
+
+def lacking(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """What the command says of something that is not to be had: status 1, one line, no usage."""
+    assert main(options) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("vfu-server: --")
+    assert said.count("\n") == 1
+    return said
+
+
+@pytest.mark.parametrize(
+    ("disk", "complaint"),
+    [
+        ("none.img", "none.img does not exist: `,size="),
+        ("nowhere/none.img,size=1M", "there is no folder nowhere"),
+        ("fifo", "fifo is a FIFO"),
+        ("fifo,readonly", "fifo is a FIFO"),
+        ("fifo,size=1M", "fifo is a FIFO"),
+        ("link,readonly", "link is a FIFO"),
+        ("socket", "socket is a socket"),
+        (".,readonly", ". is a directory"),
+        ("/dev/null", "/dev/null is a character device"),
+        ("/dev/zero,readonly,size=1M", "/dev/zero is a character device"),
+        ("odd.img", "odd.img has 700 bytes, which is no multiple of 512"),
+        ("odd.img,size=1M", "odd.img has 700 bytes"),
+        ("huge.img,size=8000000T", "huge.img: File too large"),
+        ("ram:8000000T", "no memory for the tables of a disk of 8796093022208000000 bytes"),
+    ],
+)
+def test_disks_that_are_none(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    disk: str,
+    complaint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    os.symlink("fifo", "link")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("socket")
+    Path("odd.img").write_bytes(bytes(700))
+    before = sorted(os.listdir())
+    assert complaint in lacking(capsys, "--socket-dir", "s", "--device", "blk", "--disk", disk)
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "offset", "magic"),
+    [
+        ("qcow2", 0, b"QFI\xfb\0\0\0\x03"),
+        ("qcow2", 0, b"QFI\xfb\0\0\0\x02"),
+        ("qcow", 0, b"QFI\xfb\0\0\0\x01"),
+        ("qed", 0, b"QED\0"),
+        ("vmdk", 0, b"KDMV"),
+        ("vmdk", 0, b"# Disk DescriptorFile\nversion=1"),
+        ("vdi", 64, b"\x7f\x10\xda\xbe"),
+        ("vhdx", 0, b"vhdxfile"),
+        ("vpc", 0, b"conectix"),
+        ("vpc", (1 << 20) - 512, b"conectix"),
+        ("dmg", (1 << 20) - 512, b"koly"),
+        ("parallels", 0, b"WithouFreSpacExt"),
+        ("luks", 0, b"LUKS\xba\xbe\0\x02"),
+        ("gzip", 0, b"\x1f\x8b\x08"),
+        ("xz", 0, b"\xfd7zXZ\0"),
+        ("zstd", 0, b"\x28\xb5\x2f\xfd"),
+    ],
+)
+def test_an_image_of_another_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, offset: int, magic: bytes
+) -> None:
+    """It would be served raw: a guest would see the format's own structures, and write over them."""
+    image = tmp_path / "disk"
+    image.write_bytes(bytes(1 << 20))
+    with image.open("r+b") as file:
+        file.seek(offset)
+        file.write(magic)
+    options = ["--socket-dir", str(tmp_path / "s"), "--device", "blk", "--disk"]
+    for also in ("", ",readonly", ",size=1M"):
+        said = lacking(capsys, *options, f"{image}{also}")
+        assert f"{image} looks like {name}," in said
+        assert "`,format=raw`" in said
+    _, choice = disk_option(f"{image},format=raw")
+    disks = open_disks({"pf": choice})
+    assert disks["pf"].size == 1 << 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_impatience_leaves_nothing_behind(folder: Path, number: int) -> None:
+    """A second signal, and more, while all functions stop: the sockets go, and the status is 0."""
+    server = Running(folder, "--vfs", "20", "--disk", "ram:1M")
+    others = [signal.SIGHUP, signal.SIGTERM, signal.SIGINT]
+    clients = [RawClient(folder / f"vf{vf}.sock") for vf in range(1, 21)]
+    server.process.send_signal(number)
+    while server.process.poll() is None:
+        server.process.send_signal(others[0])
+        others.append(others.pop(0))
+    _, logged = server.process.communicate(timeout=10)
+    for client in clients:
+        client.socket.close()
+    assert server.process.returncode == 0
+    assert not list(folder.glob("*.sock"))
+    assert "Traceback" not in logged
+    assert logged.count(": stopping") == 1
+
+
+def test_a_hangup_that_is_ignored_stays_so(folder: Path) -> None:
+    """As behind `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        server = Running(folder)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    server.process.send_signal(signal.SIGHUP)
+    with RawClient(folder / "pf.sock") as client:
+        assert client.read(7, 0, 2) == b"\xf4\x1a"
+    status, logged = server.stop()
+    assert status == 0
+    assert "SIGHUP" not in logged
+    assert "SIGTERM: stopping" in logged
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_starts(folder: Path, number: int) -> None:
+    """Whenever it comes: no traceback, no sockets, ended by the signal or in order."""
+    options = [*COMMAND, "--socket-dir", str(folder), "--device", "blk", "--vfs", "8"]
+    for step in range(8):
+        process = subprocess.Popen(options, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        until(lambda pid=process.pid: started(pid), "the program's own code runs")  # type: ignore[misc]
+        time.sleep(step * 0.06)  # what is varied, not what is waited for
+        process.send_signal(number)
+        _, said = process.communicate(timeout=20)
+        assert process.returncode in {0, -number}
+        assert "Traceback" not in said
+        assert not list(folder.glob("*.sock"))
+
+
+def started(pid: int) -> bool:
+    """Whether a program is about its imports: before that it is Python that starts."""
+    return "numpy" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_two_clients_at_one_socket(serve: Callable[..., ServerProcess]) -> None:
+    """The second one waits for ever, as far as it can tell: the log says for what."""
+    server = serve("--vfs", "1", "--disk", "ram:1M")
+    line = r"virtio.server: vf1: a client waits: there is one already"
+    with RawClient(server.socket("vf1")) as first:
+        with RawClient(server.socket("pf")), RawClient(server.socket("vf1"), negotiate=False):
+            server.wait_log(line)
+        # One that follows another is no second one.
+        with RawClient(server.socket("pf")) as again:
+            assert again.read(7, 0, 2) == b"\xf4\x1a"
+        assert first.read(7, 0, 2) == b"\xf4\x1a"
+    assert len(re.findall(line, server.log)) == 1
+    assert "pf: a client waits" not in server.log
+
+
+@pytest.mark.parametrize("how", ["VF Enable", "FLR"])
+def test_a_vf_that_goes_under_its_client(serve: Callable[..., ServerProcess], how: str) -> None:
+    server = serve("--vfs", "2", "--disk", "ram:1M")
+    with BlockDriver.open(server.socket("pf")) as pf, RawClient(server.socket("vf1")) as client:
+        if how == "FLR":
+            pf.device.function.flr()
+        else:
+            SrIov(pf.device.function).disable()
+        assert client.closed()
+        server.wait_log("WARNING virtio.server: vf1 is gone: .* cleared VF Enable; its client is hung up on")
+        server.wait_log("INFO    virtio.server: vf2 is gone: .* cleared VF Enable$")
