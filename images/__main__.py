@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from images import disk, initramfs, libvfio_user, qemu
@@ -60,9 +61,34 @@ def _parser() -> argparse.ArgumentParser:
     person.add_argument(
         "--disk", type=Path, action="append", default=[], help="raw file for a virtio disk (repeats)"
     )
-    person.add_argument("--memory", type=int, default=256, metavar="MIB", help="default: 256")
+    person.add_argument("--memory", type=_positive, default=256, metavar="MIB", help="default: 256")
     person.add_argument("--accel", choices=("tcg", "kvm"), default="tcg", help="default: tcg")
+    takers = dict.fromkeys(("--suite", "--folder"), "`libvfio-user` and `all`")
+    takers |= dict.fromkeys(("--socket", "--disk", "--memory", "--accel"), "`boot`")
+    for each in (parser, *commands.choices.values()):
+        for option, where in takers.items():
+            if option not in each.format_usage():
+                each.add_argument(option, action=_Misplaced, const=where)
     return parser
+
+
+class _Misplaced(argparse.Action):
+    """An option that another command takes: says which."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, const: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs="?", const=const, help=argparse.SUPPRESS)
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: object, values: object, option: str | None = None
+    ) -> None:
+        """End the program with status 2."""
+        parser.error(f"{option} belongs to {self.const}, and comes after that word")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number above 0")
+    return int(text)
 
 
 if __name__ == "__main__":

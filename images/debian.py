@@ -106,10 +106,8 @@ class Debian:
                 if _extract(downloads / archive.name, part, fresh):
                     (downloads / archive.name).unlink()
                     return archive.name
-                raise SetupError(
-                    f"{archive.name} of {self.suite} has no {part}; choose another suite with --suite"
-                )
-        raise SetupError(f"{self.suite} has no source package {package}; choose another suite with --suite")
+                raise SetupError(f"{archive.name} of {self.suite} has no {part}")
+        raise SetupError(f"{self.suite} has no source package {package}")
 
     def _index(self) -> None:
         """Write the private configuration and fetch the package lists, once per object."""

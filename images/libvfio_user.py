@@ -57,7 +57,8 @@ def _download(debian: Debian) -> None:
             archive = debian.unpack_source("qemu", "subprojects/libvfio-user", tree)
         except SetupError as error:
             raise SetupError(
-                f"{error}\nOr choose another suite with --suite, or a folder with --folder."
+                f"{error}\nTake that of another Debian suite, or a copy that you have:"
+                " `python3 -m images libvfio-user --suite SUITE`, or `... --folder FOLDER`."
             ) from error
         for path in tree.iterdir():
             path.rename(fresh / path.name)

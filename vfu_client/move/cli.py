@@ -24,13 +24,14 @@ from vfu_client.move.options import parse
 from vfu_client.move.qemu import Qemu
 from vfu_client.move.report import MoveError, Report
 from vfu_client.move.side import Side
+from vfu_client.owner.streams import fill_descriptors, put, tell
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make a move; returns the exit status."""
-    _fill_descriptors()
+    fill_descriptors()
     options = parse(arguments)
     try:
         picture = None if options.timeline is None else _opened(options.timeline)
@@ -102,20 +103,8 @@ def _end_with(status: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def _fill_descriptors() -> None:
-    """Where standard streams were closed: have no socket of the move take their place, and our text."""
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-
-
 def _say(line: str) -> None:
-    """A line for people, if there are any: a move does not depend on its audience."""
-    with contextlib.suppress(OSError, ValueError):
-        if sys.stderr is not None:
-            print(f"vfu-migrate: {line}", file=sys.stderr, flush=True)
+    tell("vfu-migrate", line)
 
 
 def _show(options: argparse.Namespace, report: Report, result: dict[str, object]) -> None:
@@ -126,15 +115,9 @@ def _show(options: argparse.Namespace, report: Report, result: dict[str, object]
     else:
         return
     try:
-        # Not sys.stdout: what that could not write it would try again at the end, and change the status.
-        with open(1, "w", encoding=_encoding(), errors="replace", closefd=False) as out:
-            out.write(said + "\n")
+        put(said)
     except OSError as error:
         _say(f"the result could not be printed: {error.strerror}")
-
-
-def _encoding() -> str | None:
-    return None if sys.stdout is None else sys.stdout.encoding
 
 
 def _opened(path: Path) -> int:

@@ -26,6 +26,8 @@ from vfu_client.move.side import Side, reason
 from vfu_client.move.way_back import AT_REST, WayBack
 
 DOWNTIME_LIMIT_MS = 20
+# What QEMU takes.
+DOWNTIME_LIMIT_MOST_MS = 2_000_000
 # What remains of RAM is sent while the guest stands still; QEMU's default of 128 MiB/s is made for a network.
 MAX_BANDWIDTH = 16 << 30
 # A guest that writes faster than the limit allows for gets twice the limit after each of these.
@@ -185,8 +187,8 @@ class Move:
                     " leave their state behind: name their VFs too, or unplug them"
                 )
             for vf in self.vfs:
-                await self.source.call(vf.source, Pf.check_source)
-                await self.destination.call(vf.destination, Pf.check_destination)
+                fields = await self.source.call(vf.source, Pf.check_source)
+                await self.destination.call(vf.destination, Pf.check_destination, fields)
 
     async def _check_machines(self) -> None:
         source, destination = self.source.qemu, self.destination.qemu
@@ -250,7 +252,7 @@ class Move:
             except TimeoutError:
                 if time.monotonic() > deadline:
                     raise
-            limit *= 2
+            limit = min(limit * 2, DOWNTIME_LIMIT_MOST_MS)
             await self.source.qemu.execute("migrate-set-parameters", {"downtime-limit": limit})
             self._say(f"the guest writes its memory fast: the rest of it may now take {limit} ms")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from vfu_client.move.move import DOWNTIME_LIMIT_MS
+from vfu_client.move.move import DOWNTIME_LIMIT_MOST_MS, DOWNTIME_LIMIT_MS
 from vfu_client.move.moved_vf import MovedVf, Vf
+from vfu_client.owner.cli import opcodes
 from vfu_client.owner.owner import CONTEXT_OPCODES
 
 EXAMPLE = """\
@@ -27,6 +28,7 @@ Where VFs of several servers are the guest's, each server has a name:
       --to-server disk=/run/b-disk --to-server net=/run/b-net --vf disk/vf1 --vf net/vf1:vf3
 """
 
+TIMEOUT_MOST = 1_000_000
 NAME = r"[A-Za-z0-9][\w-]*"
 
 
@@ -77,18 +79,18 @@ def _parser() -> argparse.ArgumentParser:
         "--ram-socket", type=Path, metavar="PATH", help="where QEMU sends memory (default: temporary)"
     )
     parser.add_argument(
-        "--downtime-limit", type=_positive, default=DOWNTIME_LIMIT_MS, metavar="MS",
+        "--downtime-limit", type=_whole(1, DOWNTIME_LIMIT_MOST_MS), default=DOWNTIME_LIMIT_MS, metavar="MS",
         help="for the rest of the memory; doubled when the guest writes too fast (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--timeout",
-        type=_positive,
+        type=_whole(1, TIMEOUT_MOST),
         default=120,
         metavar="SECONDS",
         help="for the copy of the memory (default: 120)",
     )
     parser.add_argument(
-        "--context-opcodes", type=lambda text: int(text, 0), default=CONTEXT_OPCODES, metavar="BASE",
+        "--context-opcodes", type=opcodes, default=CONTEXT_OPCODES, metavar="BASE",
         help="opcode of the servers' first context command (default: 0x40)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the result for programs")
@@ -161,8 +163,12 @@ def _device(text: str) -> tuple[str, str]:
     return here, there or here
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number <= 0:
-        raise ValueError(text)
-    return number
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    """What makes a number between these of a word."""
+
+    def parsed(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,18}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from {least} to {most}")
+        return int(text)
+
+    return parsed

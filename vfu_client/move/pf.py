@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from pymodel.spec import context
+from vfu_client.move.fitness import unfit
 from vfu_client.owner.admin import AdminError
-from vfu_client.owner.context import Field, compare
+from vfu_client.owner.context import Field
 from vfu_client.owner.context_parts import as_reset, common_part
 from vfu_client.owner.owner import OwnerDriver
 from vfu_client.vfio.connection import ServerBusyError, ServerUnreachableError
@@ -80,23 +81,31 @@ class Pf:
                 f"{path} is in use, and a move needs the PF to itself: end the guest or owner that has it"
             ) from error
 
-    def check_source(self, vf: int) -> None:
-        """Raise SideError unless the VF can be moved from here."""
+    def check_source(self, vf: int) -> list[Field]:
+        """The VF's common fields, for `check_destination`. Raises SideError unless it can be moved."""
         self._check(vf, range(context.MODE_GET, context.WRITE_RECORD_STOP + 1))
         if self.owner.mode_get(vf) != context.MODE_ACTIVE:
-            raise SideError(
-                f"VF {vf} of the {self.name} is not active: `vfu-owner mode {vf} active` makes it so"
-            )
+            remedy = f"vfu-owner --pf {self.folder / 'pf.sock'} mode vf{vf} active"
+            raise SideError(f"VF {vf} of the {self.name} is not active: `{remedy}` makes it so")
+        return self.peek(vf)
 
-    def check_destination(self, vf: int) -> None:
-        """Raise SideError unless the VF can be moved to here."""
+    def check_destination(self, vf: int, source: list[Field]) -> None:
+        """Raise SideError unless the VF can be moved to here, as far as can be seen without writing to it."""
         self._check(vf, range(context.MODE_GET, context.CTX_DISCARD + 1))
+        why = unfit(source, self.peek(vf))
+        if why:
+            raise self._unfit(vf, why)
+
+    def _unfit(self, vf: int, why: list[str]) -> SideError:
+        what = f"VF {vf} of the {self.name} ({self.folder})"
+        return SideError(f"{what} cannot take the source's state: {'; '.join(why)}")
 
     def _check(self, vf: int, needed: range) -> None:
         existing = self.owner.sriov.enabled
         if vf > existing:
             raise SideError(
-                f"the {self.name} has no VF {vf}: VFs 1 to {existing} exist" if existing else "no VFs exist"
+                f"the {self.name} has no VF {vf}: "
+                + (f"VFs 1 to {existing} exist" if existing else "VF Enable is off")
             )
         missing = [
             self._opcodes + number for number in needed if self._opcodes + number not in self.owner.commands
@@ -136,8 +145,8 @@ class Pf:
         try:
             owner.context_write(vf, first)
         except AdminError as error:
-            unfit = _unfit(common_part(memoryview(first[0][:FIRST_LOOK].tobytes())), self.peek(vf))
-            raise SideError(f"VF {vf} of the {self.name} cannot take the source's state: {unfit}") from error
+            why = unfit(common_part(memoryview(first[0][:FIRST_LOOK].tobytes())), self.peek(vf))
+            raise self._unfit(vf, why or ["the server's log says more"]) from error
 
     def start_record(self, vf: int) -> None:
         """Begin to record what the VF writes."""
@@ -227,23 +236,3 @@ def status_in(pieces: list[Bytes]) -> int:
 def _status(fields: list[Field]) -> int:
     common = next(field.value for field in fields if field.type == context.COMMON_CFG)
     return int(np.frombuffer(common, context.COMMON_CFG_VALUE)[0]["device_status"])
-
-
-def _unfit(source: list[Field], destination: list[Field]) -> str:
-    """Why a device refused a context, as far as the common fields tell."""
-    ours = {field.type: field for field in source}
-    theirs = {field.type: field for field in destination}
-    found: list[str] = []
-    wanted = int.from_bytes(ours[context.DRIVER_FEATURES].value, "little")
-    offered = int.from_bytes(theirs[context.DEVICE_FEATURES].value, "little")
-    missing = [str(bit) for bit in range(128) if wanted & ~offered & 1 << bit]
-    if missing:
-        found.append(f"it does not offer feature {', '.join(missing)}, which the guest uses")
-    for difference in compare(list(ours.values()), list(theirs.values())):
-        one, two = difference.first, difference.second
-        if one is None or two is None or one.type not in (context.DEVICE_ID, context.DEVICE_CFG):
-            continue
-        found.append(
-            f"{difference.label} differs: {one.text()} at the source, {two.text()} at the destination"
-        )
-    return "; ".join(found) or "the server's log says more"

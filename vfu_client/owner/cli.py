@@ -1,14 +1,19 @@
 """`vfu-owner`: an owner driver of the PF on the command line.
 
-Exit status: 0 done, 1 the server or the device said no, 2 the command line makes no sense.
+Exit status: 0 done, 1 the server or the device said no or the result could not be written, 2 the command
+line makes no sense.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import json
+import os
+import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,12 +22,14 @@ from vfu_client.owner.admin import AdminError
 from vfu_client.owner.context import MODE_NAMES, TYPE_NAMES, Field, compare, decode
 from vfu_client.owner.owner import CONTEXT_OPCODES, DriverRuleError, OwnerDriver
 from vfu_client.owner.stream import BadContextError
-from vfu_client.vfio.connection import ServerBusyError, ServerUnreachableError, VfioUserError
+from vfu_client.owner.streams import OUTPUT, fill_descriptors, put, tell
+from vfu_client.vfio.connection import ServerBusyError, ServerUnreachableError
 from vfu_client.vfio.pci import CapabilityMissingError
 from vfu_client.virtio.function import NegotiationError
 
 NEGOTIATION_TIMEOUT = 3.0
 COMMAND_TIMEOUT = 60.0
+PRIVATE = 0o600
 
 MODES = {name: number for number, name in MODE_NAMES.items()}
 COMMAND_NAMES = {
@@ -83,11 +90,16 @@ def explain(error: AdminError, base: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    fill_descriptors()
     options = _parser().parse_args(arguments)
+    options.lines = []
     if options.run is not _show and options.pf is None:
         _parser().error("--pf is needed for this command")
+    if options.json and options.run is _context_read and options.file == "-":
+        _parser().error("--json and a context both on standard output: give a file")
     try:
         result = options.run(options)
+        _print(json.dumps(result, indent=2) if options.json else "\n".join(options.lines))
     except AdminError as error:
         return _fail(explain(error, options.context_opcodes))
     except ServerUnreachableError as error:
@@ -95,23 +107,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ServerBusyError as error:
         return _fail(
             f"{error.filename} is in use: another client (a QEMU, or another owner) holds the PF;"
-            " this command needs it to itself"
+            " this command needs it to itself. If nobody does, it is no vfio-user socket: look at --pf"
         )
     except (RefusedError, DriverRuleError, BadContextError) as error:
         return _fail(str(error))
     except (CapabilityMissingError, NegotiationError, LookupError) as error:
-        return _fail(f"{options.pf} is not a PF with an admin queue: {error}")
+        return _fail(f"{options.pf} is not a PF with an admin queue: {error}. Look at --pf: DIR/pf.sock")
     except TimeoutError as error:
         return _fail(f"the device did not answer: {error}")
-    except BrokenPipeError:
-        return 1
-    except VfioUserError as error:
-        return _fail(f"{options.pf}: {error.strerror}")
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}")
-    if options.json:
-        json.dump(result, sys.stdout, indent=2)
-        print()
+    except KeyboardInterrupt:
+        _fail("interrupted: a command that was on its way may have been carried out")
+        return 130
     return 0
 
 
@@ -121,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--pf", type=Path, metavar="DIR/pf.sock", help="the PF's socket")
     parser.add_argument(
-        "--context-opcodes", type=_number, default=CONTEXT_OPCODES, metavar="BASE",
+        "--context-opcodes", type=opcodes, default=CONTEXT_OPCODES, metavar="BASE",
         help="opcode of the first context command (default: %(default)#x)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the result for programs")
@@ -141,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("vf", type=_vf, metavar="VF")
     for action in (read, write):
         action.add_argument("file", metavar="FILE")
-    read.add_argument("--buffer", type=_number, metavar="BYTES", help="largest READ (default: all at once)")
+    read.add_argument("--buffer", type=_size, metavar="BYTES", help="largest READ (default: all at once)")
 
     fields = _command(commands, "fields", _fields, "which fields a VF can send or take")
     fields.add_argument("vf", type=_vf, metavar="VF")
@@ -211,8 +219,6 @@ def _context_size(options: argparse.Namespace) -> Any:
 
 
 def _context_read(options: argparse.Namespace) -> Any:
-    if options.json and options.file == "-":
-        raise RefusedError("--json and a context both on standard output: give a file")
     with _open(options) as owner:
         # A read that an earlier owner began would give the rest only. DISCARD is not sent for nothing:
         # it would drop a partly written context too.
@@ -306,30 +312,73 @@ def _plain(field: Field) -> dict[str, Any]:
     }
 
 
-def _output(name: str) -> BinaryIO:
-    return open(sys.stdout.fileno(), "wb", closefd=False) if name == "-" else open(name, "wb")
+@contextlib.contextmanager
+def _output(name: str) -> Iterator[BinaryIO]:
+    """A file for a context, which is for its owner's eyes alone: it holds what is on the disk."""
+    try:
+        if name == "-":
+            with open(OUTPUT, "wb", closefd=False) as file:
+                yield file
+            return
+        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE)
+        with open(descriptor, "wb") as file:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.fchmod(descriptor, PRIVATE)
+            yield file
+    except OSError as error:
+        raise _named(error, "standard output" if name == "-" else name) from error
 
 
 def _input(name: str) -> bytes:
-    return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    try:
+        with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
+            return file.read()
+    except OSError as error:
+        raise _named(error, "standard input" if name == "-" else name) from error
+
+
+def _named(error: OSError, name: str) -> OSError:
+    """The error with the name of the file, unless it has one already: it may be a socket's."""
+    return error if error.filename is not None else OSError(error.errno, error.strerror, name)
+
+
+def _print(text: str) -> None:
+    """Raise OSError where the result can't be printed; who closes a pipe has seen enough."""
+    if not text:
+        return
+    try:
+        put(text)
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def _say(options: argparse.Namespace, line: str) -> None:
-    """A line for people; programs get the whole result at the end."""
-    if not options.json:
-        print(line)
+    """A line for people, who get them at the end, as programs get the whole result."""
+    options.lines.append(line)
 
 
 def _fail(text: str) -> int:
-    print(f"vfu-owner: {text}", file=sys.stderr)
+    tell("vfu-owner", text)
     return 1
 
 
-def _number(text: str) -> int:
+def opcodes(text: str) -> int:
+    """The opcode of the first context command: all of them lie beside the standard's."""
+    least, most = max(STANDARD_NAMES) + 1, 0xFFFF - len(COMMAND_NAMES) + 1
     try:
-        return int(text, 0)
+        number = int(text, 0)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+        number = -1
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"{text!r}: give an opcode from {least:#x} to {most:#x}")
+    return number
+
+
+def _size(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number of bytes above 0")
+    return int(text)
 
 
 def _vf(text: str) -> int:

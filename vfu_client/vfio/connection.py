@@ -19,6 +19,8 @@ from vfu_client.vfio.protocol import Command
 
 DEFAULT_TIMEOUT = 5.0
 MAX_MESSAGE_FDS = 8
+FLAGS = protocol.TYPE_MASK | protocol.FLAG_NO_REPLY | protocol.FLAG_ERROR
+"""The bits of a header's flags word; text, such as a monitor's greeting, has others."""
 # What one call takes from the socket at most.
 RECEIVE_SIZE = 1 << 16
 
@@ -33,6 +35,10 @@ class ServerUnreachableError(VfioUserError):
 
 class ServerBusyError(VfioUserError):
     """The socket takes connections but nobody negotiates: another client holds the function."""
+
+
+class NotVfioUserError(VfioUserError):
+    """What listens on the socket speaks something else."""
 
 
 class ReplyTimeoutError(VfioUserError, TimeoutError):
@@ -273,9 +279,9 @@ class Connection:
         """Take one whole message from the stream; what was received of the next one is kept."""
         self._fill(protocol.HEADER.size, deadline)
         message_id, command, size, flags, error = protocol.HEADER.unpack_from(self._received)
-        if size < protocol.HEADER.size:
+        if size < protocol.HEADER.size or flags & ~FLAGS:
             self.close()
-            raise self._error(errno.EPROTO, f"message of {size} bytes")
+            raise NotVfioUserError(errno.EPROTO, "what listens there does not speak vfio-user", self.path)
         self._fill(size, deadline)
         payload = bytes(memoryview(self._received)[protocol.HEADER.size : size])
         del self._received[:size]
@@ -368,7 +374,7 @@ def _connect(path: str, timeout: float) -> socket.socket:
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
         client.close()
         raise ServerUnreachableError(error.errno or errno.ENOENT, "no server listens here", path) from error
-    except OSError:
+    except OSError as error:
         client.close()
-        raise
+        raise VfioUserError(error.errno or errno.EIO, error.strerror, path) from error
     return client

@@ -136,29 +136,29 @@ def test_comparison_goes_by_the_last_value() -> None:
     assert list(compare(decode(twice), decode(once))) == []
 
 
-def test_show_needs_no_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_needs_no_server(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "context"
     file.write_bytes(BLOCK)
     assert owner_cli.main(["show", str(file)]) == 0
-    assert "VQ_CFG 0" in capsys.readouterr().out
+    assert "VQ_CFG 0" in capfd.readouterr().out
     assert owner_cli.main(["show", str(file), str(file), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == []
+    assert json.loads(capfd.readouterr().out) == []
     file.write_bytes(BLOCK[:-1])
     assert owner_cli.main(["show", str(file)]) == 1
-    assert "END_MARKER" in capsys.readouterr().err
+    assert "END_MARKER" in capfd.readouterr().err
 
 
-def test_command_lines_that_make_no_sense(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_lines_that_make_no_sense(capfd: pytest.CaptureFixture[str]) -> None:
     for line in ([], ["mode", "1"], ["--pf", "x", "mode", "vf0"], ["--pf", "x", "mode", "1", "asleep"]):
         with pytest.raises(SystemExit) as caught:
             owner_cli.main(line)
         assert caught.value.code == 2
-    capsys.readouterr()
+    capfd.readouterr()
 
 
-def test_no_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_server(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert owner_cli.main(["--pf", str(tmp_path / "pf.sock"), "mode", "1"]) == 1
-    assert "no server listens" in capsys.readouterr().err
+    assert "no server listens" in capfd.readouterr().err
 
 
 def test_refusals_say_what_to_do() -> None:
@@ -168,11 +168,11 @@ def test_refusals_say_what_to_do() -> None:
     assert owner_cli.explain(AdminError(0x00, 22, 4), 0x40).startswith("LIST_QUERY refused: EINVAL")
 
 
-def test_commands_have_names(shared: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_have_names(shared: ServerProcess, capfd: pytest.CaptureFixture[str]) -> None:
     """`vfu-owner commands` names all that the device lists, for people and for programs."""
     options = ["--pf", str(shared.socket("pf"))]
     assert owner_cli.main([*options, "commands"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = capfd.readouterr().out.splitlines()
     assert lines[:6] == [
         "0x0000  LIST_QUERY",
         "0x0001  LIST_USE",
@@ -182,6 +182,6 @@ def test_commands_have_names(shared: ServerProcess, capsys: pytest.CaptureFixtur
         "0x0040  DEV_MODE_GET",
     ]
     assert owner_cli.main([*options, "--json", "commands"]) == 0
-    said = json.loads(capsys.readouterr().out)
+    said = json.loads(capfd.readouterr().out)
     assert [f"{row['opcode']:#06x}  {row['name']}" for row in said["commands"]] == lines
     assert said["vfs"] == 3

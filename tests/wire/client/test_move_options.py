@@ -82,6 +82,12 @@ def test_folders(text: str, servers: dict[str, Path]) -> None:
         ([*DISK_AND_NET, "--to-server", "/run/c", "--vf", "net/vf1"], "need names"),
         ([*ONE, "--from-server", "/run/c", "--vf", "vf1"], "need names"),
         ([*ONE[:2], "--to-server", "", "--vf", "vf1"], "folder"),
+        ([*ONE, "--vf", "vf1", "--timeout", "0"], "'0': give a whole number from 1 to 1000000"),
+        ([*ONE, "--vf", "vf1", "--timeout", "x"], "'x': give a whole number"),
+        ([*ONE, "--vf", "vf1", "--downtime-limit", "2000001"], "give a whole number from 1 to 2000000"),
+        ([*ONE, "--vf", "vf1", "--downtime-limit", "-1"], "give a whole number|expected one argument"),
+        ([*ONE, "--vf", "vf1", "--context-opcodes", "0x9"], "'0x9': give an opcode from 0xa to 0xfff6"),
+        ([*ONE, "--vf", "vf1", "--context-opcodes", "forty"], "'forty': give an opcode"),
     ],
 )
 def test_refused(options: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:

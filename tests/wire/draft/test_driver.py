@@ -440,14 +440,14 @@ def test_a_move_breaks_no_rule(server: ServerProcess, serve: Callable[..., Serve
         for pf in (source, destination):
             pf.open()
         try:
-            source.check_source(1)
-            destination.check_destination(2)
+            destination.check_destination(2, source.check_source(1))
             destination.prepare(2, WrittenContext(), source.read_first(1))
             source.start_record(1)
             source.stop(1)
             assert source.written_pages(1) is not None
             destination.write_context(2, source.freeze_and_read(1))
             destination.activate(2)
+            destination.check_runs(2, 15)
             source.release(1)
             assert source.owner.mode_get(1) == destination.owner.mode_get(2) == ACTIVE
         finally:

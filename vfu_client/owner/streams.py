@@ -1,0 +1,32 @@
+"""Standard streams of a command: what is printed, and what becomes of it where nobody can take it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+OUTPUT = 1
+
+
+def fill_descriptors() -> None:
+    """Where standard streams were closed: have no socket or file take their place, and get our text."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def put(text: str) -> None:
+    """Print a whole result. Raises OSError; nothing of it is tried again when the program ends."""
+    encoding = None if sys.stdout is None else sys.stdout.encoding
+    with open(OUTPUT, "w", encoding=encoding, errors="replace", closefd=False) as out:
+        out.write(text + "\n")
+
+
+def tell(program: str, line: str) -> None:
+    """Print a line for people on standard error, if there are any: nothing depends on its audience."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print(f"{program}: {line}", file=sys.stderr, flush=True)
