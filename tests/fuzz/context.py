@@ -157,7 +157,9 @@ class ContextTarget:
         if source.random() < 0.5:
             value = value[: source.randrange(len(value) + 1)] + source.randbytes(source.choice([0, 1, 8]))
             return [*parts[:at], (kind, reserved, len(value), value), *parts[at + 1 :]]
-        return [*parts[:at], (kind, reserved, source.choice([*LENGTHS, length + 1]), value), *parts[at + 1 :]]
+        # It may have been made the largest that there is before.
+        announced = source.choice([*LENGTHS, (length + 1) % (1 << 64)])
+        return [*parts[:at], (kind, reserved, announced, value), *parts[at + 1 :]]
 
     @staticmethod
     def _reserved(source: random.Random, parts: list[Part], at: int) -> list[Part]:
