@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from pymodel.memory import Consumer
-from pymodel.migration.state import DeviceField
+from pymodel.migration.state import DeviceField, Mark
 
 
 class Notifier(Protocol):
@@ -114,15 +114,15 @@ class Device(Consumer, Protocol):
         """Bytes of content that travels in a context (a disk in memory), else 0."""
         ...
 
-    def mark(self) -> int:
-        """Begin an epoch for `capture_fields`; what changes from now on is new since the number returned."""
+    def mark(self) -> Mark:
+        """The present content, for `capture_fields`. The same as the last one while nothing changed."""
         ...
 
-    def capture_fields(self, since: int | None) -> list[DeviceField]:
+    def capture_fields(self, since: Mark | None) -> list[DeviceField]:
         """Snapshots of the device type's own context fields, by number.
 
-        With `since`, a number that `mark` returned, content that has not changed since may be left out
-        where the rest is smaller than the whole.
+        With `since`, which `mark` returned, content that has not changed since may be left out where the
+        rest is smaller than the whole; the fields then say what they build on.
         """
         ...
 

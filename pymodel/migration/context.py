@@ -321,13 +321,15 @@ class Fields:
             self.count += 1
             self.cost += len(value) + self.OVERHEAD
         else:
-            replaced = self.single.pop(kind, None)
-            if replaced is None:
-                self.cost += self.OVERHEAD
-            else:
-                self.cost -= len(replaced)
+            self._drop(kind)
             self.single[kind] = value
-            self.cost += len(value)
+            self.cost += len(value) + self.OVERHEAD
+
+    def _drop(self, kind: int) -> None:
+        """Unsay a value of `single`, if it is there."""
+        value = self.single.pop(kind, None)
+        if value is not None:
+            self.cost -= len(value) + self.OVERHEAD
 
     def follow(self, later: Fields) -> None:
         """Fold a later context onto this one, in order of arrival (DEV-37).
@@ -337,6 +339,9 @@ class Fields:
         if later.config is not None:
             self.config = later.config
         self.common.update(later.common)
+        if later.count:
+            # What the content was called before it.
+            self._drop(spec.BLK_CONTENT)
         for kind, value in later.single.items():
             self.add(kind, value)
         written = later.repeated[: later.count]
@@ -358,8 +363,9 @@ class Fields:
     def apply(self, state: FunctionState) -> None:
         """Change `state` to what these fields say; `state.device` then holds only what was written.
 
-        Raises `InvalidField` where a compared value differs, or for the position of a ring of the other
-        format, `state` then changed in part. Fields that were not written stay as they are.
+        Raises `InvalidField` where a compared value differs, for the position of a ring of the other format,
+        or for content that builds on what is not here; `state` is then changed in part. Fields that were not
+        written stay as they are.
         """
         if self.config is not None:
             state.device_config = self.config
@@ -371,4 +377,21 @@ class Fields:
                 format_ = "packed" if state.packed else "split"
                 raise InvalidField(f"field {kind:#06x} of queue {index}: the driver's rings are {format_}")
             row.apply(state if row.per_queue is None else queues[index], self.common[kind, index])
+        state.content = self._content_after(state.content)
         state.device = self.device()
+
+    def _content_after(self, present: bytes) -> bytes:
+        """The name of the content that these fields make of the one that is called `present`, if it has one.
+
+        Raises `InvalidField` where they build on another one, or name what they do not say.
+        """
+        base, name = self.single.get(spec.BLK_BASE), self.single.get(spec.BLK_CONTENT)
+        if base is not None and base.tobytes() != present:
+            here = present.hex() or "one that has no name"
+            raise InvalidField(f"it builds on content {base.tobytes().hex()}, and what is here is {here}")
+        if name is None:
+            return b"" if self.count else present
+        whole = any(part.type in SUPERSEDES for part in self.repeated[: self.count])
+        if base is None and not whole:
+            raise InvalidField("it names the content that it leaves, and says neither that nor its base")
+        return name.tobytes()

@@ -62,6 +62,7 @@ class Member:
         self._log = logging.getLogger(f"virtio.{name}")
         self._observer = observer
         self._stopping = False
+        self._told = False
         self._reading = Reading(function)
         self._writing = Writing(function)
         self._waiters: dict[Callable[[], None], None] = {}
@@ -93,7 +94,7 @@ class Member:
         self.discard_context()
 
     def owner_reset(self) -> None:
-        """The owner's driver may be another now: the next read gives the whole context."""
+        """The owner's driver may be another now: the next context that begins is a whole one."""
         self._reading.owner_reset()
 
     def settled(self) -> None:
@@ -154,6 +155,7 @@ class Member:
                 self._function.mode_changed()
             return False
         self._reading.begin_anew()  # a mode change begins a new read (A-06)
+        self._told = False
         for step in steps:
             self._log.info("%s -> %s", MODE_NAMES[self.mode], MODE_NAMES[step])
             self.mode = step
@@ -190,10 +192,18 @@ class Member:
         commit begins a new read. Raises `InvalidCommand` unless the mode is Freeze (DEV-12),
         `InvalidField` for bad content, `MemoryFault`; what was staged before stays as it was. A reset of
         the function between two calls drops what was staged, and the command begins again.
+
+        The answer has no room for the reason of a refusal, so the log has that of the first one in a mode.
         """
         if self.mode != spec.MODE_FREEZE:
             raise InvalidCommand(f"CTX_WRITE in mode {MODE_NAMES[self.mode]}")
-        committed = self._writing.take(source, start)
+        try:
+            committed = self._writing.take(source, start)
+        except InvalidField as error:
+            if not self._told:
+                self._log.info("a context is refused: %s", error)
+                self._told = True
+            raise
         if committed:
             self._reading.forget()
         return committed is not None

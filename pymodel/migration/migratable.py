@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pymodel.migration.state import FunctionState
+from pymodel.migration.state import FunctionState, Mark
 
 
 class Migratable(Protocol):
     """What a function offers to be migrated. Called with the function's lock held."""
 
-    def mark(self) -> int:
-        """Begin an epoch: `capture` with the number returned may leave out content older than it."""
+    def mark(self) -> Mark:
+        """The present content: `capture` with it may leave out what has not changed since."""
         ...
 
-    def capture(self, since: int | None = None) -> FunctionState:
+    def capture(self, since: Mark | None = None) -> FunctionState:
         """The present state, a fresh object each time. What happens later does not change it (A-07)."""
         ...
 

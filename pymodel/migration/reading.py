@@ -5,18 +5,19 @@ from __future__ import annotations
 from pymodel.memory import Bytes, Segments
 from pymodel.migration.context import encode
 from pymodel.migration.migratable import Migratable
+from pymodel.migration.state import Mark
 
 _MOST = 0xFFFFFFFF
 
 
 class _Stream:
-    """A context that is being read: its buffers, and how far."""
+    """A context that is being read: its buffers, and how far. `mark` is what its reader has at its end."""
 
     __slots__ = ("_buffers", "_first", "_offset", "left", "mark")
 
-    def __init__(self, buffers: list[Bytes], mark: int) -> None:
+    def __init__(self, buffers: list[Bytes], mark: Mark) -> None:
         self._buffers = buffers
-        self.mark = mark
+        self.mark: Mark | None = mark
         self._first = 0  # the buffer that is next, and how much of it was read
         self._offset = 0
         self.left = sum(len(buffer) for buffer in buffers)
@@ -50,8 +51,8 @@ class Reading:
     def __init__(self, function: Migratable) -> None:
         self._function = function
         self._stream: _Stream | None = None
-        # The mark of the last context that the owner read to its end: what it need not be sent again.
-        self._known: int | None = None
+        # The content of the last context that the owner read to its end: what it need not be sent again.
+        self._known: Mark | None = None
 
     @property
     def unread(self) -> int:
@@ -59,12 +60,17 @@ class Reading:
         return self._stream.left if self._stream is not None else 0
 
     def begin_anew(self) -> None:
-        """Drop the position: the next read begins a context, without what the owner has."""
+        """Drop the position: the next read begins a context, which may build on what the owner has."""
         self._stream = None
 
     def owner_reset(self) -> None:
-        """The owner's driver may be another now: the next context that begins is a whole one."""
+        """The owner's driver may be another now: the next context that begins is a whole one.
+
+        The position stays (A-29), but who reads on from there has not read what came before it.
+        """
         self._known = None
+        if self._stream is not None:
+            self._stream.mark = None
 
     def forget(self) -> None:
         """Drop the position and what the owner has: the next read begins a whole context."""

@@ -8,9 +8,20 @@ are snapshots (a RAM disk copies on write).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pymodel.memory import Bytes
 from pymodel.spec import virtio
+
+
+class Mark(NamedTuple):
+    """A device's content at one time: its name, and the number by which the device finds what is newer.
+
+    No two contents have one name, on whatever server; the name is empty where a device has no content.
+    """
+
+    name: bytes = b""
+    epoch: int = 0
 
 
 @dataclass(slots=True)
@@ -69,6 +80,8 @@ class FunctionState:
     queues: list[QueueState]
     isr: int = 0
     config_changed: bool = False
+    content: bytes = b""
+    """The name of the content that the device holds (`Mark`), empty where that is not known."""
     device: list[DeviceField] = field(default_factory=list)
 
     @property

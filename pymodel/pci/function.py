@@ -17,7 +17,7 @@ from pymodel.devices.device import Device
 from pymodel.host import FUNCTION_ATTACHED, FUNCTION_DETACHED, NOBODY, Host, Observer
 from pymodel.memory import Consumer
 from pymodel.migration.member import MODE_NAMES, Member
-from pymodel.migration.state import FunctionState
+from pymodel.migration.state import FunctionState, Mark
 from pymodel.pci.capability import Capability
 from pymodel.pci.config_space import ConfigSpace, Identity
 from pymodel.pci.express import Express
@@ -335,11 +335,11 @@ class Function:
 
     # -- what a member needs ------------------------------------------------------------------------------
 
-    def mark(self) -> int:
+    def mark(self) -> Mark:
         """See `Migratable`."""
         return self.transport.device.mark()
 
-    def capture(self, since: int | None = None) -> FunctionState:
+    def capture(self, since: Mark | None = None) -> FunctionState:
         """See `Migratable`."""
         return saved_state.capture(self.transport, since)
 

@@ -60,6 +60,8 @@ NET_RSS = 0x0105
 NET_OFFLOADS = 0x0106
 BLK_EXTENT = 0x0200
 BLK_CHANGE = 0x0201
+BLK_BASE = 0x0202
+BLK_CONTENT = 0x0203
 
 DEVICE_ID_VALUE = np.dtype([("virtio_id", "<u2"), ("reserved", "<u2", (3,))])
 FEATURES_VALUE = np.dtype([("words", "<u8", (2,))])
@@ -100,6 +102,8 @@ VQ_STATE_F_INTERRUPT_OWED = 1
 ISR_STATUS_VALUE = np.dtype([("isr", "u1"), ("reserved", "u1", (7,))])
 PENDING_VALUE = np.dtype([("config_changed", "u1"), ("reserved", "u1", (7,))])
 BLK_EXTENT_HEADER = np.dtype([("offset", "<u8")])
+# Of BLK_BASE and BLK_CONTENT.
+BLK_NAME_VALUE = np.dtype([("name", "u1", (16,))])
 
 NET_RX_MODE_VALUE = np.dtype(
     [

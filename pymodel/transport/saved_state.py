@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pymodel.errors import InvalidField
-from pymodel.migration.state import FunctionState
+from pymodel.migration.state import FunctionState, Mark
 from pymodel.spec import virtio, virtio_pci
 from pymodel.transport import status as machine
 from pymodel.transport.transport import Transport
 
 
-def capture(transport: Transport, since: int | None = None) -> FunctionState:
+def capture(transport: Transport, since: Mark | None = None) -> FunctionState:
     """All that a device context says of a function; with `since`, see `Device.capture_fields`."""
     return FunctionState(
         virtio_id=transport.device.virtio_id,
@@ -26,6 +26,7 @@ def capture(transport: Transport, since: int | None = None) -> FunctionState:
         queues=[queue.capture() for queue in transport.queues.values()],
         isr=transport.isr,
         config_changed=transport.config_owed,
+        content=transport.device.mark().name,
         device=transport.device.capture_fields(since),
     )
 

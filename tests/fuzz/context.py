@@ -16,7 +16,7 @@ from tests.fuzz.hands import AVAIL, DATA, DESC, LOOSE, READ_ONLY, USED, Hands
 from tests.fuzz.owner import ACTIVE, DISCARD, FREEZE, READABLE, STOP, WRITE, Owner
 from tests.fuzz.world import DISKS, Finding, World
 
-TYPES = [0, 1, 2, *range(0x0F, 0x19), 0x100, 0x101, 0x200, 0x201, 0x202, 0xF000, 0xFFFF, 0xFFFFFFFF]
+TYPES = [0, 1, 2, *range(0x0F, 0x19), 0x100, 0x101, *range(0x200, 0x205), 0xF000, 0xFFFF, 0xFFFFFFFF]
 FEATURES = 0x11
 QUEUE = 0x14
 SPLIT = 0x15
@@ -24,6 +24,10 @@ PACKED = 0x16
 # VERSION_1, and some that change what a ring is.
 DRIVERS = [1 << 32, 1 << 32 | 1 << 34, 1 << 32 | 1 << 34 | 1 << 29, 1 << 32 | 1 << 34 | 1 << 35 | 1 << 28]
 EXTENTS = (0x200, 0x201)
+BASE = 0x202
+CONTENT = 0x203
+# What contents are called: VF 1's, VF 2's, and one that nobody has. Fixed, so that a seed means one run.
+OWN, FOREIGN, UNKNOWN = b"the VF's content", b"another's disk..", bytes(16)
 WORDS16 = [0, 1, 2, 3, 15, 16, 17, 255, 256, 0x7FFF, 0x8000, 0xFFFF]
 ADDRESSES = [0, DESC, AVAIL, USED, DATA, LOOSE, READ_ONLY, (1 << 64) - 16, (1 << 63), DESC + 1, 0xDEAD0000]
 LENGTHS = [0, 1, 8, 15, 16, 17, 24, 40, 1 << 24, (1 << 24) + 1, 1 << 32, 1 << 63, (1 << 64) - 1]
@@ -54,6 +58,11 @@ def part(kind: int, value: bytes = b"") -> Part:
     return kind, 0, len(value), value
 
 
+def named(parts: list[Part], name: bytes) -> list[Part]:
+    """The context with another name for its content."""
+    return [part(CONTENT, name) if found[0] == CONTENT else found for found in parts]
+
+
 class ContextTarget:
     """VF 1 in Freeze, with a client whose driver is in the middle of its work."""
 
@@ -65,11 +74,13 @@ class ContextTarget:
         if self.vf.answered() is None:
             raise Finding("VF 1 does not work")
         self.owner.set_mode(1, FREEZE)
-        self._good = self.owner.context(1)
+        self._good = encode(named(decode(self.owner.context(1)), OWN))
         # A client may have read, so the content of the disk is small enough to be sent often.
-        self._template = [part for part in decode(self._good) if part[0] not in EXTENTS]
+        self._template = [part for part in decode(self._good) if part[0] not in (*EXTENTS, CONTENT)]
         self.owner.set_mode(2, FREEZE)
-        self._foreign = decode(self.owner.context(2))
+        self._foreign = named(decode(self.owner.context(2)), FOREIGN)
+        if not self.owner.write(1, self._good).ok:
+            raise Finding("the VF's own context is refused")
         self._known: bytes | None = self._good
         self._mode = FREEZE
 
@@ -117,6 +128,9 @@ class ContextTarget:
                 offset = source.choice([0, 1, 512, 4096, end - 4, end, end + 1, (1 << 64) - 1, 1 << 63])
                 content = source.randbytes(source.choice([0, 1, 4, 512, 5000]))
                 parts.insert(-1, part(source.choice(EXTENTS), struct.pack("<Q", offset) + content))
+        if source.random() < 0.3:
+            for kind in source.choice([[BASE], [CONTENT], [BASE, CONTENT], [CONTENT, BASE]]):
+                parts.insert(-1, part(kind, source.choice([OWN, OWN, OWN, FOREIGN, UNKNOWN])))
         for _ in range(source.choice([0, 0, 1, 1, 2, 4])):
             at = source.randrange(len(parts))
             mutation = source.choice(
@@ -276,6 +290,9 @@ class ContextTarget:
         self.vf.map_loose(True)
         if not self.owner.write(1, self._good).ok:
             raise Finding("the VF's own context is refused")
+        for name, holds in ((OWN, True), (FOREIGN, False), (UNKNOWN, False)):
+            if self.owner.write(1, encode([part(0), part(BASE, name), part(1)])).ok != holds:
+                raise Finding(f"the VF holds {OWN!r}, and takes what builds on {name!r}: {not holds}")
         if self.owner.context(1) != self._good:
             raise Finding("the VF's own context came back changed")
         self._known, self._mode = self._good, FREEZE

@@ -18,7 +18,7 @@ from pymodel.admin.queue import AdminQueue
 from pymodel.errors import InvalidField, MemoryFault
 from pymodel.memory import Buffer, Bytes, GuestMemory, Segments
 from pymodel.migration.member import Member
-from pymodel.migration.state import DeviceField, FunctionState, QueueState
+from pymodel.migration.state import DeviceField, FunctionState, Mark, QueueState
 
 EXTENT, CHANGE, TABLE, MAC = 0x200, 0x201, 0x100, 0x101
 START, END, DISCARD = 0, 1, 2
@@ -137,10 +137,10 @@ class FakeFunction:
             raise self.quiet
         return self.quiet
 
-    def mark(self) -> int:
-        return 0
+    def mark(self) -> Mark:
+        return Mark()
 
-    def capture(self, since: int | None = None) -> FunctionState:
+    def capture(self, since: Mark | None = None) -> FunctionState:
         self.captured += 1
         state = deepcopy(self.state)
         state.device = [

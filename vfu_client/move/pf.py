@@ -127,7 +127,7 @@ class Pf:
             owner.context_discard(vf)
 
     def read_first(self, vf: int) -> list[Bytes]:
-        """Read the whole context of a running VF. A read in Freeze then has only what changed of a disk."""
+        """Read the whole context of a running VF. The one that `freeze_and_read` reads may build on it."""
         self.owner.context_discard(vf)
         return list(self.owner.context_read(vf))
 
@@ -177,13 +177,22 @@ class Pf:
         return pages
 
     def freeze_and_read(self, vf: int) -> list[Bytes]:
-        """Freeze a stopped VF and read its context."""
+        """Freeze a stopped VF and read its context: after `read_first`, of a disk only what changed."""
         self.owner.mode_set(vf, context.MODE_FREEZE)
         return list(self.owner.context_read(vf))
 
     def write_context(self, vf: int, pieces: list[Bytes]) -> None:
-        """Write the context of the move."""
-        self.owner.context_write(vf, pieces)
+        """Write the context of the move, which may build on the one of `prepare`.
+
+        Raises SideError where the VF does not take it, as when its disk is not what `prepare` left.
+        """
+        try:
+            self.owner.context_write(vf, pieces)
+        except AdminError as error:
+            raise SideError(
+                f"VF {vf} of the {self.name} took the source's first context, and does not take the last one:"
+                " its server's log says why"
+            ) from error
 
     def activate(self, vf: int) -> None:
         """Have the VF run."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ TYPE_NAMES = {
     context.PENDING: "PENDING",
     context.BLK_EXTENT: "BLK_EXTENT",
     context.BLK_CHANGE: "BLK_CHANGE",
+    context.BLK_BASE: "BLK_BASE",
+    context.BLK_CONTENT: "BLK_CONTENT",
     **net_context.NAMES,
 }
 MODE_NAMES = {context.MODE_ACTIVE: "active", context.MODE_STOP: "stop", context.MODE_FREEZE: "freeze"}
@@ -42,6 +44,8 @@ LAYOUTS: dict[int, np.dtype[Any]] = {
     context.PENDING: context.PENDING_VALUE,
     context.NET_RX_MODE: context.NET_RX_MODE_VALUE,
     context.NET_QUEUE_PAIRS: context.NET_QUEUE_PAIRS_VALUE,
+    context.BLK_BASE: context.BLK_NAME_VALUE,
+    context.BLK_CONTENT: context.BLK_NAME_VALUE,
 }
 CONFIG_LAYOUTS: dict[int, np.dtype[Any]] = {virtio.ID_BLOCK: block.CONFIG, virtio.ID_NET: net.CONFIG}
 # Of these types a context has several, told apart by the leading integer of the value.
@@ -52,6 +56,8 @@ KEYED = {
     context.BLK_EXTENT: 8,
     context.BLK_CHANGE: 8,
 }
+# Members of several bytes that people read as one.
+BYTES: dict[str, Callable[[bytes], str]] = {"mac": lambda raw: raw.hex(":"), "name": bytes.hex}
 # Members that people read in hexadecimal.
 HEXADECIMAL = frozenset(
     {
@@ -194,7 +200,7 @@ def _members(record: np.void, size: int) -> dict[str, Any]:
         if isinstance(value, np.void):
             found |= {f"{name}.{inner}": item for inner, item in _members(value, size - offset).items()}
             continue
-        plain = value.tobytes().hex(":") if name == "mac" else value.tolist()
+        plain = BYTES[name](value.tobytes()) if name in BYTES else value.tolist()
         if name.startswith(("reserved", "unused")) and not np.any(value):
             continue
         found[name] = plain

@@ -23,7 +23,7 @@ from pymodel.devices.block.request import HEADER, Request, pieces, private
 from pymodel.devices.device import Notifier
 from pymodel.errors import BrokenQueue, InvalidCommand, InvalidField, MemoryFault
 from pymodel.memory import Buffer, Bytes
-from pymodel.migration.state import DeviceField
+from pymodel.migration.state import DeviceField, Mark
 from pymodel.spec import block, virtio
 
 # block.RANGE: sector, num_sectors, flags.
@@ -315,11 +315,11 @@ class BlockDevice:
         """The size of a disk in memory."""
         return self._disk.size if isinstance(self._disk, RamDisk) else 0
 
-    def mark(self) -> int:
+    def mark(self) -> Mark:
         """See `Device`."""
-        return self._disk.mark() if isinstance(self._disk, RamDisk) else 0
+        return self._disk.mark() if isinstance(self._disk, RamDisk) else Mark()
 
-    def capture_fields(self, since: int | None) -> list[DeviceField]:
+    def capture_fields(self, since: Mark | None) -> list[DeviceField]:
         """The content of a disk in memory."""
         return block_content.capture(self._disk, since) if isinstance(self._disk, RamDisk) else []
 

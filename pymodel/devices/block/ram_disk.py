@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from pymodel.devices.block.disk import Job, Kind, Shape
 from pymodel.errors import InvalidField
 from pymodel.memory import Bytes
+from pymodel.migration.state import Mark
+from pymodel.spec import context
 
 
 class RamDisk:
@@ -17,7 +20,8 @@ class RamDisk:
 
     `snapshot` hands out the chunks themselves; a chunk that was handed out is copied before it is
     written again, so that a snapshot costs nothing until then. Each block remembers in which epoch it was
-    last written, so that `changes` can tell what is new since a `mark`.
+    last written, so that `changes` can tell what is new since a `mark`. The content gets a name when it is
+    asked for, at random, and loses it when anything is written.
 
     Raises MemoryError where there is none for its tables.
     """
@@ -38,6 +42,7 @@ class RamDisk:
         # Zeroed chunks that were reserved, by number.
         self._spare: dict[int, Bytes] = {}
         self._epoch = 0
+        self._name: bytes | None = None
         self._written_in = np.zeros(-(-size // self.BLOCK), np.uint32)
 
     def connect(self, wake: Callable[[], None]) -> None:
@@ -130,7 +135,7 @@ class RamDisk:
 
     def write(self, offset: int, views: Sequence[Bytes]) -> None:
         """Store `views` from `offset` on."""
-        first = offset
+        self._touch(offset, sum(map(len, views)))
         for view in views:
             length = len(view)
             number, start = divmod(offset, self.CHUNK)
@@ -142,7 +147,6 @@ class RamDisk:
                     self._own(number)[start : start + count] = view[done : done + count]
                     done += count
             offset += length
-        self._touch(first, offset - first)
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range 0. Whole chunks are given back; that counts as a change where they held something."""
@@ -150,14 +154,16 @@ class RamDisk:
             chunk = self._chunks[number]
             if chunk is None:
                 continue
+            self._touch(number * self.CHUNK + start, count)
             if count == len(chunk):
                 self._chunks[number] = None
                 self._shared.discard(number)
             else:
                 self._own(number)[start : start + count] = 0
-            self._touch(number * self.CHUNK + start, count)
 
     def _touch(self, offset: int, length: int) -> None:
+        """A range is about to be written; whatever becomes of that, it is a change."""
+        self._name = None
         self._written_in[offset // self.BLOCK : -(-(offset + length) // self.BLOCK)] = self._epoch
 
     def flush(self) -> None:
@@ -169,12 +175,20 @@ class RamDisk:
         self._shared.update(number for number, _ in held)
         return [(number * self.CHUNK, chunk) for number, chunk in held]
 
-    def mark(self) -> int:
-        """Begin an epoch; what is written from now on is what `changes` gives for it."""
-        self._epoch += 1
-        return self._epoch
+    def mark(self) -> Mark:
+        """The present content; what is written from now on is what `changes` gives for it."""
+        name = self._name
+        if name is None:
+            name = secrets.token_bytes(context.BLK_NAME_VALUE.itemsize)
+            self.call(name)
+        return Mark(name, self._epoch)
 
-    def changes(self, since: int) -> list[tuple[int, Bytes]]:
+    def call(self, name: bytes) -> None:
+        """The present content came in a context, and this is its name."""
+        self._epoch += 1
+        self._name = name
+
+    def changes(self, since: Mark) -> list[tuple[int, Bytes]]:
         """What was written since `mark` returned `since`, as `snapshot` gives it, in runs of whole blocks."""
         found = []
         for number, start, length in self._runs(since):
@@ -187,9 +201,9 @@ class RamDisk:
             found.append((number * self.CHUNK + start, data))
         return found
 
-    def _runs(self, since: int) -> list[tuple[int, int, int]]:
+    def _runs(self, since: Mark) -> list[tuple[int, int, int]]:
         """Runs of blocks written since then, cut at chunk borders: (chunk, start in it, bytes)."""
-        blocks = np.flatnonzero(self._written_in >= since)
+        blocks = np.flatnonzero(self._written_in >= since.epoch)
         if not len(blocks):
             return []
         per_chunk = self.CHUNK // self.BLOCK
@@ -208,7 +222,7 @@ class RamDisk:
         lengths = [len(chunk) for chunk in self._chunks if chunk is not None]
         return len(lengths), sum(lengths)
 
-    def extent_of_changes(self, since: int) -> tuple[int, int]:
+    def extent_of_changes(self, since: Mark) -> tuple[int, int]:
         """(ranges, bytes) that `changes` would give."""
         runs = self._runs(since)
         return len(runs), sum(length for _, _, length in runs)
@@ -223,6 +237,7 @@ class RamDisk:
         self._chunks = [None] * len(self._chunks)
         self._shared.clear()
         self._written_in[:] = 0
+        self._name = None
 
     def reserve(self, ranges: Iterable[tuple[int, int]], *, cleared: bool) -> None:
         """Hold what `adopt` takes for these ranges of (offset, length), if `cleared` after a `clear`.

@@ -21,7 +21,7 @@ from pymodel.devices.net.settings import Settings, default_mac
 from pymodel.devices.net.transmit import Transmitter
 from pymodel.errors import BrokenQueue
 from pymodel.memory import Buffer
-from pymodel.migration.state import DeviceField
+from pymodel.migration.state import DeviceField, Mark
 from pymodel.spec import net, virtio
 
 QUEUE_SIZE: Final = 256
@@ -317,15 +317,15 @@ class NetDevice:
 
     # -- state -----------------------------------------------------------------------------------------
 
-    def mark(self) -> int:
+    def mark(self) -> Mark:
         """See `Device`: there is no content."""
-        return 0
+        return Mark()
 
     def field_lengths(self) -> dict[int, int]:
         """See `Device`."""
         return {kind: field.length for kind, field in net_context.FIELDS.items()}
 
-    def capture_fields(self, since: int | None) -> list[DeviceField]:
+    def capture_fields(self, since: Mark | None) -> list[DeviceField]:
         """What the driver set; its address and the status are in the configuration."""
         return net_context.encode(self._settings)
 

@@ -33,6 +33,8 @@ BLOCK = context(
     field(0x14, QUEUE),
     field(0x16, struct.pack("<4H", 0, 0x8003, 0x0007, 1)),
     field(0x200, struct.pack("<Q", 0x1000) + b"data"),
+    field(0x202, bytes(range(16))),
+    field(0x203, b"\xff" * 16),
     field(0xF123, b"odd"),
 )
 
@@ -115,6 +117,8 @@ def test_fields_have_names_and_members() -> None:
     assert fields["VQ_CFG 0"].members()["driver"] == 0x2000
     assert fields["VQ_PACKED_STATE 0"].text() == "index=0 last_avail=0x8003 last_used=0x7 flags=1"
     assert fields["BLK_EXTENT 0x1000"].members()["length"] == 4
+    assert fields["BLK_BASE"].text() == "name=000102030405060708090a0b0c0d0e0f"
+    assert fields["BLK_CONTENT"].members() == {"name": "ff" * 16}
     assert fields["0xf123"].text() == "6f 64 64"
 
 

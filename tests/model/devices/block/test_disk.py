@@ -120,7 +120,7 @@ def test_only_what_is_sent_is_taken() -> None:
     mark = disk.mark()
     disk.write(0, [pattern(512, 2)])
     fields = capture(disk, mark)
-    assert [(field.type, field.length) for field in fields] == [(0x201, 8 + 4096)]
+    assert [(field.type, field.length) for field in fields] == [(0x201, 8 + 4096), (0x202, 16), (0x203, 16)]
     chunk = memory_of(disk, 32 * MIB)
     disk.write(32 * MIB, [pattern(512, 3)])
     assert memory_of(disk, 32 * MIB) is chunk
@@ -135,7 +135,7 @@ def test_the_whole_is_sent_where_it_is_smaller() -> None:
     mark = disk.mark()
     disk.zero(0, 8 * MIB)
     fields = capture(disk, mark)
-    assert [(field.type, field.length) for field in fields] == [(0x200, 8)]
+    assert [(field.type, field.length) for field in fields] == [(0x200, 8), (0x203, 16)]
 
 
 def memory_of(disk: RamDisk, offset: int) -> object:
