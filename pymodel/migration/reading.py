@@ -77,10 +77,13 @@ class Reading:
         self._stream = self._known = None
 
     def size(self, *, anew: bool) -> int:
-        """Bytes that are left to read, or (`anew`, or none begun) those of a context that would begin now."""
+        """Bytes that are left to read: of the context under way, else of the one that would begin now.
+
+        With `anew` those of a whole context, whatever the owner has.
+        """
         if self._stream is not None and not anew:
             return self._stream.left
-        return sum(len(buffer) for buffer in encode(self._function.capture(self._known)))
+        return sum(len(buffer) for buffer in encode(self._function.capture(None if anew else self._known)))
 
     def read(self, target: Segments, start: int) -> tuple[int, int]:
         """Put the next context bytes into `target` from `start` on, as many as fit (A-27).

@@ -274,6 +274,19 @@ def test_a_context_that_was_not_read_to_its_end_is_no_base() -> None:
     assert kinds(source.read()) == [EXTENT, CONTENT]
 
 
+def test_the_size_of_the_whole() -> None:
+    """`freeze_mode` 1 is always the whole size; 0 is what READ gives."""
+    source, whole, later = pair()
+    for mode in (FREEZE, STOP, ACTIVE, FREEZE):
+        assert source.member.set_mode(mode)
+        assert source.member.context_size(1) == len(whole)
+    assert len(whole) > SIZE > len(later) > source.member.context_size(0)
+    source.read(50)
+    assert source.member.context_size(1) == len(whole)
+    source.member.discard_context()
+    assert source.member.context_size(0) == len(whole)
+
+
 # --- all of it together ----------------------------------------------------------------------------------
 
 number = st.integers(0, 2)

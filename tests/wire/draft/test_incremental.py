@@ -143,6 +143,22 @@ def test_another_owner_gets_the_whole(rig: Rig) -> None:
     assert disk_fields(rig.read_rest()) == [EXTENT, CONTENT]
 
 
+@pytest.mark.spec("DEV-09")
+def test_the_whole_size(rig: Rig) -> None:
+    """SIZE_GET with freeze_mode 1, whatever was read; with 0 it is what READ gives."""
+    size = len(rig.read_rest())
+    assert size > SIZE
+    for mode in (FREEZE, STOP, ACTIVE, FREEZE):
+        rig.go(mode)
+        assert rig.size(1) == size
+        left = rig.size()
+        assert left < size
+        assert rig.read(20)[0] == left - 20
+        assert rig.size(1) == size
+        assert len(rig.read_rest()) == left - 20
+        assert (rig.size(), rig.size(1)) == (0, size)
+
+
 # The order of a move, by vfu-migrate's own steps.
 
 
