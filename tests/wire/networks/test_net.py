@@ -14,6 +14,8 @@ from tests.wire.draft_rig import outstanding
 from tests.wire.frames import BROADCAST, ethernet, mac, received
 from tests.wire.running import running, until
 from vfu_client.drivers.net import FEATURES, NetDriver
+from vfu_client.owner.context import decode
+from vfu_client.owner.context_parts import as_reset
 from vfu_client.owner.owner import OwnerDriver
 from vfu_client.vfio.connection import Connection
 from vfu_client.vfio.memory import GuestMemory
@@ -57,6 +59,13 @@ def strict(driver: NetDriver) -> NetDriver:
 def counters(server: ServerProcess, function: str) -> dict[str, int]:
     (found,) = server.ask("query-functions", function=function)
     counts: dict[str, int] = found["counters"]
+    return counts
+
+
+def port_of(server: ServerProcess, function: str) -> dict[str, int]:
+    """What passed between a function and the switch."""
+    (found,) = server.ask("query-functions", function=function)
+    counts: dict[str, int] = found["port"]
     return counts
 
 
@@ -462,4 +471,44 @@ def test_move_with_traffic(server: ServerProcess, serve: Callable[..., ServerPro
         guest.send(ethernet(mac(0x1102), NOBODY, b"after"))
         guest.flush()
         assert received(far) == [ethernet(mac(0x1102), NOBODY, b"after")]
+        memory.detach(target)
+
+
+def test_what_is_lost_between_activate_and_release(serve: Callable[..., ServerProcess]) -> None:
+    """Of 700 frames for a guest that does not run yet: 256 buffers and 256 that wait; all else is counted.
+
+    Until it is reset the VF where it was has them too, and counts them then (docs/migrate.md).
+    """
+    server = serve(*SERVER)
+    memory = GuestMemory()
+    memory.add_region(64 << 20)
+    with contextlib.ExitStack() as stack:
+        stack.callback(memory.close)
+        owner = stack.enter_context(OwnerDriver.open(server.socket("pf"), timeout=TIMEOUT))
+        peer = stack.enter_context(NetDriver.open(server.socket("vf3"), timeout=TIMEOUT))
+        source = stack.enter_context(Connection(server.socket("vf1"), timeout=TIMEOUT))
+        memory.attach(source)
+        guest = strict(NetDriver(VirtioPci(source, memory), timeout=TIMEOUT))
+        guest.set_mac(NOBODY)
+        owner.mode_set(1, FREEZE)
+        context = [piece.tobytes() for piece in owner.context_read(1)]
+        target = stack.enter_context(Connection(server.socket("vf2"), timeout=TIMEOUT))
+        memory.attach(target)
+        rehome(guest, VirtioPci(target, memory))
+        owner.mode_set(2, FREEZE)
+        owner.context_write(2, context)
+        dropped = counters(server, "vf2")["rx-dropped-no-buffers"]
+        port = port_of(server, "vf1")["dropped-receiving"]
+        owner.mode_set(2, ACTIVE)
+        assert received(peer) == [rarp(NOBODY)]
+        frames = [ethernet(NOBODY, THREE, number.to_bytes(4)) for number in range(700)]
+        for frame in frames:
+            peer.send(frame)
+        peer.flush()
+        until(lambda: counters(server, "vf2")["rx-dropped-no-buffers"] - dropped >= 188, "the ring is full")
+        assert received(guest, 512) == frames[:512]
+        assert counters(server, "vf2")["rx-dropped-no-buffers"] - dropped == 188
+        owner.context_write(1, as_reset(decode(b"".join(context))))
+        owner.mode_set(1, ACTIVE)
+        assert port_of(server, "vf1")["dropped-receiving"] - port >= 700
         memory.detach(target)
