@@ -65,6 +65,7 @@ def build(
             delays=options.delays,
             vf_memory=lambda: pf.vf_memory,
             without=options.without,
+            strict=options.strict,
             observer=observer,
             rules=rules,
         )

@@ -99,7 +99,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="OPCODE|off",
         help="first opcode of the device context commands (default: 0x40), or none",
     )
-    result.add_argument("--strict", action="store_true", help="refuse what the draft leaves open")
+    result.add_argument(
+        "--strict",
+        action="store_true",
+        help="keep to the letter of standard and draft where drivers depart from it",
+    )
     result.add_argument(
         "--check-driver", action="store_true", help="log what an owner driver does against the rules, by ID"
     )

@@ -67,6 +67,7 @@ class PhysicalFunction(Function):
             admin_queue_size=ADMIN_QUEUE_SIZE,
             features=1 << virtio.F_SR_IOV if self._sriov else 0,
             without=without,
+            strict=strict,
             extended=(AriCapability(), self._sriov) if self._sriov else (),
             is_member=False,
             observer=observer,

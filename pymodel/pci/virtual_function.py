@@ -28,13 +28,21 @@ class VirtualFunction(Function):
         delays: Delays,
         vf_memory: Callable[[], bool],
         without: Iterable[str] = (),
+        strict: bool = False,
         observer: Observer = NOBODY,
         rules: Rules | None = None,
     ) -> None:
         self._vf_memory = vf_memory
         self._removed = False
         super().__init__(
-            f"vf{number}", device, lock, delays=delays, without=without, observer=observer, rules=rules
+            f"vf{number}",
+            device,
+            lock,
+            delays=delays,
+            without=without,
+            strict=strict,
+            observer=observer,
+            rules=rules,
         )
         assert self.member is not None
         self.as_member: Member = self.member

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pymodel.errors import InvalidField
 from pymodel.migration.state import FunctionState, Mark
 from pymodel.spec import virtio, virtio_pci
-from pymodel.transport import status as machine
 from pymodel.transport.transport import Transport
 
 
@@ -39,7 +38,7 @@ def check(transport: Transport, state: FunctionState) -> None:
     if extra:
         raise InvalidField(f"driver features {extra:#x} are not offered here")
     features_ok = state.device_status & virtio.STATUS_FEATURES_OK
-    if not machine.legal(state.device_status):
+    if not transport.legal_status(state.device_status):
         raise InvalidField(f"no driver can have reached device status {state.device_status:#x}")
     if features_ok and not state.driver_features >> virtio.F_VERSION_1 & 1:
         raise InvalidField("FEATURES_OK without VERSION_1")

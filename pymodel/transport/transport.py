@@ -30,7 +30,8 @@ MAX_UNKNOWN_WORDS = 64
 class Transport:
     """Everything that a device reset resets. `admin` is the PF's admin queue, after the device's queues.
 
-    `without` names features of the rings that are not offered. Raises ValueError for an unknown name.
+    `without` names features of the rings that are not offered. `strict` refuses a status that a driver builds
+    up in another order than the standard's; otherwise that is taken. Raises ValueError for an unknown name.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Transport:
         admin_queue_size: int = 0,
         features: int = 0,
         without: Iterable[str] = (),
+        strict: bool = False,
         io_delay: float = 0,
         reset_delay: float = 0,
         log: logging.Logger,
@@ -50,6 +52,8 @@ class Transport:
         self.bus = bus
         self.log = log
         self._reset_delay = reset_delay
+        self._prerequisites = machine.STRICT if strict else machine.LENIENT
+        self._departure_told = False
         self.num_queues = len(device.queue_sizes)
         self.admin_index = self.num_queues
         self.has_admin = admin is not None
@@ -114,7 +118,8 @@ class Transport:
             self._begin_reset(self._reset_delay if self.status else 0)
             return
         before = self.status
-        added = machine.settable(self.status, value)
+        added = machine.settable(self.status, value, self._prerequisites)
+        self._look_for_departure(value, added)
         if added & virtio.STATUS_FEATURES_OK and not self._acceptable():
             added &= ~(virtio.STATUS_FEATURES_OK | virtio.STATUS_DRIVER_OK)
         self.status |= added
@@ -128,6 +133,25 @@ class Transport:
         if added & virtio.STATUS_DRIVER_OK:
             self.device.started()
             self.rescan()
+
+    def _look_for_departure(self, value: int, added: int) -> None:
+        """Tell, once, of a driver that sets bits of the status in another order than it must."""
+        wanted = value & ~self.status & sum(machine.STRICT)
+        if wanted == machine.settable(self.status, value, machine.STRICT) or self._departure_told:
+            return
+        self._departure_told = True
+        taken = f"taken: {machine.describe(added)}" if added else "refused"
+        self.log.warning(
+            "the driver wrote %s to device_status where it was %s, which is not the order that the standard"
+            " demands (%s); this is told once",
+            machine.describe(value),
+            machine.describe(self.status),
+            taken,
+        )
+
+    def legal_status(self, status: int) -> bool:
+        """Whether a driver can have brought this function's status to that, DEVICE_NEEDS_RESET aside."""
+        return machine.legal(status, self._prerequisites)
 
     def _begin_reset(self, delay: float) -> None:
         if self.status:

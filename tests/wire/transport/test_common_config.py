@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
 from tests.server_process import ServerProcess
-from tests.wire.driving import INDIRECT_DESC, RING_RESET, VERSION_1, bring_up, driven
+from tests.wire.driving import (
+    INDIRECT_DESC,
+    RING_RESET,
+    VERSION_1,
+    Driven,
+    bring_up,
+    driven,
+    split_queue,
+)
+from vfu_client.owner.owner import OwnerDriver
 from vfu_client.virtio.common_config import CommonConfig
 from vfu_client.virtio.function import VirtioPci
 
@@ -37,6 +47,7 @@ FIELDS = {
 }
 BOTH = pytest.mark.parametrize("name", ["pf", "vf1"])
 MODERN = 1 << 32
+ACTIVE, STOP, FREEZE = 0, 1, 2
 
 
 @pytest.fixture
@@ -178,48 +189,91 @@ def test_features_of_far_words_refused(device: VirtioPci) -> None:
 
 
 STEPS = [
-    # (status, written, becomes), features being acceptable
-    (0, 1, 1),
-    (0, 2, 0),  # DRIVER without ACKNOWLEDGE
-    (0, 3, 3),
-    (0, 4, 0),
-    (0, 8, 0),
-    (0, 11, 11),
-    (0, 15, 15),  # all in one write
-    (0, 128, 128),
-    (0, 64, 0),  # not the driver's to set
-    (0, 16, 0),  # SUSPEND is not offered
-    (0, 32, 0),
-    (1, 2, 3),  # bits left out stay
-    (1, 9, 1),
-    (1, 5, 1),
-    (3, 7, 3),  # DRIVER_OK before FEATURES_OK
-    (3, 11, 11),
-    (3, 0xFF, 0x8F),
-    (11, 15, 15),
-    (11, 3, 11),
-    (11, 1, 11),
-    (15, 1, 15),
-    (15, 0x8F, 0x8F),
-    (15, 0x4F, 15),
-    (15, 0x1F, 15),
-    (0x8F, 15, 0x8F),
-    *((status, 0, 0) for status in (0, 1, 3, 11, 15, 128, 0x8F)),
+    # (status, written, becomes, becomes with --strict), features being acceptable
+    (0, 1, 1, 1),
+    (0, 2, 2, 0),  # DRIVER without ACKNOWLEDGE
+    (0, 3, 3, 3),
+    (0, 4, 0, 0),  # DRIVER_OK before FEATURES_OK
+    (0, 8, 8, 0),  # FEATURES_OK alone
+    (0, 10, 10, 0),
+    (0, 12, 12, 0),
+    (0, 11, 11, 11),
+    (0, 15, 15, 15),  # all in one write
+    (0, 128, 128, 128),
+    (0, 64, 0, 0),  # not the driver's to set
+    (0, 16, 0, 0),  # SUSPEND is not offered
+    (0, 32, 0, 0),
+    (1, 2, 3, 3),  # bits left out stay
+    (1, 9, 9, 1),
+    (1, 5, 1, 1),
+    (3, 7, 3, 3),
+    (3, 11, 11, 11),
+    (3, 0xFF, 0x8F, 0x8F),
+    (11, 15, 15, 15),
+    (11, 3, 11, 11),
+    (11, 1, 11, 11),
+    (15, 1, 15, 15),
+    (15, 0x8F, 0x8F, 0x8F),
+    (15, 0x4F, 15, 15),
+    (15, 0x1F, 15, 15),
+    (0x8F, 15, 0x8F, 0x8F),
+    *((status, 0, 0, 0) for status in (0, 1, 3, 11, 15, 128, 0x8F)),
 ]
 
 
-@pytest.mark.parametrize("name", ["vf1"])
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.spec("Device Status Field")
-def test_status_steps(device: VirtioPci) -> None:
-    """A row for each write: what it does to the status."""
-    for status, written, becomes in STEPS:
-        write(device.common, "device_status", 0)
-        device.common.accept(MODERN)
-        if status:
-            write(device.common, "device_status", status)
-        assert device.status == status
-        write(device.common, "device_status", written)
-        assert device.status == becomes, (status, written)
+def test_status_steps(serve: Callable[..., ServerProcess], strict: bool) -> None:
+    """A row for each write: what it does to the status. A departure from the order is told once."""
+    server = serve("--vfs", "2", "--disk", "ram:1M", *(["--strict"] if strict else []))
+    with VirtioPci.open(server.socket("vf1"), timeout=10) as device:
+        for status, written, *becomes in STEPS:
+            write(device.common, "device_status", 0)
+            device.common.accept(MODERN)
+            if status:
+                write(device.common, "device_status", status)
+            assert device.status == status
+            write(device.common, "device_status", written)
+            assert device.status == becomes[strict], (status, written)
+    with VirtioPci.open(server.socket("vf2"), timeout=10) as device:
+        for written in (1, 3, 0x10, 0x40):
+            write(device.common, "device_status", written)
+    (told,) = re.findall(
+        "the driver wrote (.*) to device_status where it was (.*), .* [(](.*)[)]", server.log
+    )
+    assert told == ("DRIVER", "0", "refused" if strict else "taken: DRIVER")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((8,), 12), ((1, 0, 2, 10), 14), ((9, 11), 15)],
+    ids=["as iPXE after ifclose", "as U-Boot", "FEATURES_OK before DRIVER"],
+)
+def test_a_device_set_going_in_another_order(
+    shared: ServerProcess, before: Iterable[int], after: int
+) -> None:
+    """It works, as one that was set going in the standard's order does; an owner can move it too."""
+    with (
+        OwnerDriver.open(shared.socket("pf"), timeout=10) as owner,
+        VirtioPci.open(shared.socket("vf1"), timeout=10) as device,
+    ):
+        device.function.set_command(6)
+        device.common.write("device_status", 0)
+        for status in before:
+            device.common.accept(MODERN)
+            device.common.write("device_status", status)
+        device.features = MODERN
+        device.enable_interrupts()
+        block = Driven(device, split_queue(device, 0, size=8))
+        device.common.write("device_status", after)
+        assert device.status == after
+        block.flushed()
+        for vf in (1, 2):
+            for mode in (STOP, FREEZE):
+                owner.mode_set(vf, mode)
+        owner.context_write(2, owner.context_read(1))
+        for vf in (1, 2):
+            owner.mode_set(vf, ACTIVE)
 
 
 @BOTH
