@@ -1,4 +1,4 @@
-# Everything from a fresh clone: `make test`, `make demo`, `make bench`, `make check`, `make clean`.
+# Everything from a fresh clone: `make test`, `make demo`, `make bench`, `make compat`, `make check`, `make clean`.
 #
 # Each target makes what it needs and is quick when that is there. Nothing is installed outside this folder.
 #
@@ -20,7 +20,7 @@ BENCH_ARGS ?=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: all demo test bench check clean venv ext images
+.PHONY: all demo test bench compat check clean venv ext images drivers
 .DELETE_ON_ERROR:
 
 all: ext
@@ -31,7 +31,7 @@ demo: ext images
 	$(BIN)/python -m demo
 
 ## All tests, one at a time on each processor. PYTEST_ARGS="tests/model -k ring" narrows them, "-n 0" is for a debugger.
-test: ext images
+test: ext images drivers
 	@echo "test: running"
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 	$(if $(PYTEST_ARGS),,$(BIN)/python -m tests.requirements --check --run)
@@ -41,6 +41,12 @@ bench: ext images
 	@$(BIN)/ninja -C $(EXT) --quiet bench/mmio-sample
 	@echo "bench: running"
 	$(BIN)/python -m bench $(BENCH_ARGS)
+
+## All drivers that can be had, also those that take minutes, and what became of them: docs/compatibility.md.
+compat: ext images
+	@$(BIN)/python -m images compat
+	@echo "compat: running"
+	$(BIN)/python -m tests.compatibility
 
 ## Lint, format, types, layers, and the extension's stub.
 check: ext
@@ -116,3 +122,7 @@ subprojects/libvfio-user/.stamp: $(VENV)/.stamp $(wildcard subprojects/packagefi
 ## QEMU, kernel and initramfs for the guests.
 images: $(VENV)/.stamp
 	@$(BIN)/python -m images all
+
+## Firmware and older kernels, which only tests need.
+drivers: images
+	@$(BIN)/python -m images drivers

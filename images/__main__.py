@@ -1,4 +1,4 @@
-"""Command line: `python3 -m images libvfio-user|qemu|guest|all|boot`."""
+"""Command line: `python3 -m images libvfio-user|qemu|guest|all|drivers|compat|boot`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from images import disk, initramfs, libvfio_user, qemu
+from images import disk, firmware, initramfs, libvfio_user, qemu, variants
 from images.boot import boot
 from images.debian import Debian
 from images.workspace import SetupError, locked, say
@@ -17,9 +17,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; returns the exit status, 1 with the reason on stderr when something is amiss."""
     options = _parser().parse_args(arguments)
     try:
-        if options.command in ("boot", "all", "qemu", "guest", "libvfio-user"):
-            with locked():
-                _prepare(options)
+        with locked():
+            _prepare(options)
         if options.command == "boot":
             boot(options.socket, options.disk, options.memory, options.accel)
     except SetupError as error:
@@ -35,11 +34,17 @@ def _prepare(options: argparse.Namespace) -> None:
     debian = Debian(qemu.SUITE)
     if options.command in ("libvfio-user", "all"):
         libvfio_user.prepare(options.suite, options.folder)
-    if options.command in ("qemu", "all", "boot"):
+    if options.command in ("qemu", "all", "drivers", "compat", "boot"):
         qemu.prepare(debian)
-    if options.command in ("guest", "all", "boot"):
+    if options.command in ("guest", "all", "drivers", "compat", "boot"):
         initramfs.prepare(debian)
         disk.prepare(debian)
+    if options.command in ("drivers", "compat"):
+        firmware.prepare(debian)
+        variants.prepare_linux("6.1")
+    if options.command == "compat":
+        variants.prepare_linux("6.12")
+        variants.prepare_dpdk(debian)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("qemu", help="a QEMU with vfio-user-pci in build/images")
     commands.add_parser("guest", help="the guest's kernel, initramfs and disk in build/images")
     everything = commands.add_parser("all", help="all of these")
+    commands.add_parser("drivers", help="qemu, guest, and the other drivers that `make test` tries")
+    commands.add_parser("compat", help="drivers, and those that only `make compat` tries")
     for command in (source, everything):
         command.add_argument("--suite", help="Debian suite of libvfio-user's source (default: this release)")
         command.add_argument("--folder", type=Path, help="copy libvfio-user's source from here instead")

@@ -57,6 +57,10 @@ class Console:
         """
         return self._wait(pattern.search, f"no {pattern.pattern!r}", timeout)
 
+    def send(self, text: str) -> None:
+        """Type something to what does not speak the protocol, such as firmware."""
+        self._connection.sendall(text.encode())
+
     def run(self, command: str, *, timeout: float) -> Result:
         """Run one line in the guest's shell and return its exit status and output.
 

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from images import private
@@ -20,8 +21,9 @@ from images.workspace import CACHE, IMAGES, SetupError, say, write_file
 
 ROOT = CACHE / "guest"
 SOURCES = Path(__file__).resolve().parent / "guest"
+KERNEL = "linux-image-cloud-amd64"
 PACKAGES = (
-    "linux-image-cloud-amd64",
+    KERNEL,
     "busybox-static",
     "pciutils",
     "e2fsprogs",
@@ -33,8 +35,8 @@ PACKAGES = (
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng")
 """Drivers that the guest loads, with what they depend on; what is built into the kernel is passed over."""
 
-MODULES_ON_DEMAND = ("ext4", "8021q")
-"""What the kernel asks modprobe for when it is first used; costs a boot nothing but the room."""
+MODULES_ON_DEMAND = ("ext4", "8021q", "vfio_pci", "vfio_iommu_type1")
+"""What the kernel, or a person, asks modprobe for on first use; costs a boot nothing but the room."""
 
 HOST_PROGRAMS = ("netverify", "netbench")
 """Our own that a host runs too, at the other end of a network."""
@@ -65,6 +67,25 @@ SIGNED = b"~Module signature appended~\n"
 COMPILE = ("-std=gnu11", "-O2", "-static", "-pthread", "-Wall", "-Wextra", "-Werror")
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel in an unpacked root: its image, and the folder of its modules, which is named for it."""
+
+    image: Path
+    modules: Path
+
+    @classmethod
+    def of(cls, root: Path) -> Kernel:
+        """The newest kernel of a root. Raises SetupError where there is none."""
+        folders = sorted((root / "lib/modules").glob("*/modules.order"))
+        if not folders:
+            raise SetupError(f"{root} has no kernel; remove that folder and run the command again")
+        modules = folders[-1].parent
+        # Debian 13 moved it.
+        places = (modules / "vmlinuz", root / "boot" / f"vmlinuz-{modules.name}")
+        return cls(next(place for place in places if place.is_file()), modules)
+
+
 def prepare(debian: Debian) -> None:
     """Leave MADE in build/images: kernel, initramfs, programs; made anew only if an input changed.
 
@@ -74,47 +95,45 @@ def prepare(debian: Debian) -> None:
     Raises SetupError when a package, the C compiler or a file in a package is missing.
     """
     debian.unpack(PACKAGES, ROOT)
+    kernel = Kernel.of(ROOT)
     stamp = IMAGES / ".guest.inputs"
-    inputs = _inputs()
+    inputs = _inputs(kernel)
     made = all((IMAGES / name).is_file() for name in MADE)
     if not (made and stamp.is_file() and stamp.read_text() == inputs):
         stamp.unlink(missing_ok=True)
         say("building the initramfs...")
-        modules = _module_folder()
-        kernel = (modules / "vmlinuz").read_bytes()
-        write_file(IMAGES / "vmlinuz", kernel)
-        write_file(IMAGES / "vmlinux", _unpacked(kernel))
+        image = kernel.image.read_bytes()
+        write_file(IMAGES / "vmlinuz", image)
+        write_file(IMAGES / "vmlinux", unpacked(image))
         archive = Archive()
         _add_busybox(archive)
         _add_programs(archive)
-        _add_modules(archive, modules)
+        add_modules(archive, kernel)
         _add_packaged(archive)
         _add_pci_names(archive)
         for folder in ("dev", "proc", "sys", "run", "tmp", "root"):
             archive.folder(folder)
         archive.device("dev/console", 5, 1)
-        write_file(IMAGES / "initramfs.cpio.gz", gzip.compress(archive.encode(), compresslevel=0, mtime=0))
+        write_file(IMAGES / "initramfs.cpio.gz", wrapped(archive))
         write_file(stamp, inputs)
     say(f"guest: {', '.join(MADE)} in {IMAGES}")
 
 
-def _inputs() -> str:
+def wrapped(archive: Archive) -> bytes:
+    """An archive as a kernel takes it; several that follow each other are one, the later files win."""
+    return gzip.compress(archive.encode(), compresslevel=0, mtime=0)
+
+
+def _inputs(kernel: Kernel) -> str:
     """A hash over everything that the images are made of."""
     digest = hashlib.sha256((ROOT / CONTENTS).read_bytes())
-    digest.update(_module_folder().name.encode())
+    digest.update(kernel.modules.name.encode())
     for path in sorted([*SOURCES.glob("*.[ch]"), Path(__file__), Path(__file__).with_name("cpio.py")]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest() + "\n"
 
 
-def _module_folder() -> Path:
-    folders = sorted((ROOT / "usr/lib/modules").glob("*/vmlinuz"))
-    if not folders:
-        raise SetupError(f"{ROOT} has no kernel; remove that folder and run the command again")
-    return folders[-1].parent
-
-
-def _unpacked(kernel: bytes) -> bytes:
+def unpacked(kernel: bytes) -> bytes:
     """The ELF file inside a bzImage; the bzImage itself when it is compressed with something other than zstd.
 
     Linux x86 boot protocol, "The Real-Mode Kernel Header": setup_sects, payload_offset, payload_length. The
@@ -126,10 +145,10 @@ def _unpacked(kernel: bytes) -> bytes:
     payload, size = kernel[start : start + length - 4], kernel[start + length - 4 : start + length]
     if not payload.startswith(b"\x28\xb5\x2f\xfd"):
         return kernel
-    unpacked = private.run(ROOT, "usr/bin/zstd", "-dcq", given=payload)
-    if len(unpacked) != int.from_bytes(size, "little"):
-        raise SetupError(f"the kernel of {ROOT} is damaged; remove that folder and run the command again")
-    return unpacked
+    content = private.run(ROOT, "usr/bin/zstd", "-dcq", given=payload)
+    if len(content) != int.from_bytes(size, "little"):
+        raise SetupError(f"the kernel is damaged; remove its folder in {CACHE} and run the command again")
+    return content
 
 
 def _add_busybox(archive: Archive) -> None:
@@ -162,7 +181,9 @@ def _add_programs(archive: Archive) -> None:
                 write_file(IMAGES / name, output.read_bytes(), 0o755)
 
 
-def _add_modules(archive: Archive, folder: Path) -> None:
+def add_modules(archive: Archive, kernel: Kernel) -> None:
+    """Add the modules of MODULES and MODULES_ON_DEMAND, their index, and the order in which to load them."""
+    folder = kernel.modules
     available = {_module_name(path): path for path in sorted((folder / "kernel").rglob("*.ko*"))}
     builtin = {_module_name(Path(line)) for line in (folder / "modules.builtin").read_text().split()}
     order = _in_order(MODULES, available, builtin)
@@ -194,7 +215,7 @@ def _with_dependencies(name: str, available: dict[str, Path], builtin: set[str])
         return
     if name not in available:
         raise SetupError(
-            f"the kernel of {ROOT} has no module {name}; remove that folder and run the command again"
+            f"the kernel has no module {name}; remove its folder in {CACHE} and run the command again"
         )
     listed = re.search(rb"\0depends=([^\0]*)\0", _module_content(available[name]))
     for dependency in listed[1].decode().split(",") if listed and listed[1] else []:
@@ -220,18 +241,9 @@ def _module_content(path: Path) -> bytes:
 
 
 def _add_packaged(archive: Archive) -> None:
-    """The programs of DYNAMIC, their other names, and the libraries that their loader finds for them."""
-    libraries = {private.LOADER}
+    """The programs of DYNAMIC, their other names, and what they need."""
     for program in DYNAMIC:
-        archive.file(program, (ROOT / program).read_bytes(), 0o755)
-        listed = private.run(ROOT, program, loader=["--list"]).decode()
-        libraries.update(
-            f"{private.LIBRARIES}/{name}"
-            for name in re.findall(r"^\s*(\S+) => (?!/lib64)", listed, re.MULTILINE)
-        )
-    for path in libraries:
-        if (ROOT / path).is_file():
-            archive.file(path, (ROOT / path).read_bytes(), 0o755)
+        add_dynamic(archive, ROOT, program)
     for path, program in ALIASES.items():
         archive.link(path, program)
     archive.link("lib64", "usr/lib64")
@@ -239,6 +251,16 @@ def _add_packaged(archive: Archive) -> None:
     archive.file("etc/mke2fs.conf", (ROOT / "etc/mke2fs.conf").read_bytes())
     # e2fsck asks it what is mounted.
     archive.link("etc/mtab", "/proc/mounts")
+
+
+def add_dynamic(archive: Archive, root: Path, program: str) -> None:
+    """Add a program, or a library, of an unpacked root, the loader, and the libraries that it finds."""
+    archive.file(program, (root / program).read_bytes(), 0o755)
+    listed = private.run(root, program, loader=["--list"]).decode()
+    found = re.findall(r"^\s*(\S+) => (?!/lib64)", listed, re.MULTILINE)
+    for path in (private.LOADER, *(f"{private.LIBRARIES}/{name}" for name in found)):
+        if (root / path).is_file():
+            archive.file(path, (root / path).read_bytes(), 0o755)
 
 
 def _add_pci_names(archive: Archive) -> None:

@@ -1,0 +1,64 @@
+"""Guests that differ from the usual one: an older kernel, or DPDK beside its programs.
+
+Each is a folder below build/images that `Machine` takes as `images`. Its initramfs is the usual one with an
+archive behind it, whose files win. `initramfs.prepare` goes before.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from images.cpio import Archive
+from images.debian import Debian
+from images.initramfs import KERNEL, Kernel, add_dynamic, add_modules, unpacked, wrapped
+from images.workspace import CACHE, IMAGES, say, write_file
+
+OLDER = {"6.1": "bookworm", "6.12": "trixie"}
+"""Version of an older kernel, and the Debian release that has it."""
+
+DPDK = IMAGES / "dpdk"
+TESTPMD = "usr/bin/dpdk-testpmd"
+DRIVERS = "usr/lib/x86_64-linux-gnu/dpdk/pmds-*"
+"""Where EAL looks for drivers; it loads all that it finds there."""
+
+NEEDED_DRIVERS = ("librte_bus_pci", "librte_mempool_ring", "librte_net_virtio")
+
+
+def linux(version: str) -> Path:
+    """The folder of the guest with a kernel of OLDER."""
+    return IMAGES / f"linux-{version}"
+
+
+def prepare_linux(version: str) -> None:
+    """Leave the guest with a kernel of OLDER. Raises SetupError when it is not to be had."""
+    root = CACHE / f"linux-{version}"
+    Debian(OLDER[version]).unpack([KERNEL], root)
+    kernel = Kernel.of(root)
+    more = Archive()
+    add_modules(more, kernel)
+    _make(linux(version), more, unpacked(kernel.image.read_bytes()))
+
+
+def prepare_dpdk(debian: Debian) -> None:
+    """Leave the guest with DPDK's testpmd and its virtio driver. Raises SetupError."""
+    root = CACHE / "dpdk"
+    debian.unpack(["dpdk-dev"], root)
+    more = Archive()
+    add_dynamic(more, root, TESTPMD)
+    for path in sorted(root.glob(f"{DRIVERS}/*.so.*")):
+        if path.name.startswith(NEEDED_DRIVERS) and path.is_file():
+            add_dynamic(more, root, str(path.relative_to(root)))
+    _make(DPDK, more)
+
+
+def _make(folder: Path, more: Archive, kernel: bytes | None = None) -> None:
+    """Fill a folder; without a kernel of its own it has the usual one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("qemu-system-x86_64", *([] if kernel else ["vmlinux"])):
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(f"../{name}")
+    if kernel:
+        write_file(folder / "vmlinux", kernel)
+    usual = (IMAGES / "initramfs.cpio.gz").read_bytes()
+    write_file(folder / "initramfs.cpio.gz", usual + wrapped(more))
+    say(f"guest: {folder}")
