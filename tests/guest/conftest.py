@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from images.machine import Machine
+from tests.compatibility import DRIVER, VERSION
 from tests.server_process import ServerProcess
 
 DISK_SIZE = 32 << 20
@@ -26,13 +27,20 @@ TEST_SECONDS = 300
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is in this folder."""
+    """Mark what is in this folder, and have reports tell which driver a test is about."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.guest)
+            item.user_properties += [(DRIVER, mark.args) for mark in item.iter_markers(DRIVER)]
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(TEST_SECONDS))
+
+
+@pytest.fixture
+def version(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Take down the version of the driver that the test is about, as it says it itself."""
+    return lambda text: record_property(VERSION, text)
 
 
 @pytest.fixture

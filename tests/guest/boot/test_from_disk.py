@@ -5,44 +5,52 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from images import firmware
 from images.machine import Machine
 from images.workspace import IMAGES
+from tests.guest.bare_machine import BareMachine
 from tests.guest.guest_disk import disk_of
 from tests.guest.guest_files import look_through, work
 from tests.server_process import ServerProcess
 
-
-class BareMachine(Machine):
-    """It is given no kernel: its firmware has to find one."""
-
-    def command_line(self, serial: str = "chardev:serial", kernel_log: str = "null") -> list[str]:
-        line = super().command_line(serial, kernel_log)
-        for option in ("-kernel", "-initrd", "-append"):
-            at = line.index(option)
-            del line[at : at + 2]
-        return line
+UEFI = ("-bios", str(firmware.OVMF))
 
 
 @pytest.mark.parametrize(
-    ("kind", "append"),
-    [(Machine, "root=/dev/vda1"), (BareMachine, "")],
-    ids=["root", "firmware"],
+    ("disk", "settings"),
+    [
+        pytest.param("disk.img", {"append": "root=/dev/vda1"}, id="root"),
+        pytest.param(
+            "disk.img",
+            {"kind": BareMachine},
+            id="bios",
+            marks=pytest.mark.driver("SeaBIOS and GRUB", "start Linux from a VF"),
+        ),
+        pytest.param(
+            "disk-efi.img",
+            {"kind": BareMachine, "arguments": UEFI},
+            id="uefi",
+            marks=pytest.mark.driver("OVMF (EDK II) and GRUB", "start Linux from a VF"),
+        ),
+    ],
 )
 def test_boot(
     server: Callable[..., ServerProcess],
     machine: Callable[..., Machine],
     tmp_path: Path,
-    kind: type[Machine],
-    append: str,
+    version: Callable[[str], None],
+    disk: str,
+    settings: dict[str, Any],
 ) -> None:
-    """A guest's root is ext4 on the VF; SeaBIOS boots it from there (GRUB reads by the firmware's driver)."""
+    """A guest's root is ext4 on the VF; firmware boots it from there, and GRUB reads by its driver."""
     image = tmp_path / "disk.img"
-    shutil.copyfile(IMAGES / "disk.img", image)
+    shutil.copyfile(IMAGES / disk, image)
     serving = server("--vfs", "1", "--disk", f"vf1={image}")
-    guest = machine(kind=kind, devices=[serving.qemu_device("vf1")], append=append)
+    guest = machine(devices=[serving.qemu_device("vf1")], **settings)
     mounted = [line.split() for line in guest.check("cat /proc/mounts").splitlines()]
     # The last mount of a place is the one that is seen.
     assert [(source, system) for source, place, system, *_ in mounted if place == "/"][-1] == (
@@ -53,7 +61,10 @@ def test_boot(
     driver = guest.check("readlink -f /sys/block/vda/device/driver").strip()
     assert driver.endswith("/virtio_blk")
     by_firmware = guest.run("grep -q BOOT_IMAGE /proc/cmdline").status == 0
-    assert by_firmware == (kind is BareMachine)
+    assert by_firmware == ("kind" in settings)
+    by_uefi = guest.run("[ -e /sys/firmware/efi ]").status == 0
+    assert by_uefi == (disk == "disk-efi.img")
+    version(guest.check("cat /sys/class/dmi/id/bios_version").strip())
     guest.check("mkdir /work")
     work(guest, "/work", count=100)
     # Read again from the disk.
