@@ -1,0 +1,25 @@
+"""iPXE under a PC's BIOS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from images import firmware
+from tests.guest.bare_machine import BareMachine
+from tests.guest.drivers.conftest import Served
+from tests.guest.drivers.ipxe import drive
+
+
+@pytest.mark.driver("iPXE, BIOS", "DHCP, TFTP, closed and opened again")
+def test_bios(network: Served, machine: Callable[..., BareMachine], version: Callable[[str], None]) -> None:
+    # Without a display SeaBIOS, and so iPXE, has the serial port for a console.
+    guest = machine(
+        kind=BareMachine,
+        ready=False,
+        devices=[network.server.qemu_device("vf1")],
+        arguments=["-machine", "graphics=off", "-kernel", str(firmware.IPXE)],
+    )
+    drive(guest, version)
+    assert " ERROR " not in network.server.log
