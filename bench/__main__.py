@@ -19,6 +19,7 @@ from bench.mmio import Mmio
 from bench.move import MoveDowntime
 from bench.network import Network
 from bench.pf_probe import Probe
+from bench.regions import Regions
 from bench.ring import Ring
 from images.machine import MachineError
 from images.program import die_with_parent
@@ -27,6 +28,7 @@ from images.workspace import BUILD
 GROUPS: tuple[Group, ...] = (
     Mmio(),
     Ring(),
+    Regions(),
     Contexts(),
     Block(),
     Network(),

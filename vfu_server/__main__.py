@@ -24,6 +24,7 @@ from pymodel.admin.context_commands import context_commands
 from pymodel.admin.rules import Rules
 from pymodel.pci.function import Delays
 from pymodel.transport.features import OPTIONAL
+from vfu_server import budget
 from vfu_server.disks.options import RAM_DISK, choose_disks, disk_option, open_disks
 from vfu_server.function_thread import TRACE
 from vfu_server.monitor.monitor import SOCKET_NAME, Monitor
@@ -137,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns the exit status: 0 after a signal, 1 where something is not to be had. Raises SystemExit with 2,
     and prints the usage, for options that are wrong whatever the machine is like.
     """
+    descriptors = budget.raise_descriptor_limit()
     options_parser = parser()
     options = options_parser.parse_args(arguments)
     if options.total_vfs is None:
@@ -185,13 +187,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _failed("--socket-dir", error)
         opened.callback(folder.close)
         if networks is None:
-            return _serve(options, backends, None, folder, stop)
+            return _serve(options, backends, None, folder, stop, descriptors)
         try:
             networks.open()
         except (OSError, MemoryError) as error:
             return _failed("--net", error)
         opened.callback(networks.close)
-        return _serve(options, networks.backends, networks, folder, stop)
+        return _serve(options, networks.backends, networks, folder, stop, descriptors)
 
 
 def _failed(what: str, error: Exception) -> int:
@@ -219,6 +221,7 @@ def _serve(
     networks: Networks | None,
     folder: Folder,
     stop: StopSignals,
+    descriptors: int,
 ) -> int:
     monitor = Monitor(folder.path / SOCKET_NAME, networks)
     rules = Rules(monitor) if options.check_driver else None
@@ -245,12 +248,27 @@ def _serve(
         observer=monitor,
         rules=rules,
     )
+    share = _share(options.total_vfs + 1, device.msix_vectors, descriptors)
     try:
-        with Server(device, folder) as server, monitor.serving(device, lambda: server.threads, rules):
+        with Server(device, folder, share) as server, monitor.serving(device, lambda: server.threads, rules):
             server.run(ready=lambda: print(f"ready {folder.path}", flush=True), stop=stop)
     except (OSError, RuntimeError, MemoryError) as error:  # RuntimeError: no more threads
         return _failed("the functions", error)
     return 0
+
+
+def _share(functions: int, vectors: int, descriptors: int) -> budget.Budget:
+    """What each client may take; a warning where that is not all that a driver may use."""
+    share = budget.share(functions, descriptors)
+    if share.eventfds < vectors:
+        logging.getLogger("virtio.server").warning(
+            "the limit of %d file descriptors leaves each of %d functions %d of %d interrupts: ulimit -Hn",
+            descriptors,
+            functions,
+            share.eventfds,
+            vectors,
+        )
+    return share
 
 
 def _count(least: int, most: int) -> Callable[[str], int]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 from pymodel.host import Host
+from vfu_server.budget import Budget
 from vfu_server.vfio._vfu import CONFIG_REGION, Context
 from vfu_server.vfio.guest_memory import GuestMemory
 
@@ -32,6 +33,8 @@ TRACE: Final = 5
 
 FLUX_SECONDS: Final = 0.5
 """How long memory that the client unmapped may be missing before that is the driver's mistake."""
+
+_PAST_THE_END: Final = "guest memory is past the end of the client's file"
 
 _SYSLOG_ERROR: Final = 3
 _SYSLOG_DEBUG: Final = 7
@@ -61,18 +64,18 @@ class Served(Protocol):
     def waits(self) -> Sequence[tuple[int, int]]: ...
     def service(self) -> None: ...
     def work_unlocked(self) -> bool: ...
-    def memory_lost(self) -> None: ...
+    def memory_lost(self, reason: str) -> None: ...
 
 
 class FunctionThread:
     """Serves one function at one socket until `stop`. It is the function's `Host`.
 
-    Constructing it makes the socket, so a client may connect from then on; raises OSError with nothing left
-    behind. An exception that comes out of the model is a bug of ours: it is logged and ends this thread and
-    its socket, the other functions go on.
+    Its client may take what `budget` says. Constructing it makes the socket, so a client may connect from
+    then on; raises OSError with nothing left behind. An exception that comes out of the model is a bug of
+    ours: it is logged and ends this thread and its socket, the other functions go on.
     """
 
-    def __init__(self, function: Served, path: Path) -> None:
+    def __init__(self, function: Served, path: Path, budget: Budget = Budget()) -> None:  # noqa: B008 - a tuple
         self.function = function
         self.failed = False
         self._log = logging.getLogger(f"virtio.{function.name}")
@@ -84,11 +87,15 @@ class FunctionThread:
             msix_vectors=function.msix_vectors,
             intx=function.has_intx,
             log_level=_SYSLOG_DEBUG if self._log.isEnabledFor(TRACE) else _SYSLOG_ERROR,
+            eventfds_max=budget.eventfds,
+            mappings_max=budget.mappings,
+            bytes_max=budget.address_space,
         )
         self._path = path
         self._stopping = False
         self._waits: Sequence[tuple[int, int]] = ()
         self._lost_pages = 0
+        self._refused = 0
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = itertools.count()
         # A daemon, so that a backend that hangs for good can't keep the process from ending.
@@ -252,12 +259,17 @@ class FunctionThread:
             self._detach("the client left")
         except ConnectionError as error:
             self._log.warning("a client was refused: %s", error)
+        except BlockingIOError as error:
+            self._log.warning("%s: clients wait", error.strerror)
         with self.function.lock:
             self._run_timers()
             self.function.service()
             if self.memory.lost != self._lost_pages:
                 self._lost_pages = self.memory.lost
-                self.function.memory_lost()
+                self.function.memory_lost(_PAST_THE_END)
+            if self.memory.refused != self._refused:
+                self._refused = self.memory.refused
+                self.function.memory_lost(self.memory.refusal)
             self._waits = self.function.waits
         if self.function.work_unlocked():
             with self.function.lock:

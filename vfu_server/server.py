@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, Protocol, Self
 
+from vfu_server.budget import Budget
 from vfu_server.function_thread import FunctionThread, Served
 from vfu_server.socket_path import SOCKET_PATH_MAX
 
@@ -100,12 +101,14 @@ class Folder:
 class Server:
     """Serves a physical function and the VFs that it has, while they come and go. For the main thread.
 
-    A context manager: entering it makes all sockets, leaving it ends all threads and removes the sockets.
+    Each client may take what `budget` says. A context manager: entering it makes all sockets, leaving it ends
+    all threads and removes the sockets.
     """
 
-    def __init__(self, device: ServedDevice, folder: Folder) -> None:
+    def __init__(self, device: ServedDevice, folder: Folder, budget: Budget = Budget()) -> None:  # noqa: B008 - a tuple
         self._device = device
         self._folder = folder
+        self._budget = budget
         self._threads: dict[int, FunctionThread] = {}  # by VF number; 0 is the physical function
         self._changed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopped = False
@@ -143,7 +146,10 @@ class Server:
                     else:
                         self._queued[fd] = time.monotonic()
                 if not self._ended(stop):
-                    self._follow_vfs()
+                    try:
+                        self._follow_vfs()
+                    except OSError as error:
+                        log.error("a VF has no socket, until VFs are enabled again: %s", error)  # noqa: TRY400 - not a bug
                     self._tell_of_queued()
             waiting.unregister(stop.fd)
             if stop.came:
@@ -166,7 +172,7 @@ class Server:
         os.eventfd_write(self._changed, 1)
 
     def _start(self, number: int, function: Served) -> None:
-        thread = FunctionThread(function, self._folder.path / f"{function.name}.sock")
+        thread = FunctionThread(function, self._folder.path / f"{function.name}.sock", self._budget)
         self._threads[number] = thread
         # Once for each client that comes, and not for as long as it waits.
         self._events.register(thread.listener, select.EPOLLIN | select.EPOLLET)

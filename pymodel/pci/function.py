@@ -195,9 +195,9 @@ class Function:
         else:
             call()
 
-    def memory_lost(self) -> None:
-        """Pages of the client's memory are gone for good: what was read from them is not to be trusted."""
-        self.transport.broken("guest memory is past the end of the client's file")
+    def memory_lost(self, reason: str) -> None:
+        """Memory that the driver counts on cannot be had: what was read from it is not to be trusted."""
+        self.transport.broken(reason)
 
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
         """Tell the observer."""

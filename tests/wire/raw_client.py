@@ -34,7 +34,7 @@ class RawClient:
         self.socket.close()
 
     def send(self, command: int, body: bytes, fds: tuple[int, ...] = (), flags: int = 0) -> None:
-        self._id += 1
+        self._id = (self._id + 1) & 0xFFFF
         message = HEADER.pack(self._id, command, HEADER.size + len(body), flags, 0) + body
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sent = self.socket.sendmsg([message], rights)

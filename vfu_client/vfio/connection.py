@@ -214,7 +214,7 @@ class Connection:
         self.request(Command.DMA_MAP, request, [] if fd is None else [fd])
 
     def dma_unmap(self, address: int, size: int) -> None:
-        """Take back a region exactly as it was mapped."""
+        """Take back every region inside [address, address + size). EINVAL where one is partly inside."""
         request = protocol.DMA_UNMAP.pack(protocol.DMA_UNMAP.size, 0, address, size)
         self.request(Command.DMA_UNMAP, request)
 

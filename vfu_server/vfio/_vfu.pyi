@@ -52,10 +52,14 @@ class Context:
         msix_vectors: int,
         intx: bool,
         log_level: int,
+        eventfds_max: int = ...,
+        mappings_max: int = ...,
+        bytes_max: int = ...,
     ) -> Context:
         """Listen at `path`, mode 0600. A socket that is there already is replaced: see that it is nobody's.
 
-        `bars` maps a BAR's number to its size. Raises OSError with nothing left behind.
+        `bars` maps a BAR's number to its size. A client may leave `eventfds_max` eventfds here; for the other
+        limits see `GuestMemory`. Raises OSError with nothing left behind.
         """
 
     @property
@@ -81,7 +85,9 @@ class Context:
     def attach(self, timeout: float | None) -> bool:
         """Wait `timeout` seconds, or until woken, for a client, and negotiate. Whether one is attached now.
 
-        Raises ConnectionError where a client came and did not speak the protocol; the next may come.
+        Raises ConnectionError where a client came and did not speak the protocol; the next may come. Raises
+        BlockingIOError where there is no file descriptor or memory for a connection: who connects waits, and
+        `attach` does not look for a second.
         """
 
     def run(self, timeout: float | None, also: Sequence[tuple[int, int]] = ...) -> int:
@@ -89,7 +95,7 @@ class Context:
 
         An event on a file descriptor of `also`, (descriptor, events of poll(2)), ends the wait too.
 
-        Raises ConnectionResetError once the client left; its memory and eventfds are gone then.
+        Raises ConnectionResetError once the client left, or was hung up on: its memory and eventfds are gone.
         """
 
     def wake(self) -> None:

@@ -7,13 +7,16 @@
 import os
 import stat
 
+from time import monotonic
+
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN, EIO, ENOENT, errno
+from libc.errno cimport EAGAIN, EIO, EMFILE, ENFILE, ENOBUFS, ENOENT, ENOMEM, errno
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
-from vfu_server.vfio.guest_memory cimport GuestMemory, Mapping, iovec
+from vfu_server.vfio.guest_memory import BYTES_MAX, MAPPINGS_MAX
+from vfu_server.vfio.guest_memory cimport GuestMemory, iovec
 
 cdef extern from "<stdbool.h>":
     ctypedef bint c_bool "bool"
@@ -99,9 +102,11 @@ cdef extern from *:
     """
     #include <libvfio-user.h>
 
-    /* As many as our build of the 2022 library takes (library_guard.c). */
-    #ifdef DMA_TAKES_MAX_REGIONS
-    #define setup_dma(ctx, added, removed) vfu_setup_device_dma(ctx, 1024, added, removed)
+    /* With our build of the 2022 library, guest memory is not the library's business (library_guard.c). */
+    #ifdef LIBRARY_OF_2022
+    #define setup_dma(ctx, added, removed) ((void)(added), (void)(removed), vfu_setup_device_dma(ctx, NULL, NULL))
+    #elif defined(DMA_TAKES_MAX_REGIONS)
+    #define setup_dma(ctx, added, removed) vfu_setup_device_dma(ctx, 65536, added, removed)
     #else
     #define setup_dma(ctx, added, removed) vfu_setup_device_dma(ctx, added, removed)
     #endif
@@ -119,10 +124,16 @@ cdef extern from "library_guard.h":
     cdef struct link:
         int fd
         c_bool stopped
+        const char *why
+    cdef struct guard_dma_t "guard_dma":
+        int (*map)(vfu_ctx_t *, uint64_t start, uint64_t length, int fd, uint64_t offset, uint32_t prot) noexcept nogil
+        int (*unmap)(vfu_ctx_t *, uint64_t start, uint64_t length) noexcept nogil
+        int (*clear)(vfu_ctx_t *) noexcept nogil
+    guard_dma_t guard_dma
     link *guard_link
     uint64_t guard_irqs_dropped
-    void link_init(link *)
-    void link_open(link *, int fd) nogil
+    void link_init(link *, int eventfds_max)
+    int link_open(link *, int fd) nogil
     void link_close(link *) nogil
     void link_hang_up(link *, c_bool for_good) nogil
 
@@ -134,9 +145,15 @@ CONFIG_SIZE = 4096
 # Messages that one `run` handles at most, so that a client that never stops writing does not starve the queues.
 cdef int BATCH = 64
 
+# Seconds for which nobody is let in where there is no descriptor for another connection. Clients wait meanwhile.
+cdef double BACK_OFF = 1.0
+
 # File descriptors that `run` waits for beside the client's.
 cdef enum:
     ALSO_MAX = 8
+
+cdef enum:
+    DMA_MAP, DMA_UNMAP, DMA_CLEAR
 
 def keep_freed_memory(int size):
     set_malloc_keep(size)
@@ -155,17 +172,19 @@ cdef class Context:
     cdef readonly bint woken
     cdef bint lost        # the library gave up the connection
     cdef bint negotiating
+    cdef double deaf_until  # by `monotonic`: connections are left alone before
     cdef bint quiet       # an error of the library is expected: do not log it
     cdef bint failed
     cdef object failure
     cdef readonly uint64_t irqs_dropped
 
-    def __cinit__(self, str path, object handler, *, dict bars, int msix_vectors, bint intx, int log_level):
+    def __cinit__(self, str path, object handler, *, dict bars, int msix_vectors, bint intx, int log_level,
+                  int eventfds_max=0x7FFF_FFFF, Py_ssize_t mappings_max=MAPPINGS_MAX, uint64_t bytes_max=BYTES_MAX):
         self.wake_fd = -1
         self.handler = handler
         self.path = path
-        self.memory = GuestMemory()
-        link_init(&self.link)
+        self.memory = GuestMemory(mappings_max, bytes_max)
+        link_init(&self.link, eventfds_max)
 
         try:
             if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -224,6 +243,10 @@ cdef class Context:
             raise ValueError("the context is closed")
         # `hang_up` may have come after the wait. With the interpreter's lock held, either it is seen here, or it sees
         # that a negotiation is under way.
+        if monotonic() < self.deaf_until:
+            timeout = self.deaf_until - monotonic() if timeout is None else min(timeout, self.deaf_until - monotonic())
+            self.wait(max(timeout, 0.0), (), False)
+            return False
         if not self.wait(timeout) or self.link.stopped:
             return False
         self.negotiating = True
@@ -236,6 +259,9 @@ cdef class Context:
         self.raise_failure()
         if result != 0:
             link_close(&self.link)
+            if error in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+                self.deaf_until = monotonic() + BACK_OFF
+                raise BlockingIOError(error, "nobody can be let in: " + os.strerror(error))
             if error != EAGAIN:
                 raise ConnectionError(error, "negotiation failed: " + os.strerror(error))
             return False
@@ -249,11 +275,13 @@ cdef class Context:
         cdef int handled = 0
         cdef int result = 0
         cdef int attempt
+        global guard_link
         if not self.attached:
             raise ValueError("no client is attached")
         if not self.wait(timeout, also):
             return 0
         with nogil:
+            guard_link = &self.link
             while handled < BATCH and not self.lost and not self.failed:
                 result = vfu_run_ctx(self.ctx)
                 if result <= 0:
@@ -265,24 +293,25 @@ cdef class Context:
                 for attempt in range(3):
                     if not self.lost:
                         vfu_run_ctx(self.ctx)
+            guard_link = NULL
         if self.lost or result < 0:
             self.attached = False
             link_close(&self.link)
         self.raise_failure()
         if self.lost:
-            raise ConnectionResetError("the client left")
+            raise ConnectionResetError("the client left" if self.link.why == NULL else self.link.why.decode())
         if result < 0:
             raise RuntimeError("libvfio-user does not give the connection up")
         return handled
 
-    cdef bint wait(self, object timeout, object also=()) except -1:
+    cdef bint wait(self, object timeout, object also=(), bint client=True) except -1:
         """Whether there is something to read from the client, and not only an event of another kind."""
         cdef pollfd fds[2 + ALSO_MAX]
         cdef uint64_t drained
         cdef int result
         cdef int count = 2
         cdef int milliseconds = -1 if timeout is None else min(int(timeout * 1000 + 0.999), 0x7FFF_FFFF)
-        fds[0].fd = vfu_get_poll_fd(self.ctx)
+        fds[0].fd = vfu_get_poll_fd(self.ctx) if client else -1
         fds[0].events = POLLIN
         fds[0].revents = 0
         fds[1].fd = self.wake_fd
@@ -443,30 +472,55 @@ cdef int on_reset(vfu_ctx_t *ctx, vfu_reset_type_t kind) noexcept with gil:
     return 0
 
 
+# Guest memory, with the library of 2022 (library_guard.c).
+
+cdef int changed(vfu_ctx_t *ctx, int what, uint64_t start, uint64_t length, int fd, uint64_t offset,
+                 uint32_t prot) noexcept with gil:
+    cdef Context context = <Context>vfu_get_private(ctx)
+    try:
+        if what == DMA_MAP:
+            context.memory.map(start, length, fd, offset, prot)
+        elif what == DMA_UNMAP:
+            context.memory.unmap(start, length)
+        else:
+            context.memory.clear()
+    except OSError as error:
+        return error.errno or EIO
+    except BaseException as exception:
+        context.fail(exception)
+        return EIO
+    return 0
+
+cdef int on_map(vfu_ctx_t *ctx, uint64_t start, uint64_t length, int fd, uint64_t offset,
+                uint32_t prot) noexcept nogil:
+    return changed(ctx, DMA_MAP, start, length, fd, offset, prot)
+
+cdef int on_unmap(vfu_ctx_t *ctx, uint64_t start, uint64_t length) noexcept nogil:
+    return changed(ctx, DMA_UNMAP, start, length, -1, 0, 0)
+
+cdef int on_clear(vfu_ctx_t *ctx) noexcept nogil:
+    return changed(ctx, DMA_CLEAR, 0, 0, -1, 0, 0)
+
+guard_dma.map = on_map
+guard_dma.unmap = on_unmap
+guard_dma.clear = on_clear
+
+
+# The same with another library, which has mapped it, or is about to unmap it.
+
 cdef void on_dma_added(vfu_ctx_t *ctx, vfu_dma_info_t *info) noexcept with gil:
     cdef Context context = <Context>vfu_get_private(ctx)
     cdef uint64_t start = <uint64_t><uintptr_t>info.iova.iov_base
-    cdef Mapping mapping = None
-    cdef char *host = NULL
     try:
-        if info.vaddr != NULL:
-            try:
-                mapping = Mapping.duplicate(info.mapping, info.page_size)
-                host = mapping.base + (<char *>info.vaddr - <char *>info.mapping.iov_base)
-            except OSError as error:
-                context.handler.log(3, f"guest memory at {start:#x} can't be used: {error}")
-                return
-        context.memory.add(start, info.iova.iov_len, mapping, host, info.prot)
+        context.memory.adopt(start, info.iova.iov_len, info.vaddr, info.mapping, info.page_size, info.prot)
+    except OSError as error:
+        context.handler.log(3, f"guest memory at {start:#x} can't be used: {error}")
     except BaseException as exception:
         context.fail(exception)
 
 
 cdef void on_dma_removed(vfu_ctx_t *ctx, vfu_dma_info_t *info) noexcept with gil:
-    cdef Context context = <Context>vfu_get_private(ctx)
-    try:
-        context.memory.remove(<uint64_t><uintptr_t>info.iova.iov_base, info.iova.iov_len)
-    except BaseException as exception:
-        context.fail(exception)
+    changed(ctx, DMA_UNMAP, <uint64_t><uintptr_t>info.iova.iov_base, info.iova.iov_len, -1, 0, 0)
 
 
 cdef void on_log(vfu_ctx_t *ctx, int level, const char *text) noexcept with gil:

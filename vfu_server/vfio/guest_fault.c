@@ -3,27 +3,23 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
 
-/* More than the library's regions of 256 functions together; a client that wants more is told so. */
-#define SLOTS 8192
-
-/* Read by the signal handler, so all of it is lock-free atomics. A slot is in use while `end` is not 0. */
-struct slot {
-    _Atomic uintptr_t start;
-    _Atomic uintptr_t end;
-    _Atomic size_t page_size;
-    _Atomic uint64_t lost;
-};
-
-static struct slot slots[SLOTS];
-static _Atomic int slots_used; /* one more than the highest slot that was ever in use */
-static bool taken[SLOTS];      /* under `lock`, as is all that writes `slots`, the handler apart */
+static struct guest_fault_slot slots[GUEST_FAULT_SLOTS];
+static _Atomic int slots_used;               /* one more than the highest slot that was ever in use */
+static struct guest_fault_slot *slots_freed; /* under `lock`, as is all that writes `slots`, the handler apart */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct sigaction earlier;
+
+/* Put zeros into [page, page + length). mmap is a bare system call: safe in a handler, though POSIX does not list it. */
+static bool
+replace(uintptr_t page, size_t length)
+{
+    return mmap((void *)page, length, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == (void *)page;
+}
 
 static bool
 mend(uintptr_t address)
@@ -31,20 +27,22 @@ mend(uintptr_t address)
     int used = atomic_load_explicit(&slots_used, memory_order_acquire);
 
     for (int i = 0; i < used; i++) {
-        struct slot *slot = &slots[i];
+        struct guest_fault_slot *slot = &slots[i];
         uintptr_t end = atomic_load_explicit(&slot->end, memory_order_acquire);
         uintptr_t start = atomic_load_explicit(&slot->start, memory_order_relaxed);
-        uintptr_t size = atomic_load_explicit(&slot->page_size, memory_order_relaxed);
+        size_t size = atomic_load_explicit(&slot->page_size, memory_order_relaxed);
 
         if (address < start || address >= end) {
             continue;
         }
-        /* mmap is a bare system call: safe in a handler, though POSIX does not list it. */
-        void *page = (void *)(address & ~(size - 1));
-        if (mmap(page, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != page) {
+        uintptr_t page = address & ~((uintptr_t)size - 1);
+        if (!replace(page, end - page)) {
             return false;
         }
-        atomic_fetch_add_explicit(&slot->lost, 1, memory_order_relaxed);
+        uint64_t lost = (end - page) / size;
+        atomic_store_explicit(&slot->end, page, memory_order_release);
+        atomic_fetch_add_explicit(&slot->lost, lost, memory_order_relaxed);
+        __atomic_fetch_add(atomic_load_explicit(&slot->total, memory_order_relaxed), lost, __ATOMIC_RELAXED);
         return true;
     }
     return false;
@@ -87,41 +85,38 @@ guest_fault_install(void)
     return result;
 }
 
-int
-guest_fault_watch(void *start, size_t length, size_t page_size)
+struct guest_fault_slot *
+guest_fault_watch(void *start, size_t length, size_t page_size, uint64_t *total)
 {
-    int found = -1;
+    struct guest_fault_slot *slot = NULL;
+    int used;
 
     pthread_mutex_lock(&lock);
-    for (int i = 0; i < SLOTS; i++) {
-        if (!taken[i]) {
-            taken[i] = true;
-            atomic_store_explicit(&slots[i].lost, 0, memory_order_relaxed);
-            atomic_store_explicit(&slots[i].page_size, page_size, memory_order_relaxed);
-            atomic_store_explicit(&slots[i].start, (uintptr_t)start, memory_order_relaxed);
-            atomic_store_explicit(&slots[i].end, (uintptr_t)start + length, memory_order_release);
-            if (i >= slots_used) {
-                atomic_store_explicit(&slots_used, i + 1, memory_order_release);
-            }
-            found = i;
-            break;
-        }
+    used = atomic_load_explicit(&slots_used, memory_order_relaxed);
+    if (slots_freed != NULL) {
+        slot = slots_freed;
+        slots_freed = slot->next_free;
+    } else if (used < GUEST_FAULT_SLOTS) {
+        slot = &slots[used];
+        atomic_store_explicit(&slots_used, used + 1, memory_order_release);
+    }
+    if (slot != NULL) {
+        atomic_store_explicit(&slot->lost, 0, memory_order_relaxed);
+        atomic_store_explicit(&slot->total, total, memory_order_relaxed);
+        atomic_store_explicit(&slot->page_size, page_size, memory_order_relaxed);
+        atomic_store_explicit(&slot->start, (uintptr_t)start, memory_order_relaxed);
+        atomic_store_explicit(&slot->end, (uintptr_t)start + length, memory_order_release);
     }
     pthread_mutex_unlock(&lock);
-    return found;
-}
-
-uint64_t
-guest_fault_lost(int slot)
-{
-    return atomic_load_explicit(&slots[slot].lost, memory_order_relaxed);
+    return slot;
 }
 
 void
-guest_fault_forget(int slot)
+guest_fault_forget(struct guest_fault_slot *slot)
 {
     pthread_mutex_lock(&lock);
-    atomic_store_explicit(&slots[slot].end, 0, memory_order_release);
-    taken[slot] = false;
+    atomic_store_explicit(&slot->end, 0, memory_order_release);
+    slot->next_free = slots_freed;
+    slots_freed = slot;
     pthread_mutex_unlock(&lock);
 }

@@ -6,42 +6,71 @@ cdef extern from "<sys/uio.h>":
         void *iov_base
         size_t iov_len
 
+cdef extern from "guest_fault.h":
+    cdef struct guest_fault_slot:
+        pass
+
+cdef extern from "region_table.h":
+    cdef struct Region "region":
+        uint64_t start
+        uint64_t last
+        char *host
+        guest_fault_slot *slot
+        void *mapping
+        uint64_t offset
+        uint32_t prot
+    cdef struct RegionTable "region_table":
+        size_t count
+
+
+@cython.final
+cdef class Holding:
+    """What one client's memory takes of the process, views that it gave up included."""
+
+    cdef uint64_t lost     # pages, ever
+    cdef uint64_t bytes    # of address space
+    cdef Py_ssize_t count  # of mappings
+
 
 @cython.final
 cdef class Mapping:
-    """Our own mapping of a region's memory. Views hold it, so that it outlives an unmap that they miss."""
+    """Our own mapping of a client's file. Views hold it, so that it outlives an unmap that they miss."""
 
     cdef char *base
     cdef size_t length
-    cdef int slot
+    cdef guest_fault_slot *slot
+    cdef Holding holding
+    cdef object file       # what tells one file, opened and mapped in one way, from another
+    cdef Py_ssize_t regions
 
     @staticmethod
-    cdef Mapping duplicate(iovec of, size_t page_size)
-    cdef uint64_t lost(self)
-
-
-@cython.final
-cdef class Region:
-    """One range of guest addresses, [start, last]. `host` is NULL where it can't be reached."""
-
-    cdef uint64_t start
-    cdef uint64_t last
-    cdef char *host
-    cdef bint readable
-    cdef bint writable
-    cdef Mapping mapping
+    cdef Mapping of(void *base, size_t length, size_t page_size, Holding holding)
 
 
 @cython.final
 cdef class GuestMemory:
-    cdef list regions  # of Region, in order of address, without overlaps
-    cdef Region recent
-    cdef uint64_t lost_before
+    cdef RegionTable regions
+    cdef Region *recent
+    cdef dict whole           # the mapping of each file that is mapped as a whole
+    cdef Holding holding
+    cdef Py_ssize_t mappings_max
+    cdef uint64_t bytes_max
     cdef readonly double unmapped_at
+    cdef readonly Py_ssize_t refused
+    cdef readonly str refusal
 
-    cdef Region find(self, uint64_t address)
+    cdef Region *overlapping(self, uint64_t start, uint64_t last) noexcept
+    cdef Region *find(self, uint64_t address) except NULL
     cdef char *at(self, uint64_t address, uint64_t length, bint write) except NULL
     cdef int cover(self, list found, uint64_t start, uint64_t left, bint write) except -1
-    cdef void add(self, uint64_t start, uint64_t length, Mapping mapping, char *host, uint32_t prot) except *
-    cdef void remove(self, uint64_t start, uint64_t length) except *
-    cdef void retire(self, Region region) except *
+    cdef int map(self, uint64_t start, uint64_t length, int fd, uint64_t offset, uint32_t prot) except -1
+    cdef int adopt(self, uint64_t start, uint64_t length, void *vaddr, iovec mapped, size_t page_size,
+                   uint32_t prot) except -1
+    cdef int unmap(self, uint64_t start, uint64_t length) except -1
+    cdef int clear(self) except -1
+    cdef Mapping reach(self, int fd, uint64_t offset, uint64_t length, uint32_t prot, uint64_t *first)
+    cdef Mapping map_file(self, int fd, uint64_t first, uint64_t length, size_t page_size, uint32_t prot)
+    cdef int insert(self, uint64_t start, uint64_t length, Mapping mapping, char *host, uint64_t offset,
+                    uint32_t prot) except -1
+    cdef int drop(self, Region *region) except -1
+    cdef int refuse(self, str reason) except -1

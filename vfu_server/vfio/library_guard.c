@@ -7,13 +7,15 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <unistd.h>
+
+#include <vfio-user.h>
 
 #ifdef LIBRARY_OF_2022
 #include "dma.h"
@@ -25,6 +27,18 @@
  * function's timers stand still meanwhile. QEMU itself gives up on a reply after 5 s.
  */
 #define PATIENCE_SECONDS 10
+
+/*
+ * File descriptors that are taken with one message. The library would take 253, which count against the process
+ * while the message is handled. Clients are told 8; QEMU has 16 for the most that anybody may be told.
+ */
+#define MESSAGE_FDS 16
+
+/*
+ * What the server's VERSION has beside what the library says. One region more is taken (REGIONS_MAX in
+ * guest_memory.pyx); QEMU refuses a server that announces more than this, Linux's own limit.
+ */
+#define CAPABILITIES ",\"max_dma_maps\":65535"
 
 int __real_accept(int fd, struct sockaddr *address, socklen_t *length);
 ssize_t __real_recv(int fd, void *data, size_t length, int flags);
@@ -56,8 +70,9 @@ __wrap_accept(int fd, struct sockaddr *address, socklen_t *length)
     if (connection != -1) {
         setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
         setsockopt(connection, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
-        if (guard_link != NULL) {
-            link_open(guard_link, connection);
+        if (guard_link != NULL && link_open(guard_link, connection) != 0) {
+            close(connection);
+            return (int)fail(EMFILE);
         }
     }
     return connection;
@@ -105,6 +120,9 @@ __wrap_recvmsg(int fd, struct msghdr *message, int flags)
     struct iovec *iov = message->msg_iov;
     ssize_t got;
 
+    if (message->msg_controllen > CMSG_SPACE(MESSAGE_FDS * sizeof(int))) {
+        message->msg_controllen = CMSG_SPACE(MESSAGE_FDS * sizeof(int));
+    }
     do {
         got = __real_recvmsg(fd, message, flags | MSG_CMSG_CLOEXEC);
     } while (got == -1 && errno == EINTR);
@@ -124,19 +142,59 @@ __wrap_recvmsg(int fd, struct msghdr *message, int flags)
     }
     if (message->msg_flags & (MSG_CTRUNC | MSG_TRUNC)) { /* out of file descriptors, or more than can be sent */
         close_received(message);
+        if (guard_link != NULL) {
+            guard_link->why = "a message had more file descriptors than it may, or the process has too many open";
+        }
         return hang_up(fd, ECONNRESET);
     }
     return got;
+}
+
+/*
+ * Whether a message is the library's own VERSION; if so, it is copied into `named` with CAPABILITIES in it, which the
+ * library's text has no place for: {"capabilities":{...}}.
+ */
+struct named_version {
+    struct vfio_user_header header;
+    struct iovec iov[4];
+};
+
+static bool
+name_capabilities(const struct msghdr *message, struct named_version *named)
+{
+    static const char added[] = CAPABILITIES "}}";
+    const struct vfio_user_header *header = message->msg_iov[0].iov_base;
+    const struct iovec *text = &message->msg_iov[2];
+
+    if (message->msg_iovlen != 3 || message->msg_iov[0].iov_len != sizeof(*header) ||
+        header->cmd != VFIO_USER_VERSION || header->flags.type != VFIO_USER_F_TYPE_REPLY || header->flags.error ||
+        text->iov_len < sizeof("}}") ||
+        memcmp((const char *)text->iov_base + text->iov_len - sizeof("}}"), "}}", sizeof("}}")) != 0) {
+        return false;
+    }
+    named->header = *header;
+    named->header.msg_size += sizeof(added) - sizeof("}}");
+    named->iov[0] = (struct iovec){&named->header, sizeof(named->header)};
+    named->iov[1] = message->msg_iov[1];
+    named->iov[2] = (struct iovec){text->iov_base, text->iov_len - sizeof("}}")};
+    named->iov[3] = (struct iovec){(void *)added, sizeof(added)};
+    return true;
 }
 
 /* A client that takes no replies: give up on it. EPIPE makes the library reset its context. */
 ssize_t
 __wrap_sendmsg(int fd, const struct msghdr *message, int flags)
 {
+    struct named_version named;
+    struct msghdr with = *message;
     ssize_t sent;
 
+    if (name_capabilities(message, &named)) {
+        with.msg_iov = named.iov;
+        with.msg_iovlen = 4;
+    }
     do {
-        sent = __real_sendmsg(fd, message, flags);
+        sent = __real_sendmsg(fd, &with, flags);
     } while (sent == -1 && errno == EINTR);
     return sent == -1 ? hang_up(fd, EPIPE) : sent;
 }
@@ -160,60 +218,53 @@ __wrap_eventfd_write(int fd, eventfd_t value)
 #ifdef LIBRARY_OF_2022
 
 /*
- * The library stops at 16 regions; a guest with a virtual IOMMU has more. The table is walked from end to end for
- * each new one, which bounds what is sensible.
+ * The library has at most 16 regions, walks all of them for each that is added, keeps a mapping and a file descriptor
+ * for each, closes that of a region that can't be mapped twice, and removes only what was mapped just so. None of that
+ * is used: the extension keeps guest memory (guest_memory.pyx). The library's own table stays empty; handle_dma_map()
+ * looks at its first entry and no further.
  */
-#define DMA_REGIONS 1024
-
 dma_controller_t *__real_dma_controller_create(vfu_ctx_t *ctx, size_t max_regions, size_t max_size);
-int __real_dma_controller_add_region(dma_controller_t *dma, vfu_dma_addr_t address, size_t size, int fd, off_t offset,
-                                     uint32_t prot);
 int __real_handle_device_set_irqs(vfu_ctx_t *ctx, vfu_msg_t *message);
 
 dma_controller_t *
 __wrap_dma_controller_create(vfu_ctx_t *ctx, size_t max_regions, size_t max_size)
 {
     (void)max_regions;
-    return __real_dma_controller_create(ctx, DMA_REGIONS, max_size);
+    return __real_dma_controller_create(ctx, 1, max_size);
 }
 
-/*
- * The library closes the fd of a region that can't be mapped twice, the second time perhaps somebody else's, and
- * leaks that of a region that is mapped again. It does not see a range that wraps around.
- */
+static int
+answer(int error)
+{
+    return error == 0 ? 0 : (int)fail(error);
+}
+
+/* The caller closes `fd` after a failure, so it is ours after success. */
 int
 __wrap_dma_controller_add_region(dma_controller_t *dma, vfu_dma_addr_t address, size_t size, int fd, off_t offset,
                                  uint32_t prot)
 {
-    if (size == 0 || offset < 0 || size - 1 > UINTPTR_MAX - (uintptr_t)address) {
-        return (int)fail(EINVAL);
-    }
-    if (fd != -1) {
-        struct stat status;
-        size_t page_size = (size_t)getpagesize();
+    int error = guard_dma.map(dma->vfu_ctx, (uintptr_t)address, size, fd, (uint64_t)offset, prot);
 
-        if (fstat(fd, &status) != 0) {
-            return -1;
-        }
-        /* The same arithmetic as the library's: it trusts the file's block size to be a power of two. */
-        if (status.st_blksize > 0 && (size_t)status.st_blksize > page_size) {
-            page_size = (size_t)status.st_blksize;
-        }
-        if ((page_size & (page_size - 1)) != 0 || size > dma->max_size) {
-            return (int)fail(EINVAL);
-        }
-        size_t length = (size + page_size - 1) & ~(page_size - 1);
-        void *trial = mmap(NULL, length, (int)prot, MAP_SHARED, fd, offset & ~(off_t)(page_size - 1));
-        if (trial == MAP_FAILED) {
-            return -1;
-        }
-        munmap(trial, length);
+    if (error == 0 && fd != -1) {
+        close(fd);
     }
-    int region = __real_dma_controller_add_region(dma, address, size, fd, offset, prot);
-    if (region >= 0 && fd != -1 && dma->regions[region].fd != fd) {
-        close(fd); /* the same region once more: the library goes on with its first fd */
-    }
-    return region;
+    return answer(error);
+}
+
+int
+__wrap_dma_controller_remove_region(dma_controller_t *dma, vfu_dma_addr_t address, size_t size,
+                                    vfu_dma_unregister_cb_t *unregister, void *data)
+{
+    (void)unregister, (void)data;
+    return answer(guard_dma.unmap(dma->vfu_ctx, (uintptr_t)address, size));
+}
+
+void
+__wrap_dma_controller_remove_all_regions(dma_controller_t *dma, vfu_dma_unregister_cb_t *unregister, void *data)
+{
+    (void)unregister, (void)data;
+    guard_dma.clear(dma->vfu_ctx);
 }
 
 /* The library reads through a NULL bitmap: nobody started to log dirty pages, and nobody can. */
@@ -254,6 +305,16 @@ __wrap_handle_device_set_irqs(vfu_ctx_t *ctx, vfu_msg_t *message)
     for (size_t i = 0; i < message->in.nr_fds; i++) {
         if (!may_be_irq(message->in.fds[i])) {
             return (int)fail(EINVAL);
+        }
+    }
+    if (message->in.nr_fds > 0 && guard_link != NULL) {
+        size_t kept = message->in.nr_fds;
+
+        for (uint32_t i = 0; i < ctx->irqs->max_ivs; i++) {
+            kept += ctx->irqs->efds[i] >= 0 && (i < set->start || i >= set->start + set->count);
+        }
+        if (kept > (size_t)guard_link->eventfds_max) {
+            return (int)fail(EMFILE); /* its share of those of the process */
         }
     }
     int result = __real_handle_device_set_irqs(ctx, message);

@@ -4,29 +4,39 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+struct guard_dma guard_dma;
 _Thread_local struct link *guard_link;
 _Thread_local uint64_t guard_irqs_dropped;
 
 void
-link_init(struct link *link)
+link_init(struct link *link, int eventfds_max)
 {
     pthread_mutex_init(&link->lock, NULL);
     link->fd = -1;
     link->stopped = false;
+    link->eventfds_max = eventfds_max;
+    link->why = NULL;
 }
 
-void
+int
 link_open(struct link *link, int fd)
 {
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+
+    if (own == -1) {
+        return -1;
+    }
     pthread_mutex_lock(&link->lock);
     if (link->fd != -1) {
         close(link->fd);
     }
-    link->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    link->fd = own;
+    link->why = NULL;
     if (link->stopped) {
         shutdown(fd, SHUT_RDWR);
     }
     pthread_mutex_unlock(&link->lock);
+    return 0;
 }
 
 void

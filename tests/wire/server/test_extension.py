@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
+import resource
+import socket
 import stat
 import struct
 import threading
@@ -31,7 +34,7 @@ guarded = pytest.mark.skipif(not GUARDED, reason="a system libvfio-user has thes
 class Device:
     """A handler that keeps what it is told, and a thread that runs its context until it is closed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, **limits: int) -> None:
         self.path = path
         self.writes: list[tuple[int, int, bytes]] = []
         self.logged: list[str] = []
@@ -40,7 +43,7 @@ class Device:
         self.answer: Callable[[int, int, int], bytes] = lambda region, _, length: bytes([region]) * length
         self.todo: list[tuple[Callable[[], object], threading.Event, list[object]]] = []
         self.context = Context(
-            str(path), self, bars={0: 0x1000, 4: 0x4000}, msix_vectors=4, intx=True, log_level=3
+            str(path), self, bars={0: 0x1000, 4: 0x4000}, msix_vectors=4, intx=True, log_level=3, **limits
         )
         self._stopping = False
         self._thread = threading.Thread(target=self._main)
@@ -109,8 +112,8 @@ def client(device: Device) -> Iterator[RawClient]:
 
 
 @contextlib.contextmanager
-def memfd(size: int) -> Iterator[int]:
-    fd = os.memfd_create("guest")
+def memfd(size: int, name: str = "guest") -> Iterator[int]:
+    fd = os.memfd_create(name)
     try:
         os.ftruncate(fd, size)
         yield fd
@@ -281,6 +284,276 @@ def test_many_regions(device: Device, client: RawClient) -> None:
     assert [int(view[0]) for view in views] == [pow(77, -1, 200) * i % 200 for i in range(200)]
 
 
+@guarded
+def test_regions_of_a_file_take_one_mapping_and_no_descriptor(device: Device, client: RawClient) -> None:
+    """As many as Linux takes of a VFIO client and one more, in any order; the one after that is refused."""
+    memory = device.context.memory
+    count = 65536
+    name = "many-regions"
+    with memfd(count * PAGE, name) as fd:
+        client.map(fd, 0, PAGE)
+        before = fds_open()
+        for i in range(1, count):
+            at = i * 40503 % count
+            client.map(fd, at * PAGE, PAGE, offset=at * PAGE)
+        assert len(memory) == count
+        assert memory.refused == 0
+        assert fds_open() == before
+        assert mapped(name) == 1
+        for at in (0, 1, 255, 256, 30000, 65535):
+            os.pwrite(fd, struct.pack("<I", at), at * PAGE)
+            assert device.do(partial(memory.read, at * PAGE, 4)) == struct.pack("<I", at)
+        with pytest.raises(OSError, match="No space"):
+            client.map(fd, count * PAGE, PAGE)
+        assert (memory.refused, memory.refusal) == (
+            1,
+            "the client maps more than 65536 regions of guest memory",
+        )
+        client.unmap(7 * PAGE, PAGE)
+        client.map(fd, count * PAGE, PAGE, offset=7 * PAGE)
+        client.unmap(0, (count + 1) * PAGE)
+        assert len(memory) == 0
+        assert mapped(name) == 0
+
+
+def mapped(name: str) -> int:
+    """How many mappings of a file there are in this process."""
+    return sum(f"/memfd:{name} " in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+@guarded
+def test_regions_come_and_go_in_any_order(device: Device, client: RawClient) -> None:
+    """The table against a dictionary: ranges of all lengths, some removed by ranges that hold many."""
+    memory = device.context.memory
+    source = random.Random(3)
+    regions: dict[int, int] = {}
+    with memfd(PAGE) as fd:
+        for _ in range(6000):
+            start = source.randrange(4096)
+            length = source.choice([1, 1, 1, 2, 7, 300])
+            inside = {at: size for at, size in regions.items() if start <= at and at + size <= start + length}
+            touched = {at for at, size in regions.items() if at < start + length and start < at + size}
+            if source.randrange(4):
+                refused = bool(touched) and regions.get(start) != length
+                call = partial(client.map, None, start * 16, length * 16)
+                regions.update({} if refused else {start: length})
+            else:
+                refused = touched != inside.keys()
+                call = partial(client.unmap, start * 16, length * 16)
+                if not refused:
+                    for at in inside:
+                        del regions[at]
+            if refused:
+                with pytest.raises(OSError, match="Invalid"):
+                    call()
+            else:
+                call()
+            assert len(memory) == len(regions)
+        client.map(fd, 1 << 20, PAGE)
+
+    def reached(address: int) -> bool:
+        try:
+            memory.view(address, 1, write=False)
+        except MemoryFault as fault:
+            return "not mapped" not in str(fault)
+        return True
+
+    held = {unit for at, size in regions.items() for unit in range(at, at + size)}
+    found = device.do(lambda: {unit for unit in range(4500) if reached(unit * 16)})
+    assert found == held
+    assert reached(1 << 20)
+
+
+@guarded
+def test_an_unmap_takes_all_that_it_holds(device: Device, client: RawClient) -> None:
+    """VFIO_IOMMU_UNMAP_DMA, version 2: many, one, none; never a part of one."""
+    memory = device.context.memory
+    with memfd(8 * PAGE) as fd:
+        for i in range(575):
+            client.map(fd, 0x10000 + 2 * i * PAGE, PAGE, offset=(i % 8) * PAGE)
+        client.map(fd, 0x8000_0000, 2 * PAGE)
+        client.map(fd, (1 << 64) - PAGE, PAGE)
+        for start, length in (
+            (0x7FFF_F000, 2 * PAGE),
+            (0x8000_1000, PAGE),
+            (0x8000_1000, 2 * PAGE),
+            (0x8000_0800, 1),
+        ):
+            with pytest.raises(OSError, match="Invalid"):
+                client.unmap(start, length)
+        for start, length in ((0, 0), ((1 << 64) - PAGE, PAGE + 1)):
+            with pytest.raises(OSError, match="Invalid"):
+                client.unmap(start, length)
+        assert len(memory) == 577
+        client.unmap(0, 1 << 31)
+        assert len(memory) == 2
+        assert len(device.do(lambda: memory.view(0x8000_0000, 2 * PAGE, write=True))) == 1
+        with pytest.raises(MemoryFault, match="not mapped"):
+            device.do(lambda: memory.view(0x10000, 1, write=False))
+        client.map(fd, 0x10000, PAGE)  # where one of them was
+        device.logged.clear()
+        at = memory.unmapped_at
+        client.unmap(0x4000_0000, 1 << 30)  # nothing was there
+        client.unmap(1 << 32, 1 << 62)
+        assert memory.unmapped_at == at
+        assert device.logged == []
+        client.unmap(1 << 63, 1 << 63)
+        assert len(memory) == 2
+
+
+@guarded
+def test_the_same_again_and_something_else(device: Device, client: RawClient) -> None:
+    with memfd(2 * PAGE) as fd, memfd(2 * PAGE) as other:
+        client.map(fd, 0x10000, PAGE)
+        again = os.dup(fd)
+        client.map(again, 0x10000, PAGE)
+        os.close(again)
+        for changed in (
+            partial(client.map, fd, 0x10000, PAGE, offset=PAGE),
+            partial(client.map, fd, 0x10000, PAGE, flags=1),
+            partial(client.map, other, 0x10000, PAGE),
+            partial(client.map, None, 0x10000, PAGE),
+            partial(client.map, fd, 0x10000, 2 * PAGE),
+        ):
+            with pytest.raises(OSError, match="Invalid"):
+                changed()
+        os.pwrite(fd, b"A", 0)
+        assert device.do(lambda: device.context.memory.read(0x10000, 1)) == b"A"
+
+
+@guarded
+def test_a_read_only_descriptor_of_a_file_that_is_mapped(device: Device, client: RawClient) -> None:
+    """That the file is mapped writable already gives nobody else the right to write."""
+    with memfd(PAGE) as fd:
+        client.map(fd, 0x10000, PAGE)
+        reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+        with pytest.raises(OSError, match="Permission"):
+            client.map(reader, 0x20000, PAGE)
+        client.map(reader, 0x30000, PAGE, flags=1)
+        os.close(reader)
+    memory = device.context.memory
+    device.do(lambda: memory.view(0x30000, PAGE, write=False))
+    with pytest.raises(MemoryFault, match="without write"):
+        device.do(lambda: memory.view(0x30000, PAGE, write=True))
+
+
+@guarded
+def test_a_file_that_grows(device: Device, client: RawClient) -> None:
+    memory = device.context.memory
+    with memfd(PAGE) as fd:
+        client.map(fd, 0x10000, PAGE)
+        os.ftruncate(fd, 4 * PAGE)
+        os.pwrite(fd, b"Z", 4 * PAGE - 1)
+        client.map(fd, 0x20000, PAGE, offset=3 * PAGE)
+    assert device.do(lambda: memory.read(0x20FFF, 1)) == b"Z"
+    assert memory.lost == 0
+
+
+@pytest.fixture
+def limited(tmp_path: Path) -> Iterator[Device]:
+    made = Device(tmp_path / "g.sock", eventfds_max=2, mappings_max=3, bytes_max=64 * PAGE)
+    yield made
+    made.close()
+
+
+@guarded
+def test_a_client_has_only_its_share(limited: Device) -> None:
+    """What is too much is refused, counted and changes nothing; what was given back counts no more."""
+    memory = limited.context.memory
+    with RawClient(limited.path) as client, contextlib.ExitStack() as stack:
+        files = [stack.enter_context(memfd(PAGE)) for _ in range(5)]
+        for i, fd in enumerate(files[:3]):
+            client.map(fd, i << 20, PAGE)
+        with pytest.raises(OSError, match="No space"):
+            client.map(files[3], 3 << 20, PAGE)
+        assert memory.refusal == "the client maps guest memory of more than 3 files"
+        client.map(files[0], 4 << 20, PAGE)  # no file more
+        view = limited.do(lambda: memory.view(0, PAGE, write=True)[0])
+        client.unmap(0, 5 << 20)
+        client.map(files[3], 0, PAGE)
+        client.map(files[4], 1 << 20, PAGE)
+        with pytest.raises(OSError, match="No space"):
+            client.map(files[1], 2 << 20, PAGE)  # the view still has the first one
+        view[:] = 1
+        del view
+        limited.do(lambda: None)  # whose result takes the view's place
+        client.map(files[1], 2 << 20, PAGE)
+        assert (memory.refused, len(memory)) == (2, 3)
+        client.unmap(0, 1 << 32)
+        with memfd(1000 * PAGE) as large:
+            client.map(large, 0, 60 * PAGE, offset=900 * PAGE)  # too large as a whole
+            with pytest.raises(OSError, match="No space"):
+                client.map(large, 1 << 20, 5 * PAGE)
+            os.pwrite(large, b"B", 900 * PAGE)
+            assert limited.do(lambda: memory.read(0, 1)) == b"B"
+
+
+@guarded
+def test_a_client_has_only_its_share_of_eventfds(limited: Device) -> None:
+    fd = os.eventfd(0)
+    with RawClient(limited.path) as client:
+        client.eventfds(fd, fd)
+        with pytest.raises(OSError, match="Too many open files"):
+            client.eventfds(fd, start=2)
+        client.eventfds(fd, fd, start=0)  # in place of those
+        client.irqs(flags=0x24, index=2, start=0, count=2)
+        client.eventfds(fd, fd, start=2)
+        assert limited.do(lambda: limited.context.irq_trigger(3))
+    os.close(fd)
+
+
+@guarded
+def test_a_message_with_more_descriptors_than_it_may_have(device: Device) -> None:
+    """16 are taken, though 8 are announced; each counts against the process while it is looked at."""
+    before = fds_open()
+    with RawClient(device.path) as client, memfd(PAGE) as fd:
+        client.call(RESET, b"", (fd,) * 16)
+        client.send(RESET, b"", (fd,) * 17)
+        assert client.closed()
+    device.do(lambda: None)
+    assert [str(error) for error in device.errors] == [
+        "a message had more file descriptors than it may, or the process has too many open"
+    ]
+    assert fds_open() == before
+
+
+@guarded
+def test_no_descriptor_for_another_client(device: Device) -> None:
+    """Who connects waits; the server says so once in a while, and does not try again all the time."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as waiting:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            waiting.connect(str(device.path))
+            while not device.errors:
+                device.do(lambda: None)
+            for _ in range(200):
+                device.do(lambda: None)
+            tried = len(device.errors)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert isinstance(device.errors[0], BlockingIOError)
+        assert tried < 100
+        caps = b'{"capabilities":{}}\0'
+        waiting.settimeout(10)
+        waiting.sendall(
+            HEADER.pack(1, 1, HEADER.size + 4 + len(caps), 0, 0) + struct.pack("<HH", 0, 1) + caps
+        )
+        assert waiting.recv(4)[:2] == b"\1\0"
+
+
+@guarded
+def test_what_is_announced(device: Device) -> None:
+    """QEMU takes a `max_dma_maps` of 65535 at most (hw/vfio-user/proxy.c, check_max_dma)."""
+    with RawClient(device.path, negotiate=False) as client:
+        reply = client.call(1, struct.pack("<HH", 0, 1) + b'{"capabilities":{}}\0')
+    assert reply[:4] == b"\0\0\1\0"
+    assert reply.endswith(b"}\0")
+    assert json.loads(reply[4:-1]) == {
+        "capabilities": {"max_msg_fds": 8, "max_data_xfer_size": 1048576, "max_dma_maps": 65535}
+    }
+
+
 def test_scatter_lists_are_as_the_protocol_says(device: Device, client: RawClient) -> None:
     """The extension's own `views` against the Protocol's, which goes by `view`: same bytes, same faults."""
     memory = device.context.memory
@@ -350,9 +623,29 @@ def test_a_short_file_loses_pages_and_nothing_else(device: Device, client: RawCl
         os.ftruncate(fd, PAGE)
         assert np.count_nonzero(view) == 3 * PAGE  # one that is left, and two that we put there
         assert memory.lost == 5
+    with pytest.raises(MemoryFault, match="past the end"):
+        device.do(lambda: memory.view(0x10000, 1, write=False))
     client.unmap(0x10000, 6 * PAGE)
     assert memory.lost == 5
     assert client.read(0, 0, 1) == b"\0"
+
+
+@guarded
+def test_a_file_that_is_cut_short_page_by_page(device: Device, client: RawClient) -> None:
+    """A process may have 65530 mappings, and loses a function's memory with two of them."""
+    memory = device.context.memory
+    count = 3000
+    with memfd(count * PAGE) as fd:
+        client.map(fd, 0, count * PAGE)
+        view = device.do(lambda: memory.view(0, count * PAGE, write=True)[0])
+        before = len(Path("/proc/self/maps").read_text().splitlines())
+        os.ftruncate(fd, PAGE)
+        for page in range(count - 1, 0, -2):
+            view[page * PAGE] = 1
+        assert memory.lost == count - 1
+        assert len(Path("/proc/self/maps").read_text().splitlines()) <= before + 2
+        client.map(fd, 1 << 40, PAGE)  # anew
+    device.do(lambda: memory.view(1 << 40, PAGE, write=True))
 
 
 def fds_open() -> int:

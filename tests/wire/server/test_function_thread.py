@@ -97,8 +97,8 @@ class FakeFunction:
         assert self.lock.held
         self.serviced.set()
 
-    def memory_lost(self) -> None:
-        self.note("memory lost")
+    def memory_lost(self, reason: str) -> None:
+        self.note(f"memory lost: {reason}")
 
 
 @pytest.fixture

@@ -1,0 +1,66 @@
+"""What one client may take of what all functions of the process share.
+
+A process has so many file descriptors, memory mappings and addresses, and each client can ask for them
+without end. Every function has an equal share, so that no client can take what another one needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from vfu_server.vfio.guest_memory import BYTES_MAX, MAPPINGS_MAX
+
+DESCRIPTORS_KEPT: Final = 64
+"""For what no function has to itself: the monitor's clients, an uplink, the standard streams."""
+
+DESCRIPTORS_OF_A_FUNCTION: Final = 24
+"""Beside eventfds: two of its socket, two of a connection, 16 with a message, those of its disk or port."""
+
+EVENTFDS_MIN: Final = 16
+"""What a client may have even where there are too few for all."""
+
+MAPPINGS_KEPT: Final = 8192
+"""For libraries, stacks and the heap."""
+
+MAPPINGS_OF_A_FILE: Final = 2
+"""A file that is cut short under its mapping leaves two."""
+
+ADDRESS_SPACE: Final = 96 << 40
+"""Bytes, of the 128 TiB that a process on x86-64 has."""
+
+_MAX_MAP_COUNT: Final = Path("/proc/sys/vm/max_map_count")
+
+
+class Budget(NamedTuple):
+    """The share of one client."""
+
+    eventfds: int = 0x7FFF_FFFF
+    mappings: int = MAPPINGS_MAX
+    """Of files of guest memory."""
+    address_space: int = BYTES_MAX
+    """Bytes for those."""
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the process's soft limit of file descriptors to its hard one. Returns what it is now."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(
+        ValueError, OSError
+    ):  # where the system's own limit was lowered below the hard one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def share(functions: int, descriptors: int) -> Budget:
+    """What each of `functions` may take where the process may have `descriptors`, those open now included."""
+    left = descriptors - len(os.listdir("/proc/self/fd")) - DESCRIPTORS_KEPT
+    mappings = max(int(_MAX_MAP_COUNT.read_text()) - MAPPINGS_KEPT, 0) // MAPPINGS_OF_A_FILE
+    return Budget(
+        eventfds=max(left // functions - DESCRIPTORS_OF_A_FUNCTION, EVENTFDS_MIN),
+        mappings=max(min(mappings, MAPPINGS_MAX) // functions, 1),
+        address_space=ADDRESS_SPACE // functions,
+    )
