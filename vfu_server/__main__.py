@@ -25,6 +25,7 @@ from pymodel.admin.rules import Rules
 from pymodel.pci.function import Delays
 from pymodel.transport.features import OPTIONAL
 from vfu_server import budget
+from vfu_server.bounded_log import BoundedHandler
 from vfu_server.disks.options import RAM_DISK, choose_disks, disk_option, open_disks
 from vfu_server.function_thread import TRACE
 from vfu_server.monitor.monitor import SOCKET_NAME, Monitor
@@ -168,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=options.log_level.upper(),
         format="%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
-        stream=sys.stderr,
+        handlers=[BoundedHandler(sys.stderr)],
     )
     # What a written context is copied into is as large as a disk's chunks, and page faults on fresh memory
     # would cost more than the copy.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import re
 import signal
 import threading
 import time
@@ -23,9 +24,6 @@ from vfu_server.budget import Budget
 from vfu_server.vfio._vfu import CONFIG_REGION, Context
 from vfu_server.vfio.guest_memory import GuestMemory
 
-LIBRARY_MESSAGES: Final = 50
-"""What the library may log for one connection. A hostile client could fill a disk with its complaints."""
-
 Result = TypeVar("Result")
 
 TRACE: Final = 5
@@ -35,6 +33,9 @@ FLUX_SECONDS: Final = 0.5
 """How long memory that the client unmapped may be missing before that is the driver's mistake."""
 
 _PAST_THE_END: Final = "guest memory is past the end of the client's file"
+
+_NUMBER: Final = re.compile(r"0x[0-9a-fA-F]+|\d+")
+"""What differs in lines of the library that say the same."""
 
 _SYSLOG_ERROR: Final = 3
 _SYSLOG_DEBUG: Final = 7
@@ -250,7 +251,6 @@ class FunctionThread:
                 ):
                     return
             elif self._context.attach(self._patience()):
-                self._accesses.messages = 0
                 self._lost_pages = self.memory.lost
                 with self.function.lock:
                     self.function.attach(self)
@@ -300,7 +300,6 @@ class _Accesses:
         self._function = function
         self._log = log
         self._reads = 0
-        self.messages = 0
 
     def take_reads(self) -> int:
         """How many reads there were since the last call."""
@@ -329,8 +328,4 @@ class _Accesses:
         if level > _SYSLOG_ERROR:
             self._log.log(TRACE, "libvfio-user: %s", text)
             return
-        self.messages += 1
-        if self.messages <= LIBRARY_MESSAGES:
-            self._log.warning("libvfio-user: %s", text)
-        if self.messages == LIBRARY_MESSAGES:
-            self._log.warning("libvfio-user: more of this from the same client is not shown")
+        self._log.warning("libvfio-user: %s", text, extra={"kind": _NUMBER.sub("#", text)})

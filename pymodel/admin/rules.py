@@ -284,7 +284,9 @@ class Rules:
         if count:
             return
         level, text = RULES[rule].level, RULES[rule].text
-        self._log.warning("%s (%s: %s): %s on %s: %s", rule, level, text, command, function, seen)
+        self._log.warning(
+            "%s (%s: %s): %s on %s: %s", rule, level, text, command, function, seen, extra={"kind": rule}
+        )
         self._observer.event(
             function, RULE_BROKEN, {"rule": rule, "level": level, "command": command, "seen": seen}
         )
