@@ -15,6 +15,10 @@ import pytest
 from tests.server_process import ServerProcess
 from tests.wire.driving import Neighbour, driven, works
 from tests.wire.raw_client import RawClient
+from tests.wire.running import sockets, until
+from vfu_client.vfio.connection import Connection
+from vfu_client.vfio.pci import PciFunction
+from vfu_client.vfio.sriov import SrIov
 from vfu_server import budget
 
 PAGE = 4096
@@ -88,6 +92,26 @@ def test_clients_wait_while_there_is_no_descriptor(serve: Callable[..., ServerPr
         client.call(1, b"\0\0\1\0" + b'{"capabilities":{}}\0')
         assert client.read(7, 0, 2) == b"\xf4\x1a"
     neighbour.close()
+
+
+def test_a_vf_without_a_descriptor_for_its_socket(serve: Callable[..., ServerProcess]) -> None:
+    """VF Enable while there is none: the server goes on, and the next VF Enable makes the sockets."""
+    server = serve("--vfs", "1", "--total-vfs", "2", "--disk", "ram:1M", log_level="info")
+    soft, hard = limits(server)
+    with Connection(server.socket("pf"), timeout=10) as connection:
+        sriov = SrIov(PciFunction(connection))
+        sriov.disable()
+        until(lambda: sockets(server) == ["pf"], "no VFs")
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (3, hard))
+        sriov.enable(2)
+        server.wait_log(
+            "virtio.server: a VF has no socket, until VFs are enabled again: .*Too many open files"
+        )
+        sriov.disable()
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
+        sriov.enable(2)
+        until(lambda: sockets(server) == ["pf", "vf1", "vf2"], "both VFs")
+        works(server.socket("vf2"))
 
 
 def test_one_client_asks_for_every_mapping(serve: Callable[..., ServerProcess]) -> None:
