@@ -73,18 +73,21 @@ clean:
 ## The virtual environment with all that building and testing needs.
 venv: $(VENV)/.stamp
 $(VENV)/.stamp: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
-	  { echo "$(PYTHON) is not Python 3.11 to 3.13: set PYTHON=python3.x" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' || \
+	  { echo "$(PYTHON) is not Python 3.11 to 3.14: set PYTHON=python3.x" >&2; exit 1; }
 	@echo "venv: installing the Python packages into $(VENV)"
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "Python's venv module is missing: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	  print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
-	@for command in server:vfu_server.__main__ owner:vfu_client.owner.cli migrate:vfu_client.move.cli; do \
+	@# vfu_server.__main__ lets SIGINT through: while Python starts, it would be a traceback.
+	@hold='env --block-signal=INT '; $${hold}true 2>/dev/null || hold=; \
+	for command in server:vfu_server.__main__ owner:vfu_client.owner.cli migrate:vfu_client.move.cli; do \
 	  script="$(BIN)/vfu-$${command%%:*}"; \
-	  printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s/python" -m %s "$$@"\n' \
-	    "$(CURDIR)" "$(CURDIR)/$(BIN)" "$${command#*:}" > "$$script" && chmod +x "$$script" || exit 1; \
+	  case $$command in server:*) ;; *) hold= ;; esac; \
+	  printf '#!/bin/sh\nPYTHONPATH="%s" exec %s"%s/python" -m %s "$$@"\n' \
+	    "$(CURDIR)" "$$hold" "$(CURDIR)/$(BIN)" "$${command#*:}" > "$$script" && chmod +x "$$script" || exit 1; \
 	done
 	@touch $@
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import signal
 import sys
 
-if (__name__ == "__main__" or sys.argv[0].endswith("vfu-server")) and (
-    signal.getsignal(signal.SIGINT) is signal.default_int_handler
-):
+if __name__ == "__main__" or sys.argv[0].endswith("vfu-server"):
     # Until there is something to clean up, Ctrl-C ends the program at once, and without a traceback of
-    # whatever is being imported. Where SIGINT is ignored, as behind `&` in a script, it stays so.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # whatever is being imported. Where SIGINT is ignored, as behind `&` in a script, it stays so. The command
+    # that `make` puts into .venv/bin holds the signal until here.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 import argparse
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -252,7 +254,7 @@ def _serve(
     share = _share(options.total_vfs + 1, device.msix_vectors, descriptors)
     try:
         with Server(device, folder, share) as server, monitor.serving(device, lambda: server.threads, rules):
-            server.run(ready=lambda: print(f"ready {folder.path}", flush=True), stop=stop)
+            server.run(ready=lambda: _ready(folder.path), stop=stop)
     except (OSError, RuntimeError, MemoryError) as error:  # RuntimeError: no more threads
         return _failed("the functions", error)
     return 0
@@ -270,6 +272,16 @@ def _share(functions: int, vectors: int, descriptors: int) -> budget.Budget:
             vectors,
         )
     return share
+
+
+def _ready(folder: Path) -> None:
+    """Print that clients may come. Nobody need listen."""
+    try:
+        print(f"ready {folder}", flush=True)
+    except OSError as error:
+        logging.getLogger("virtio.server").warning("stdout: %s", error.strerror)
+        # What could not be written is not to be tried again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
 
 
 def _count(least: int, most: int) -> Callable[[str], int]:
