@@ -249,6 +249,8 @@ class FileDisk:
             image.perform(job)
         except OSError as error:
             job.error = error
+        except MemoryError:
+            job.error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         except Exception:  # noqa: BLE001 - the request must be answered all the same
             self._log.exception("%s: internal error, please report it", self._path)
             job.error = OSError(errno.EIO, "internal error")
@@ -262,8 +264,8 @@ class FileDisk:
             if not self.read_only:
                 key = self._wait_for_lock(image)
             image.check_size(self.size)
-        except (OSError, ValueError) as error:
-            self._log.error("%s: %s", self._path, error)
+        except (OSError, ValueError, MemoryError) as error:
+            self._log.error("%s: %s", self._path, str(error) or "no memory")
             broken = error if isinstance(error, OSError) else OSError(errno.EIO, str(error))
             self._close(image, key)
             image = key = None

@@ -639,3 +639,27 @@ def test_no_direct(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(ValueError, match="leave out `direct`"):
         FileDisk(image, direct=True)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EAGAIN, "no thread can be had")])
+def test_a_file_that_can_not_be_opened_for_lack_of_anything(
+    users: Callable[..., User], image: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Each request is an I/O error, and the next driver finds the disk again."""
+    disk = FileDisk(image)
+    user = User(disk)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as short:
+        if isinstance(error, OSError):
+            short.setattr(disk._pool, "submit", fail)
+        else:
+            short.setattr(disk, "_image", fail)
+        user.open()
+    assert user.do(Kind.READ, 0, filled(512, 0)).error is not None
+    disk.abandon()
+    user.open()
+    assert user.do(Kind.READ, 0, filled(512, 0)).error is None
+    user.release()
