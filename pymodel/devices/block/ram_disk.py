@@ -98,21 +98,21 @@ class RamDisk:
             length -= count
 
     def _own(self, number: int) -> Bytes:
-        """The chunk for writing: made if missing, copied if a snapshot holds it."""
+        """The chunk for writing: made if missing, copied if a snapshot holds it. Raises MemoryError."""
         chunk = self._chunks[number]
         if chunk is None:
-            chunk = self._fresh(number)
+            spare = self._spare.pop(number, None)
+            chunk = np.zeros(self._length(number), np.uint8) if spare is None else spare
         elif number in self._shared:
-            held, chunk = chunk, self._fresh(number)
-            chunk[:] = held
+            spare = self._spare.pop(number, None)
+            if spare is None:
+                chunk = chunk.copy()
+            else:
+                spare[:] = chunk
+                chunk = spare
         self._shared.discard(number)
         self._chunks[number] = chunk
         return chunk
-
-    def _fresh(self, number: int) -> Bytes:
-        """Memory for a chunk. Raises MemoryError."""
-        spare = self._spare.pop(number, None)
-        return np.zeros(self._length(number), np.uint8) if spare is None else spare
 
     def _length(self, number: int) -> int:
         return min(self.CHUNK, self.size - number * self.CHUNK)
