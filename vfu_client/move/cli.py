@@ -2,7 +2,7 @@
 
 Exit status: 0 moved, 1 not moved (the guest runs at the source, unless the message says otherwise), 2 the
 command line makes no sense. What is printed, drawn or signalled once the guest runs at the destination
-changes the status no more.
+changes the status no more. With --recover: 0 all is as it should be, 1 it is not.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 from vfu_client.move import timeline
+from vfu_client.move.journal import JournalError, abandoned
 from vfu_client.move.move import Move
 from vfu_client.move.options import parse
 from vfu_client.move.qemu import Qemu
+from vfu_client.move.recovery import Recovery, RecoveryError
 from vfu_client.move.report import MoveError, Report
 from vfu_client.move.side import Side
 from vfu_client.owner.streams import fill_descriptors, put, tell
@@ -33,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make a move; returns the exit status."""
     fill_descriptors()
     options = parse(arguments)
+    if options.recover:
+        return _recover(options)
     try:
         picture = None if options.timeline is None else _opened(options.timeline)
     except OSError as error:
@@ -90,6 +95,50 @@ async def _move(options: argparse.Namespace) -> tuple[int, Report, dict[str, obj
         return 0, report, {"moved": True}
     finally:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _recover(options: argparse.Namespace) -> int:
+    """Recover what moves left that were killed; the exit status: 0 where all is as it should be now."""
+    status, results = 0, []
+    for journal in abandoned():
+        try:
+            recovery = Recovery(journal)
+            if not _meant(options, recovery.about):
+                continue
+            where = asyncio.run(recovery.run())
+        except (JournalError, RecoveryError) as error:
+            _say(f"{journal.folder}: {error}")
+            results.append({"journal": str(journal.folder), "recovered": False, "why": str(error)})
+            status = 1
+        except KeyboardInterrupt:
+            _say("interrupted: run it again")
+            return 1
+        else:
+            results.append(
+                {"journal": str(journal.folder), "recovered": True, "runs_at": where or None}
+                | {"warnings": recovery.warnings, **recovery.about}
+            )
+            _say(
+                f"the guest runs at the {where}" if where else "a move was killed before it touched anything"
+            )
+            for warning in recovery.warnings:
+                _say(f"warning: {warning}")
+        finally:
+            journal.close()
+    if not results:
+        _say(f"no move was left unfinished (looked in {tempfile.gettempdir()})")
+    if options.json:
+        try:
+            put(json.dumps(results, indent=2))
+        except OSError as error:
+            _say(f"the result could not be printed: {error.strerror}")
+    return status
+
+
+def _meant(options: argparse.Namespace, about: dict[str, str]) -> bool:
+    """Whether a journal is that of the guest that the options name, if they do."""
+    given = {"source": options.from_qmp, "destination": options.to_qmp}
+    return all(path is None or str(path.absolute()) == about.get(end) for end, path in given.items())
 
 
 def _end_with(status: int) -> None:

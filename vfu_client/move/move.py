@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
+from vfu_client.move.journal import Journal
 from vfu_client.move.moved_vf import MovedVf
 from vfu_client.move.pci_state import Address, PciState
 from vfu_client.move.pf import Pf, WrittenContext, status_in
@@ -73,9 +73,12 @@ class Move:
         self._cancelled = False
         self._going_back = False
         self._continued = self._arrived = False
+        self._settled = True
+        """Whether a recovery would find nothing to do after a failure."""
         self._way_back = WayBack(source, destination, self.report.warnings, timeout)
         self._devices: list[tuple[str, str]] = []
         self._addresses: list[Address] = []
+        self._journal: Journal | None = None
         self._functions: list[PciState] = []
         self._statuses: dict[MovedVf, int] = {}
         self._ram: list[range] = []
@@ -92,13 +95,19 @@ class Move:
         self._start, self._wall = time.monotonic(), time.time()
         self.report.began = self._start
         self._task = asyncio.ensure_future(self._go())
+        done = False
         try:
             await self._task
+            done = True
         except (Exception, asyncio.CancelledError) as error:  # whatever went wrong, the guest must run again
             if not self._arrived:
-                raise await self._failed(error) from error
+                failure = await self._failed(error)
+                done = self._settled
+                raise failure from error
             self.report.warnings.append(f"after the move: {reason(error)}")
+            done = True
         finally:
+            self._end_journal(done)
             for side in (self.source, self.destination):
                 await self._way_back.attempt(side.close())
         return self.report
@@ -117,20 +126,43 @@ class Move:
                 self._listener(line)
 
     async def _go(self) -> None:
-        with contextlib.ExitStack() as folders:
-            if self._ram_socket is None:
-                folder = folders.enter_context(tempfile.TemporaryDirectory(prefix="vfu-migrate-"))
-                self._ram_socket = Path(folder) / "ram.sock"
-            _check_ram_socket(self._ram_socket)
-            await self._check()
-            await self._prepare()
-            await self._copy_ram(self._ram_socket)
-            await _together(self._stop_vfs(), self._read_pci())
-            await self._mark_pages()
-            await _together(self._move_contexts(), self._move_machine())
-            await self._activate()
-            await self._continue()
-            await self._release()
+        self._journal = Journal.begin()
+        self._way_back.keep = self._keep
+        if self._ram_socket is None:
+            self._ram_socket = self._journal.folder / "ram.sock"
+        _check_ram_socket(self._ram_socket)
+        await self._check()
+        await self._prepare()
+        await self._copy_ram(self._ram_socket)
+        await _together(self._stop_vfs(), self._read_pci())
+        await self._mark_pages()
+        await _together(self._move_contexts(), self._move_machine())
+        await self._activate()
+        await self._continue()
+        await self._release()
+
+    def _keep(self, notes: dict[str, Any]) -> None:
+        """Put the notes of the way back into the journal."""
+        assert self._journal is not None, "there is one before anything is noted"
+        facts = {
+            "source": self.source.plain(),
+            "destination": self.destination.plain(),
+            "context_opcodes": self.source.context_opcodes,
+            "vfs": [
+                [[vf.source.number, vf.source.server], [vf.destination.number, vf.destination.server]]
+                for vf in self.vfs
+            ],
+        }
+        self._journal.write(facts | notes)
+
+    def _end_journal(self, done: bool) -> None:
+        """Remove it, unless there is something left for a recovery to do."""
+        if self._journal is None:
+            return
+        if done:
+            self._journal.remove()
+        else:
+            self._journal.close()
 
     @contextlib.asynccontextmanager
     async def _step(self, name: str) -> AsyncIterator[None]:
@@ -194,7 +226,10 @@ class Move:
         source, destination = self.source.qemu, self.destination.qemu
         status = await source.status()
         if status != "running":
-            raise QemuError(f"the guest is {status!r} at the source: only a running guest moves")
+            raise QemuError(
+                f"the guest is {status!r} at the source: only a running guest moves (where a move was killed,"
+                " `vfu-migrate --recover` has it run)"
+            )
         status = await destination.status()
         if status != "inmigrate":
             raise QemuError(
@@ -203,7 +238,8 @@ class Move:
         status = await source.migration()
         if status not in AT_REST:
             raise QemuError(
-                f"a migration of the source is under way ({status}): wait for it, or migrate_cancel"
+                f"a migration of the source is under way ({status}): wait for it, or `migrate_cancel`, or"
+                " `vfu-migrate --recover` where a move was killed"
             )
         here, there = await source.memory_size(), await destination.memory_size()
         if here != there:
@@ -212,7 +248,8 @@ class Move:
     async def _prepare(self) -> None:
         async with self._step("prepare"):
             self._addresses = await self.source.qemu.addresses([here for here, _ in self._devices])
-            self._way_back.places = dict(zip((vf.source for vf in self.vfs), self._addresses, strict=True))
+            places = zip((vf.source for vf in self.vfs), self._addresses, strict=True)
+            self._way_back.note(places=dict(places))
             self._ram = await self.source.qemu.ram()
             await self._each(self._prepare_vf)
             await self._way_back.set_up_migration(
@@ -222,17 +259,18 @@ class Move:
 
     async def _prepare_vf(self, vf: MovedVf) -> None:
         first = await self.source.call(vf.source, Pf.read_first)
-        found = self._way_back.contexts[vf.destination] = WrittenContext()
+        found = WrittenContext(await self.destination.call(vf.destination, Pf.mode))
+        self._way_back.note(contexts=self._way_back.contexts | {vf.destination: found})
         await self.destination.call(vf.destination, Pf.prepare, found, first)
 
     async def _start_record(self, vf: MovedVf) -> None:
-        self._way_back.recorded.append(vf.source)
+        self._way_back.note(recorded=[*self._way_back.recorded, vf.source])
         await self.source.call(vf.source, Pf.start_record)
 
     async def _copy_ram(self, ram_socket: Path) -> None:
         async with self._step("copy-ram"):
             self._say("copying the guest's memory while it runs")
-            self._way_back.incoming = True
+            self._way_back.note(incoming=True)
             # With this, the destination waits for `cont` when it has everything.
             await self.destination.qemu.execute("stop")
             incoming = {"uri": f"unix:{ram_socket}", "exit-on-error": False}
@@ -329,6 +367,7 @@ class Move:
             if status != "paused":
                 raise QemuError(f"the destination is {status!r}, and should wait with the guest's state")
             await self._check_there()
+            self._way_back.note(continued=True)
             self._continued = True
             try:
                 await self.destination.qemu.execute("cont")
@@ -362,19 +401,19 @@ class Move:
     async def _release(self) -> None:
         """The guest runs at the destination: what fails here is a warning."""
         async with self._step("release"):
-            for vf in self.vfs:
-                await self._way_back.attempt(self.source.call(vf.source, Pf.release))
-            await self._way_back.restore_settings(destination=True)
+            await self._way_back.release(self.vfs)
 
     async def _failed(self, error: BaseException) -> MoveError:
         """Go back, and say what happened."""
         step = next(iter(getattr(error, "__notes__", [])), self._step_name)
         why = "it was cancelled" if isinstance(error, asyncio.CancelledError) else reason(error)
         if self._continued:
+            self._settled = False
             state = (
                 "It is not known whether the guest runs at the destination, so nothing more was touched."
-                " If it does, the move is done. If it does not: end the destination QEMU, make the source's"
-                " VFs active with `vfu-owner`, and `cont` the source QEMU."
+                " When its QEMU answers again, `vfu-migrate --recover` goes on from here. If the guest does"
+                " not run there: end the destination QEMU, make the source's VFs active with `vfu-owner`,"
+                " and `cont` the source QEMU."
             )
             return MoveError(step, why, state, source_runs=False, report=self.report)
         if step == "check":
@@ -392,10 +431,14 @@ class Move:
 
     async def _state_at_source(self) -> str:
         """What is left of the guest there after a way back that did not succeed."""
-        with contextlib.suppress(QemuError):
-            if await self.source.qemu.status() == "running":
-                return "The guest runs at the source, but not as before."
-        return "The guest may not run at the source."
+        try:
+            status = await self.source.qemu.status()
+        except QemuError:
+            return "The guest does not run at the source: its QEMU is gone."
+        if status == "running":
+            return "The guest runs at the source, but not as before."
+        self._settled = False
+        return f"The guest is {status!r} at the source: `vfu-migrate --recover` tries again."
 
     async def _explained(self, work: Coroutine[Any, Any, None]) -> None:
         """The source often knows only that the connection broke: add what the destination knows."""

@@ -28,6 +28,8 @@ Where VFs of several servers are the guest's, each server has a name:
       --to-server disk=/run/b-disk --to-server net=/run/b-net --vf disk/vf1 --vf net/vf1:vf3
 """
 
+SOCKETS = ("qmp", "qtest", "server")
+REQUIRED = (*(f"--{end}-{what}" for end in ("from", "to") for what in SOCKETS), "--vf")
 TIMEOUT_MOST = 1_000_000
 NAME = r"[A-Za-z0-9][\w-]*"
 
@@ -39,6 +41,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = _parser()
     options = parser.parse_args(arguments)
+    missing = [option for option in REQUIRED if not getattr(options, option.lstrip("-").replace("-", "_"))]
+    if options.recover:
+        return options
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
     try:
         options.from_server, options.to_server = map(_servers, (options.from_server, options.to_server))
         options.moved = _moved(options)
@@ -56,18 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     for end, name in (("from", "source"), ("to", "destination")):
         group = parser.add_argument_group(name)
+        group.add_argument(f"--{end}-qmp", type=Path, metavar="SOCKET", help="QMP monitor of QEMU")
+        group.add_argument(f"--{end}-qtest", type=Path, metavar="SOCKET", help="qtest server of QEMU")
         group.add_argument(
-            f"--{end}-qmp", type=Path, required=True, metavar="SOCKET", help="QMP monitor of QEMU"
-        )
-        group.add_argument(
-            f"--{end}-qtest", type=Path, required=True, metavar="SOCKET", help="qtest server of QEMU"
-        )
-        group.add_argument(
-            f"--{end}-server", type=_server, action="append", required=True, metavar="[NAME=]DIR",
+            f"--{end}-server", type=_server, action="append", metavar="[NAME=]DIR",
             help="folder of a vfu-server, with a name where there are several; repeats",
         )  # fmt: skip
     parser.add_argument(
-        "--vf", type=_vf, action="append", required=True, metavar="[NAME/]VF[:[NAME/]VF]",
+        "--vf", type=_vf, action="append", metavar="[NAME/]VF[:[NAME/]VF]",
         help="a VF of the guest, as vf1, or NAME/vf1 of that server; vf1:vf3 where it gets another number"
         " at the destination; repeats",
     )  # fmt: skip
@@ -95,6 +98,11 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the result for programs")
     parser.add_argument("--timeline", type=Path, metavar="FILE.svg", help="draw the timeline")
+    parser.add_argument(
+        "--recover", action="store_true",
+        help="put right what a move left that was killed; needs no other option, and with --from-qmp or"
+        " --to-qmp looks after that guest alone",
+    )  # fmt: skip
     return parser
 
 

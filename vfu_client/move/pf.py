@@ -30,10 +30,14 @@ class SideError(Exception):
 
 @dataclass
 class WrittenContext:
-    """What a VF at the destination had before it gets a context: mode and context, once known."""
+    """What a VF at the destination had before it gets a context: mode and context, once known.
+
+    Where a killed move did not say the context, `forgotten`, it gets that of a reset.
+    """
 
     mode: int | None = None
     found: list[Bytes] | None = None
+    forgotten: bool = False
 
 
 class Pf:
@@ -137,9 +141,7 @@ class Pf:
         Raises SideError with the differences when it does not take it.
         """
         owner = self.owner
-        mode = owner.mode_get(vf)
         owner.context_discard(vf)
-        written.mode = mode
         owner.mode_set(vf, context.MODE_FREEZE)
         written.found = list(owner.context_read(vf))
         try:
@@ -198,11 +200,19 @@ class Pf:
         """Have the VF run."""
         self.owner.mode_set(vf, context.MODE_ACTIVE)
 
+    def mode(self, vf: int) -> int:
+        """The mode of a VF."""
+        return self.owner.mode_get(vf)
+
+    def check_active(self, vf: int) -> None:
+        """Raise SideError unless the VF is active."""
+        if self.mode(vf) != context.MODE_ACTIVE:
+            raise SideError(f"VF {vf} of the {self.name} ({self.folder}) is not active any more")
+
     def check_runs(self, vf: int, status: int) -> None:
         """Raise SideError unless the VF is active with this device status: it may find its rings unfit."""
+        self.check_active(vf)
         what = f"VF {vf} of the {self.name} ({self.folder})"
-        if self.owner.mode_get(vf) != context.MODE_ACTIVE:
-            raise SideError(f"{what} is not active any more")
         found = _status(self.peek(vf))
         if found != status:
             raise SideError(
@@ -228,11 +238,15 @@ class Pf:
         owner.context_discard(vf)
         if written.found is not None:
             owner.context_write(vf, written.found)
+        elif written.forgotten:
+            owner.context_write(vf, as_reset(self.peek(vf)))
         owner.mode_set(vf, written.mode)
 
     def release(self, vf: int) -> None:
-        """Reset a frozen VF whose guest runs elsewhere, and have it active for the next one."""
+        """Reset a frozen VF whose guest runs elsewhere, and have it active for the next one, unless it is."""
         self.owner.write_record_stop(vf)
+        if self.owner.mode_get(vf) == context.MODE_ACTIVE:
+            return
         self.owner.context_write(vf, as_reset(self.peek(vf)))
         self.owner.mode_set(vf, context.MODE_ACTIVE)
 

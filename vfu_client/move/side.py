@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 
 from vfu_client.move.moved_vf import Vf
 from vfu_client.move.pci_state import Address, identity
 from vfu_client.move.pf import Pf, SideError
 from vfu_client.move.qemu import Qemu, QemuError, same_socket
+from vfu_client.move.qtest import QTestError
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.cli import explain
 from vfu_client.owner.owner import CONTEXT_OPCODES, DriverRuleError
@@ -61,7 +62,7 @@ class Side:
     ) -> None:
         self.name = name
         self.qemu = qemu
-        self._opcodes = context_opcodes
+        self.context_opcodes = context_opcodes
         self._pfs = {
             server: Pf(f"{name} server {server}".strip(), folder, context_opcodes)
             for server, folder in servers.items()
@@ -82,6 +83,28 @@ class Side:
                 await _run(self._threads[server], pf.open)
             except FAILURES as error:
                 raise SideError(f"the {pf.name} ({pf.folder}): {self._reason(error)}") from error
+
+    async def open_what_is_there(self) -> list[str]:
+        """As `open`, for what may be gone in part: what was not reached, in words. Nothing is raised."""
+        missing = []
+        try:
+            await self.qemu.connect()
+        except (QemuError, QTestError) as error:
+            missing.append(str(error))
+        for server, pf in self._pfs.items():
+            try:
+                await _run(self._threads[server], pf.open)
+            except (SideError, *FAILURES) as error:
+                missing.append(f"the {pf.name} ({pf.folder}): {self._reason(error)}")
+        return missing
+
+    def plain(self) -> dict[str, Any]:
+        """Where its QEMU and its servers are, for a journal."""
+        return {
+            "qmp": str(self.qemu.qmp_path.absolute()),
+            "qtest": str(self.qemu.qtest_path.absolute()),
+            "servers": {server: str(pf.folder.absolute()) for server, pf in self._pfs.items()},
+        }
 
     async def close(self) -> None:
         """Hang up on all; all go on."""
@@ -116,7 +139,7 @@ class Side:
             )
 
     def _reason(self, error: BaseException) -> str:
-        return explain(error, self._opcodes) if isinstance(error, AdminError) else reason(error)
+        return explain(error, self.context_opcodes) if isinstance(error, AdminError) else reason(error)
 
     async def outside(self, function: Callable[[*Parameters], T], *arguments: *Parameters) -> T:
         """Run something with qtest, in its thread, after what that is doing."""

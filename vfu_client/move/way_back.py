@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from vfu_client.move.moved_vf import Vf
+from vfu_client.move.moved_vf import MovedVf, Vf
 from vfu_client.move.pci_state import Address
 from vfu_client.move.pf import Pf, WrittenContext
 from vfu_client.move.qemu import CAPABILITIES, Qemu, QemuError
@@ -21,9 +21,13 @@ POLL_SECONDS = 0.005
 
 
 class WayBack:
-    """Notes what a move touches before it does, for `go`. What cannot be undone becomes a warning."""
+    """Notes what a move touches before it does, for `go`. What cannot be undone becomes a warning.
+
+    `keep`, if set, gets the notes each time that there is a new one, before the thing is touched.
+    """
 
     def __init__(self, source: Side, destination: Side, warnings: list[str], seconds: float) -> None:
+        self.keep: Callable[[dict[str, Any]], None] | None = None
         self._source = source
         self._destination = destination
         self._warnings = warnings
@@ -38,14 +42,55 @@ class WayBack:
         """Where the VFs are in the guest at the source."""
         self.incoming = False
         """The destination QEMU began to take the guest, and can take no other any more."""
+        self.continued = False
+        """The guest was told to go on at the destination: there may be no way back."""
+
+    def note(self, **changes: Any) -> None:
+        """Change some of the notes, and keep them all."""
+        for name, value in changes.items():
+            setattr(self, name, value)
+        if self.keep is not None:
+            self.keep(self.plain())
+
+    def plain(self) -> dict[str, Any]:
+        """The notes, for a journal; the contexts themselves are left out."""
+        return {
+            "settings": {qemu.name: found for qemu, found in self._settings},
+            "parameters": self._parameters,
+            "contexts": [[vf.number, vf.server, found.mode] for vf, found in self.contexts.items()],
+            "recorded": [[vf.number, vf.server] for vf in self.recorded],
+            "places": [
+                [vf.number, vf.server, place.bus, place.slot, place.function]
+                for vf, place in self.places.items()
+            ],
+            "incoming": self.incoming,
+            "continued": self.continued,
+        }
+
+    def load(self, notes: dict[str, Any]) -> None:
+        """Take notes over that `plain` gave. Raises KeyError, TypeError or ValueError for others."""
+        qemus = {side.qemu.name: side.qemu for side in (self._source, self._destination)}
+        self._settings = [(qemus[name], dict(found)) for name, found in notes["settings"].items()]
+        self._parameters = dict(notes["parameters"])
+        self.contexts = {
+            Vf(number, server): WrittenContext(mode, forgotten=True)
+            for number, server, mode in notes["contexts"]
+        }
+        self.recorded = [Vf(number, server) for number, server in notes["recorded"]]
+        self.places = {Vf(number, server): Address(*place) for number, server, *place in notes["places"]}
+        self.incoming, self.continued = bool(notes["incoming"]), bool(notes["continued"])
 
     async def set_up_migration(self, parameters: dict[str, Any]) -> None:
         """Give both QEMUs the capabilities of a move, and the source these parameters. Raises QemuError."""
-        for qemu in (self._source.qemu, self._destination.qemu):
-            self._settings.append((qemu, await qemu.capabilities()))
-            await qemu.set_capabilities(CAPABILITIES)
+        qemus = (self._source.qemu, self._destination.qemu)
+        settings = [(qemu, await qemu.capabilities()) for qemu in qemus]
         found = await self._source.qemu.execute("query-migrate-parameters")
-        self._parameters = {name: found[name] for name in parameters if name in found}
+        self.note(
+            _settings=settings,
+            _parameters={name: found[name] for name in parameters if name in found},
+        )
+        for qemu in qemus:
+            await qemu.set_capabilities(CAPABILITIES)
         await self._source.qemu.execute("migrate-set-parameters", parameters)
 
     async def restore_settings(self, *, destination: bool) -> None:
@@ -55,6 +100,12 @@ class WayBack:
                 await self.attempt(qemu.set_capabilities(found))
         if self._parameters:
             await self.attempt(self._source.qemu.execute("migrate-set-parameters", self._parameters))
+
+    async def release(self, vfs: Sequence[MovedVf]) -> None:
+        """The guest runs at the destination: give back the source's VFs, as after a reset, and settings."""
+        for vf in vfs:
+            await self.attempt(self._source.call(vf.source, Pf.release))
+        await self.restore_settings(destination=True)
 
     async def attempt(self, work: Coroutine[Any, Any, Any]) -> bool:
         """Do something whose failure must not keep the rest from being done; whether it was done."""

@@ -1,0 +1,170 @@
+"""`vfu-migrate` is killed at each step of a move, and of its way back: `--recover` has the guest go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from images.machine import Machine
+from pymodel.spec import context
+from tests.guest.conftest import DISK_SIZE
+from tests.guest.guest_disk import disk_of, start_io
+from tests.guest.moves.test_move import OPTIONS, Traveller, command
+from tests.server_process import ServerProcess
+from vfu_client.move.report import STEPS
+from vfu_client.owner.admin import AdminError
+from vfu_client.owner.owner import OwnerDriver
+
+WAY_BACK = ("restore-destination", "activate-source", "continue-source", "end-destination")
+
+KILLED = """
+# A vfu-migrate that ends as by SIGKILL where a step, or a command to a QEMU, would begin.
+import os, signal, sys
+from vfu_client.move import cli, move, qemu
+
+fatal, fails = sys.argv[1:3]
+
+def perhaps_die(name):
+    if name == fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class KilledQemu(qemu.Qemu):
+    async def execute(self, command, arguments=None):
+        perhaps_die(command)
+        return await super().execute(command, arguments)
+
+class KilledMove(move.Move):
+    def _step(self, name):
+        perhaps_die(name)
+        if name == fails:
+            raise RuntimeError("made to fail")
+        return super()._step(name)
+
+cli.Qemu, cli.Move = KilledQemu, KilledMove
+sys.exit(cli.main(sys.argv[3:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def traveller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traveller]:
+    """As that of test_move."""
+    image = tmp_path_factory.mktemp("travel") / "disk.img"
+    image.touch()
+    os.truncate(image, DISK_SIZE)
+    options = [*OPTIONS, "--disk", str(image)]
+    with ServerProcess(*options) as here, ServerProcess(*options) as there:
+        guest = Machine(devices=[here.qemu_device("vf1")]).__enter__()
+        found = None
+        try:
+            guest.wait_ready(timeout=120)
+            found = Traveller(guest, start_io(guest, disk_of(guest, "vf1")), here, there)
+            yield found
+        finally:
+            (guest if found is None else found.guest).close()
+
+
+@pytest.fixture
+def target(traveller: Traveller) -> Iterator[Machine]:
+    """A QEMU on the other server that waits for the guest; it stays when the guest moved in."""
+    machine = traveller.incoming()
+    try:
+        yield machine
+    finally:
+        if traveller.guest is not machine:
+            machine.close()
+
+
+def kill_and_recover(
+    traveller: Traveller, target: Machine, folder: Path, fatal: str, fails: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Have a move killed, and recover it; nothing is left of it then."""
+    words = command(traveller, target)
+    program = [sys.executable, "-c", KILLED, fatal, fails, *words[3:]]
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(list(folder.iterdir())) == 1
+    recover = [*words[:3], "--recover", "--json"]
+    done = subprocess.run(recover, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert list(folder.iterdir()) == []
+    return done
+
+
+def check_settings(machine: Machine) -> None:
+    """Capabilities and limits are QEMU's own."""
+    states = {row["capability"]: row["state"] for row in machine.qmp("query-migrate-capabilities")}
+    assert not states["events"]
+    assert not states["pause-before-switchover"]
+    parameters = machine.qmp("query-migrate-parameters")
+    assert (parameters["downtime-limit"], parameters["max-bandwidth"]) == (300, 128 << 20)
+
+
+def check_at_rest(server: ServerProcess) -> None:
+    """VF 1 is active, has no write record, and takes a context from its beginning."""
+    with OwnerDriver.open(server.socket("pf")) as owner:
+        assert owner.mode_get(1) == context.MODE_ACTIVE
+        with pytest.raises(AdminError):
+            owner.write_record_read(1)
+
+
+@pytest.mark.parametrize(
+    ("fatal", "fails"),
+    [
+        *((step, "") for step in STEPS if step not in {"check", "release"}),
+        *((command, "") for command in ("migrate-set-parameters", "migrate-incoming", "migrate-continue")),
+        *((step, "activate") for step in WAY_BACK),
+    ],
+)
+def test_goes_back(traveller: Traveller, target: Machine, tmp_path: Path, fatal: str, fails: str) -> None:
+    """From each step until `cont`, and from each of the way back."""
+    done = kill_and_recover(traveller, target, tmp_path, fatal, fails)
+    (found,) = json.loads(done.stdout)
+    nothing = fatal == "prepare"
+    assert (found["recovered"], found["runs_at"]) == (True, None if nothing else "source"), done.stderr
+    assert found.get("warnings", []) == []
+    traveller.check_runs()
+    check_settings(traveller.guest)
+    check_at_rest(traveller.there)
+    if fatal in {"prepare", "migrate-set-parameters", "copy-ram"}:
+        # The destination had taken nothing yet: it can be used.
+        check_settings(target)
+        assert target.qmp("query-status")["status"] == "inmigrate"
+        assert traveller.move(target).warnings == []
+        traveller.arrived(target)
+        traveller.check_runs()
+    else:
+        assert target.wait_exit() == 0
+
+
+@pytest.mark.parametrize("fatal", ["cont", "release"])
+def test_goes_on(traveller: Traveller, target: Machine, tmp_path: Path, fatal: str) -> None:
+    """Where the destination has all of the guest, or runs it already."""
+    old = traveller.guest
+    done = kill_and_recover(traveller, target, tmp_path, fatal)
+    (found,) = json.loads(done.stdout)
+    assert (found["recovered"], found["runs_at"], found["warnings"]) == (True, "destination", []), done.stderr
+    check_settings(old)
+    traveller.arrived(target)
+    traveller.check_runs()
+    check_settings(target)
+    check_at_rest(traveller.there)
+
+
+def test_nothing_to_recover(tmp_path: Path) -> None:
+    """No journal, or one that anybody may have made."""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    open_to_all = tmp_path / "vfu-migrate-public"
+    open_to_all.mkdir(0o755)
+    (open_to_all / "journal.json").write_text("{}")
+    words = [sys.executable, "-m", "vfu_client.move.cli", "--recover"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "no move was left unfinished" in done.stderr) == (0, True)
+    assert open_to_all.exists()
