@@ -58,7 +58,7 @@ def _download(debian: Debian) -> None:
         except SetupError as error:
             raise SetupError(
                 f"{error}\nTake that of another Debian suite, or a copy that you have:"
-                " `python3 -m images libvfio-user --suite SUITE`, or `... --folder FOLDER`."
+                " `python3 -m images libvfio-user --suite SUITE`, or the same with --folder FOLDER."
             ) from error
         for path in tree.iterdir():
             path.rename(fresh / path.name)

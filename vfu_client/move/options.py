@@ -24,8 +24,11 @@ and the destination has -incoming defer too. Nobody else may hold either pf.sock
 
 Where VFs of several servers are the guest's, each server has a name:
 
-  ... --from-server disk=/run/a-disk --from-server net=/run/a-net \\
-      --to-server disk=/run/b-disk --to-server net=/run/b-net --vf disk/vf1 --vf net/vf1:vf3
+  vfu-migrate --from-qmp a/qmp --from-qtest a/qtest --to-qmp b/qmp --to-qtest b/qtest \\
+              --from-server disk=/run/a-disk --from-server net=/run/a-net \\
+              --to-server disk=/run/b-disk --to-server net=/run/b-net --vf disk/vf1 --vf net/vf1:vf3
+
+Each vfio-user device of QEMU needs an id. docs/migrate.md has complete command lines.
 """
 
 SOCKETS = ("qmp", "qtest", "server")

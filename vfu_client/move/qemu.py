@@ -127,7 +127,10 @@ class Qemu:
                 if child["type"] != f"child<{DRIVER}>":
                     continue
                 if folder.endswith("-anon"):
-                    raise QemuError(f"{self.name}: a {DRIVER} device has no id: give it one")
+                    raise QemuError(
+                        f"{self.name}: a {DRIVER} device has no id: give it one, as in"
+                        ' {"driver":"vfio-user-pci","id":"vf1",'
+                    )
                 properties = await self.execute("qom-list", {"path": f"{folder}/{child['name']}"})
                 names = (REGION.search(part["name"].replace("\\x2f", "/")) for part in properties)
                 found[child["name"]] = next((name[1] for name in names if name), "")

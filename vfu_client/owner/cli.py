@@ -52,8 +52,8 @@ STANDARD_NAMES = {
     admin.DRIVER_CAP_SET: "DRIVER_CAP_SET",
 }
 ADVICE = {
-    admin.Q_INVALID_OPCODE: "the device does not have this command there: `vfu-owner ... commands` lists what"
-    " it has; the server's --context-opcodes must equal the one given here",
+    admin.Q_INVALID_OPCODE: "the device does not have this command there (`vfu-owner --pf DIR/pf.sock"
+    " commands` lists what it has): the server's --context-opcodes must equal the one given here",
     admin.Q_INVALID_GROUP: "the PF has no VFs now: VF Enable is off",
     admin.Q_INVALID_MEMBER: "there is no such VF: VFs are numbered from 1",
 }
