@@ -98,8 +98,9 @@ def _demo(stage: Stage) -> None:
         tcp = _tcp(moves, *traffic.finish_tcp())
     with _stage("the guest stops writing, and reads back every block that it wrote"):
         disk = traffic.finish_disk()
-    _save(moves, disk, tcp)
-    _conclude(moves, disk, tcp)
+    figures = _figures(moves, disk, tcp)
+    _save(moves, figures)
+    _conclude(figures)
 
 
 def _show_admin(owner: Machine, server: Server) -> None:
@@ -183,9 +184,9 @@ def _tcp(moves: list[Moved], guest: Figures, peer: Figures) -> dict[str, Any]:
     }
 
 
-def _save(moves: list[Moved], disk: dict[str, Any], tcp: dict[str, Any]) -> None:
-    BUILD.mkdir(exist_ok=True)
-    figures = {
+def _figures(moves: list[Moved], disk: dict[str, Any], tcp: dict[str, Any]) -> dict[str, Any]:
+    """What the demo found, as it is saved and as it is told."""
+    return {
         "moves": [
             {
                 "from": move.source,
@@ -196,9 +197,16 @@ def _save(moves: list[Moved], disk: dict[str, Any], tcp: dict[str, Any]) -> None
             }
             for move in moves
         ],
-        **{name: disk.get(name) for name in ("sectors_written", "lost", "corrupt", "longest_gap_ms")},
-        "tcp": {name: tcp[name] for name in ("bytes", "resets", "corrupt", "longest_gap_ms")},
+        **{
+            name: disk[name]
+            for name in ("sectors_written", "sectors_read", "lost", "corrupt", "errors", "longest_gap_ms")
+        },
+        "tcp": {name: tcp[name] for name in ("bytes", "resets", "corrupt", "longest_gap_ms", "ended")},
     }
+
+
+def _save(moves: list[Moved], figures: dict[str, Any]) -> None:
+    BUILD.mkdir(exist_ok=True)
     (BUILD / "demo.json").write_text(json.dumps(figures, indent=2) + "\n")
     picture = timeline.svg(
         [(f"move {move.source} → {move.destination}", move.report, move.gaps) for move in moves]
@@ -206,17 +214,20 @@ def _save(moves: list[Moved], disk: dict[str, Any], tcp: dict[str, Any]) -> None
     (BUILD / "demo.svg").write_text(picture)
 
 
-def _conclude(moves: list[Moved], disk: dict[str, Any], tcp: dict[str, Any]) -> None:
+def _conclude(figures: dict[str, Any]) -> None:
     """Say how it went. Raises LostError when it did not go well."""
-    downtimes = " and ".join(f"{move.report.downtime_ms:.0f} ms" for move in moves)
+    disk, tcp, moves = figures, figures["tcp"], figures["moves"]
+    downtimes = " and ".join(f"{move['downtime_ms']:.1f} ms" for move in moves)
     print(
         f"\ndisk: {disk['sectors_written']} sectors written over {len(moves)} moves,"
         f" {disk['sectors_read']} read back and checked;"
         f" lost {disk['lost']}, corrupt {disk['corrupt']}, failed requests {disk['errors']}"
+        "\n      (one request in four reads back what was written lately, and at the end all is read once"
+        " more: so more may be read than written)"
         f"\nTCP:  {tcp['bytes']} bytes received and checked over one connection;"
-        f" resets {tcp['resets']}, corrupt {tcp['corrupt']}, longest gap {tcp['longest_gap_ms']:.0f} ms"
+        f" resets {tcp['resets']}, corrupt {tcp['corrupt']}, longest gap {tcp['longest_gap_ms']:.1f} ms"
         f"\nthe guest stood still for {downtimes};"
-        f" by its own clock it never waited longer than {disk['longest_gap_ms']:.0f} ms for its disk"
+        f" by its own clock it never waited longer than {disk['longest_gap_ms']:.1f} ms for its disk"
         f"\n(after a move the new QEMU has the guest's code to translate again, and traffic waits for that)"
         f"\nbuild/demo.json has the figures, build/demo.svg the timelines"
     )

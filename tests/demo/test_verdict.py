@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from demo.__main__ import _conclude
+from demo.__main__ import Moved, _conclude, _figures
 from demo.traffic import LostError
+from vfu_client.move import timeline
+from vfu_client.move.report import Report, Step
 
 DISK = dict.fromkeys(("lost", "corrupt", "errors"), 0) | {
     "sectors_written": 20_000,
@@ -18,8 +20,23 @@ TCP = {"bytes": 1, "resets": 0, "corrupt": 0, "longest_gap_ms": 1.0, "ended": "c
 
 
 def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
-    _conclude([], DISK, TCP)
+    _conclude(_figures([], DISK, TCP))
     assert "resets 0, corrupt 0" in capsys.readouterr().out
+
+
+def test_what_is_told_is_what_is_saved(capsys: pytest.CaptureFixture[str]) -> None:
+    """The printed lines have the figures of demo.json, and say why more is read than written."""
+    report = Report(steps=[Step("continue", 1.0, 1.1)], stopped=1.0, resumed=1.1234567)
+    figures = _figures([Moved("A", "B", report, {})], DISK | {"sectors_read": 26_000}, TCP)
+    assert figures["moves"][0]["downtime_ms"] == 123.5
+    assert (figures["sectors_read"], figures["errors"], figures["tcp"]["ended"]) == (26_000, 0, "clean")
+    _conclude(figures)
+    said = capsys.readouterr().out
+    assert "20000 sectors written over 1 moves, 26000 read back" in said
+    assert "more may be read than written" in said
+    assert "stood still for 123.5 ms" in said
+    assert "guest stood still for 123.5 ms" in timeline.text(report)
+    assert "guest stood still for 123.5 ms" in timeline.svg([("A", report, {})])
 
 
 @pytest.mark.parametrize(
@@ -38,4 +55,4 @@ def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
 def test_failures(disk: dict[str, Any], tcp: dict[str, Any], why: str) -> None:
     """Each on its own."""
     with pytest.raises(LostError, match=why):
-        _conclude([], DISK | disk, TCP | tcp)
+        _conclude(_figures([], DISK | disk, TCP | tcp))

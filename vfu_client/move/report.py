@@ -56,7 +56,7 @@ class Report:
         """How long the guest stood still, by the time stamps of QEMU's events; None unless it runs again."""
         if self.stopped is None or self.resumed is None:
             return None
-        return round((self.resumed - self.stopped) * 1e3, 3)
+        return round((self.resumed - self.stopped) * 1e3, 1)
 
     def plain(self) -> dict[str, Any]:
         """For programs."""

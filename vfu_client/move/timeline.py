@@ -1,19 +1,28 @@
-"""The timeline of a move, as text for a terminal and as an SVG picture for a browser."""
+"""The timeline of a move on one time axis: as text for a terminal, as an SVG picture for a browser."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from vfu_client.move.report import STEPS, Report, Step
 
-BAR = 36
-WIDTH, LEFT, RIGHT, ROW, TOP = 980, 170, 110, 24, 74
+BAR = 48
+WIDTH, LEFT, RIGHT, ROW, HEAD = 1100, 170, 90, 22, 84
 SPAN = WIDTH - LEFT - RIGHT
-RUNNING, STANDING, BACK, GAP = "#4c78a8", "#e45756", "#f2a541", "#9d9d9d"
+TICKS = 8
+"""About as many ticks does an axis have."""
+RUNNING, STANDING, BACK, GAP, SHADE = "#4c78a8", "#e45756", "#f2a541", "#9d9d9d", "#fbe3e2"
+LEGEND = {
+    RUNNING: "the guest runs",
+    STANDING: "the guest stands still",
+    BACK: "on the way back",
+    GAP: "no traffic",
+}
 FONT = 'font-family="sans-serif" font-size="12"'
-STOP = "the guest stands still"
+TITLE = "Moves of a running guest, step by step"
 
 Gaps = Mapping[str, Sequence[tuple[float, float]]]
 """When the guest's traffic paused, by its name: from and to, in seconds since the move began."""
@@ -21,7 +30,7 @@ Gaps = Mapping[str, Sequence[tuple[float, float]]]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a chart: when something went on, in seconds since the move began."""
+    """One line of a timeline: when something went on, in seconds since the move began."""
 
     name: str
     spans: list[tuple[float, float]]
@@ -31,69 +40,53 @@ class Row:
     @property
     def milliseconds(self) -> float:
         """The longest of its spans."""
-        return max((round((end - start) * 1e3, 3) for start, end in self.spans), default=0.0)
+        return max(round((end - start) * 1e3, 1) for start, end in self.spans)
 
 
-@dataclass(frozen=True)
-class Chart:
-    """Rows on one time axis."""
-
-    title: str
-    rows: list[Row] = field(default_factory=list)
-
-    @property
-    def axis(self) -> tuple[float, float]:
-        """From and to."""
-        spans = [span for row in self.rows for span in row.spans]
-        return min(start for start, _ in spans), max(end for _, end in spans)
-
-    def scaled(self, span: tuple[float, float], width: float) -> tuple[float, float]:
-        """Where a span is on an axis of that width: its start and its length."""
-        first, last = self.axis
-        scale = width / max(last - first, 1e-9)
-        return (span[0] - first) * scale, (span[1] - span[0]) * scale
-
-    @property
-    def heading(self) -> str:
-        """The title, and how long the steps took."""
-        steps = [span for row in self.rows if row.color != GAP for span in row.spans]
-        took = max(end for _, end in steps) - min(start for start, _ in steps)
-        return f"{self.title}: {took * 1e3:.1f} ms"
+def rows(report: Report, gaps: Gaps) -> list[Row]:
+    """The steps by their beginning, then the traffic whose gaps meet the time of the move."""
+    steps = sorted(report.steps, key=lambda step: step.start)
+    found = [
+        Row(step.name, [(step.start, step.end)], _color(step, report), STEPS.get(step.name, ""))
+        for step in steps
+    ]
+    end = max((step.end for step in steps), default=0.0)
+    for name, spans in gaps.items():
+        here = [(max(start, 0.0), stop) for start, stop in spans if start < end and stop > 0]
+        if here:
+            found.append(Row(f"gap: {name}", here, GAP, "no traffic; the longest such time is given"))
+    return found
 
 
 def text(report: Report, gaps: Gaps | None = None) -> str:
-    """The steps in order, each with its duration and a bar on one time axis; those of the stop on another."""
-    lines: list[str] = []
-    for chart in charts(report, gaps or {}):
-        lines.append(chart.heading)
-        for row in chart.rows:
-            bar = [" "] * BAR
-            for span in row.spans:
-                x, length = chart.scaled(span, BAR)
-                begin = min(int(x), BAR - 1)
-                end = min(begin + max(round(length), 1), BAR)
-                bar[begin:end] = ("░" if row.color == GAP else "█") * (end - begin)
-            lines.append(f"  {row.name:20} {row.milliseconds:9.1f} ms  |{''.join(bar)}|")
-    if report.downtime_ms is not None:
-        lines.append(f"the guest stood still for {report.downtime_ms:.1f} ms")
-    return "\n".join(lines)
+    """The steps, each with its duration and a bar; below them how long the guest stood still."""
+    found = rows(report, gaps or {})
+    end = _end(found)
+    lines = [f"  {'':20} {'':12}  0{f'{end:.2f} s':>{BAR}}"]
+    for row in found:
+        bar = [" "] * BAR
+        for start, stop in row.spans:
+            first = min(int(start / end * BAR), BAR - 1)
+            cells = round((stop - start) / end * BAR)
+            full = "░" if row.color == GAP else "█"
+            bar[first : first + max(cells, 1)] = ([full] * cells or ["▏"])[: BAR - first]
+        lines.append(f"  {row.name:20} {row.milliseconds:9.1f} ms  |{''.join(bar)}|")
+    return "\n".join([*lines, *_stood_still(report)])
 
 
 def svg(moves: Iterable[tuple[str, Report, Gaps]]) -> str:
-    """A picture of moves, each with its title: while the guest ran, while it stood still, after that."""
-    parts: list[str] = []
-    top = 0
-    for title, report, gaps in moves:
-        parts.append(f'<text x="12" y="{top + 24}" {FONT} font-weight="bold">{escape(title)}</text>')
-        if report.downtime_ms is not None:
-            says = f"guest stood still for {report.downtime_ms:.1f} ms; {report.pages} pages sent again"
-            parts.append(f'<text x="12" y="{top + 42}" {FONT} fill="#555">{says}</text>')
-        top += 30
-        for chart in charts(report, gaps):
-            top += 30
-            parts += _drawn(chart, top)
-            top += ROW * len(chart.rows) + 24
-        top += 20
+    """A picture of moves, each with its title and an axis; all of them on the same scale."""
+    charts = [(title, report, rows(report, gaps)) for title, report, gaps in moves]
+    end = max((_end(found) for _, _, found in charts), default=1.0)
+    parts = [
+        f"<title>{TITLE}</title>",
+        f'<text x="12" y="24" font-family="sans-serif" font-size="16" font-weight="bold">{TITLE}</text>',
+        *_legend({row.color for _, _, found in charts for row in found}),
+    ]
+    top = HEAD
+    for title, report, found in charts:
+        parts += _chart(title, report, found, end, top)
+        top += ROW * len(found) + 80
     body = "\n".join(parts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" height="{top}">'
@@ -101,73 +94,85 @@ def svg(moves: Iterable[tuple[str, Report, Gaps]]) -> str:
     )
 
 
-def charts(report: Report, gaps: Gaps) -> list[Chart]:
-    """The steps in groups, each with a time axis of its own; below them the gaps up to the guest's return."""
-    order = {name: number for number, name in enumerate(STEPS)}
-    steps = sorted(report.steps, key=lambda step: (step.back, order.get(step.name, len(order)), step.start))
-    stopped = [step for step in steps if _standing(step, report)]
-    before = [step for step in steps if step not in stopped and step.name != "release" and not step.back]
-    back = [step for step in steps if step.back and step not in stopped]
-    after = [step for step in steps if step.name == "release"]
-    found = [
-        Chart("the guest runs at the source", [_row(step, RUNNING) for step in before]),
-        Chart(STOP, [_row(step, STANDING) for step in stopped]),
-        Chart("the guest runs at the source again", [_row(step, RUNNING) for step in back]),
-        Chart("the guest runs at the destination", [_row(step, RUNNING) for step in after]),
-    ]
-    if before:
-        first, last = found[0].axis
-        found[0].rows.extend(_gap_rows(gaps, lambda start, end: first <= start and end <= last))
-    if stopped:
-        begin, end = found[1].axis
-        found[1].rows.extend(_gap_rows(gaps, lambda start, stop: start < end and begin < stop))
-    return [chart for chart in found if chart.rows]
-
-
-def _gap_rows(gaps: Gaps, belongs: Callable[[float, float], bool]) -> list[Row]:
-    """A row for each kind of traffic that has gaps which belong here. They may make the axis longer."""
-    rows = []
-    for name, spans in gaps.items():
-        here = [span for span in spans if belongs(*span)]
-        if here:
-            rows.append(Row(f"gap: {name}", here, GAP, "no traffic; the longest such time is given"))
-    return rows
-
-
-def _row(step: Step, color: str) -> Row:
-    return Row(step.name, [(step.start, step.end)], BACK if step.back else color, STEPS.get(step.name, ""))
-
-
-def _standing(step: Step, report: Report) -> bool:
-    if report.stopped is None:
-        return False
-    # The stop is noticed at the end of copy-ram, a moment after it began.
-    return (
-        step.name != "copy-ram"
+def _color(step: Step, report: Report) -> str:
+    """The stop is noticed at the end of copy-ram, a moment after it began."""
+    if step.back:
+        return BACK
+    stands = (
+        report.stopped is not None
+        and step.name not in {"copy-ram", "release"}
         and report.stopped <= step.end
         and (report.resumed is None or step.start <= report.resumed)
-        and step.name != "release"
     )
+    return STANDING if stands else RUNNING
 
 
-def _drawn(chart: Chart, top: int) -> list[str]:
-    parts = [f'<text x="12" y="{top}" {FONT} fill="#555">{escape(chart.heading)}</text>']
-    for number, row in enumerate(chart.rows):
-        y = top + 8 + number * ROW
-        parts += [
-            f'<line x1="{LEFT}" y1="{y + ROW - 2}" x2="{LEFT + SPAN}" y2="{y + ROW - 2}" stroke="#eee"/>',
-            f'<text x="{LEFT - 8}" y="{y + 15}" {FONT} text-anchor="end">{escape(row.name)}</text>',
-        ]
-        right = 0.0
-        for span in row.spans:
-            x, length = chart.scaled(span, SPAN)
-            x, length = LEFT + x, max(length, 2)
-            right = max(right, x + length)
-            parts += [
-                f'<rect x="{x:.1f}" y="{y + 3}" width="{length:.1f}" height="{ROW - 8}" fill="{row.color}">',
-                f"<title>{escape(row.about)}</title></rect>",
-            ]
+def _stood_still(report: Report) -> list[str]:
+    if report.downtime_ms is None:
+        return []
+    return [f"the guest stood still for {report.downtime_ms:.1f} ms"]
+
+
+def _end(found: Sequence[Row]) -> float:
+    return max((stop for row in found for _, stop in row.spans), default=0.0) or 1.0
+
+
+def _ticks(end: float) -> list[float]:
+    """Round numbers of seconds from 0 on, as many as fit."""
+    rough = end / TICKS
+    unit = 10 ** math.floor(math.log10(rough))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
+    return [round(step * number, 9) for number in range(int(end / step + 1e-9) + 1)]
+
+
+def _legend(colors: set[str]) -> list[str]:
+    parts, x = [], 12
+    for color, meaning in LEGEND.items():
+        if color in colors:
+            parts.append(f'<rect x="{x}" y="38" width="14" height="14" fill="{color}"/>')
+            parts.append(f'<text x="{x + 20}" y="50" {FONT}>{meaning}</text>')
+            x += 40 + 7 * len(meaning)
+    return parts
+
+
+def _chart(title: str, report: Report, found: Sequence[Row], end: float, top: int) -> list[str]:
+    scale, first = SPAN / end, top + 26
+    bottom = first + 4 + ROW * len(found)
+    # What a folder's name may hold and XML may not.
+    shown = "".join(letter if letter.isprintable() else "?" for letter in title)
+    says = "; ".join([*_stood_still(report), f"{report.pages} pages sent again"])
+    parts = [
+        f'<text x="12" y="{top}" {FONT} font-weight="bold">{escape(shown)}</text>',
+        f'<text x="12" y="{top + 17}" {FONT} fill="#555">{says}</text>',
+    ]
+    if report.stopped is not None and report.resumed is not None:
+        x, width = LEFT + report.stopped * scale, (report.resumed - report.stopped) * scale
         parts.append(
-            f'<text x="{right + 6:.1f}" y="{y + 15}" {FONT} fill="#333">{row.milliseconds:.1f} ms</text>'
+            f'<path d="M{x:.1f} {first}h{width:.1f}V{bottom}h-{width:.1f}z" fill="{SHADE}">'
+            f"<title>{LEGEND[STANDING]}</title></path>"
         )
+    for tick in _ticks(end):
+        x = LEFT + tick * scale
+        parts.append(f'<line x1="{x:.1f}" y1="{first}" x2="{x:.1f}" y2="{bottom + 5}" stroke="#ddd"/>')
+        parts.append(
+            f'<text x="{x:.1f}" y="{bottom + 20}" {FONT} fill="#555" text-anchor="middle">{tick:g} s</text>'
+        )
+    parts.append(f'<line x1="{LEFT}" y1="{bottom}" x2="{LEFT + SPAN}" y2="{bottom}" stroke="#555"/>')
+    for number, row in enumerate(found):
+        parts += _bar(row, scale, first + 2 + number * ROW)
+    return parts
+
+
+def _bar(row: Row, scale: float, y: int) -> list[str]:
+    parts = [f'<text x="{LEFT - 8}" y="{y + 15}" {FONT} text-anchor="end">{escape(row.name)}</text>']
+    for start, stop in row.spans:
+        x, width = LEFT + start * scale, max((stop - start) * scale, 0.5)
+        parts.append(
+            f'<rect x="{x:.2f}" y="{y + 4}" width="{width:.2f}" height="{ROW - 8}" fill="{row.color}">'
+            f"<title>{escape(row.about)}</title></rect>"
+        )
+    right = LEFT + max(stop for _, stop in row.spans) * scale
+    parts.append(
+        f'<text x="{right + 6:.1f}" y="{y + 15}" {FONT} fill="#333">{row.milliseconds:.1f} ms</text>'
+    )
     return parts
