@@ -5,6 +5,7 @@ cdef class Segments:
     cdef object _memory
     cdef readonly object _segments
     cdef readonly long long length
+    cdef readonly bint written
 
     @cython.locals(size=cython.longlong, count=cython.longlong, parts=list)
     cpdef read(self, long long start, long long length)

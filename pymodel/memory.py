@@ -95,10 +95,11 @@ def runs(segments: Sequence[tuple[int, int]], start: int, length: int) -> list[t
 class Segments:
     """A scatter-gather list in guest memory, read and written as if it were one run of bytes.
 
-    `length` is the sum of the segments' lengths. Memory is looked up when it is touched.
+    `length` is the sum of the segments' lengths, `written` whether anything was written there, or may have
+    been through views to write to. Memory is looked up when it is touched.
     """
 
-    __slots__ = ("_memory", "_segments", "length")
+    __slots__ = ("_memory", "_segments", "length", "written")
 
     def __init__(
         self, memory: GuestMemory, segments: Sequence[tuple[int, int]], length: int | None = None
@@ -107,10 +108,14 @@ class Segments:
         self._memory = memory
         self._segments = segments
         self.length = sum(size for _, size in segments) if length is None else length
+        self.written = False
 
     def views(self, start: int, length: int, *, write: bool) -> list[Bytes]:
         """Byte views of [start, start + length), cut at the end of the list. Raises `MemoryFault`."""
-        return self._memory.views(self._segments, start, length, write=write)
+        found = self._memory.views(self._segments, start, length, write=write)
+        if write and found:
+            self.written = True
+        return found
 
     def probe(self, *, write: bool) -> None:
         """Raise `MemoryFault` unless all of the list can be accessed now."""
@@ -138,6 +143,7 @@ class Segments:
             if at < size:
                 if at + len(data) <= size:
                     self._memory.write(address + at, data)
+                    self.written = True
                     return len(data)
                 break
             at -= size

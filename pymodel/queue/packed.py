@@ -163,7 +163,8 @@ class PackedRing(Ring):
             if self.in_order and number < len(buffers) and buffer.can_be_skipped:
                 continue
             written = min(buffer.written, 0xFFFFFFFF)
-            flags = used | _WRITE if written else used
+            # A status behind data that was not written counts too, though the length says nothing of it.
+            flags = used | _WRITE if written or buffer.writable.written else used
             place = self.desc + _SIZE * at
             if first < 0:
                 first, first_flags = place, flags

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 import pytest
 
+from pymodel.errors import MemoryFault
 from pymodel.memory import Buffer
 from tests.model.fakes import FakeMemory
 from tests.model.queue.packed_rig import (
@@ -81,6 +83,35 @@ def test_the_write_flag_says_whether_there_is_a_length() -> None:
     rig.offer((DATA, 16, 0), buffer_id=9)
     rig.run()
     assert rig.used(0) == (0, 9, 0x8080)
+
+
+@pytest.mark.spec("Write Flag")
+@pytest.mark.parametrize("features", [0, IN_ORDER], ids=["any-order", "in-order"])
+def test_the_write_flag_says_whether_anything_was_written(features: int) -> None:
+    """In any part of the buffer: also behind a gap, of which the length does not tell.
+
+    Looking at memory is no writing, and neither is a write that faults.
+    """
+    rig = Rig(16, features)
+    rig.consumer.keep = True
+    for number in range(5):
+        rig.offer((DATA, 16, NEXT), (DATA + 64 * number, 16, WRITE), buffer_id=number)
+    rig.offer((DATA, 16, NEXT), (1 << 40, 16, WRITE), buffer_id=5)
+    rig.run()
+    put, wrote, viewed, looked, nothing, faulty = rig.consumer.kept
+    put.writable.put(15, b"\1")
+    wrote.writable.write(3, [np.ones(5, np.uint8)])
+    viewed.writable.views(4, 2, write=True)[0][:] = 7
+    looked.writable.views(0, 16, write=False)
+    looked.writable.read(0, 16)
+    looked.writable.probe(write=True)
+    with pytest.raises(MemoryFault):
+        faulty.writable.put(0, b"\1")
+    for buffer in (put, wrote, viewed, looked, nothing, faulty):
+        buffer.complete(0)
+        rig.queue.settle(rig.memory)
+    flags = (0x8082, 0x8082, 0x8082, 0x8080, 0x8080, 0x8080)
+    assert [rig.used(2 * slot) for slot in range(6)] == [(0, slot, flag) for slot, flag in enumerate(flags)]
 
 
 @pytest.mark.spec("Indirect Flag: Scatter-Gather Support")

@@ -14,15 +14,18 @@ from pathlib import Path
 import pytest
 
 from tests.server_process import ServerProcess
-from tests.wire.driving import driven
+from tests.wire.driving import VERSION_1, WRITE, Grip, driven
 from tests.wire.running import stop
 from vfu_client.drivers.block import BlockDriver, BlockError
 from vfu_client.owner.owner import OwnerDriver
+from vfu_client.virtio.function import VirtioPci
+from vfu_client.virtio.packed import PackedQueue
 from vfu_server.disks.options import disk_option
 
 BOTH = pytest.mark.parametrize("name", ["pf", "vf1"])
 IOERR, UNSUPP = 1, 2
 ACTIVE, STOP = 0, 1
+RING_PACKED, IN_ORDER = 34, 35
 SECTORS = 2048
 
 
@@ -63,6 +66,38 @@ def test_id_into_other_buffers(shared: ServerProcess, size: int) -> None:
         serial = b"pymodel-vf1".ljust(20, b"\0")[:size]
         assert room.view.tobytes() == serial.ljust(size, b"\xee") + b"\0"
         assert written == (size + 1 if size <= 20 else 0)
+
+
+@pytest.mark.spec("Write Flag")
+@pytest.mark.parametrize("order", [(), (IN_ORDER,)], ids=["any-order", "in-order"])
+def test_a_status_was_written_whatever_the_length_says(shared: ServerProcess, order: tuple[int, ...]) -> None:
+    """A packed ring's used descriptor says WRITE for every request: each has at least its status written."""
+    with VirtioPci.open(shared.socket("vf1"), timeout=10) as device:
+        device.initialize(wanted=(VERSION_1, RING_PACKED, *order))
+        queue = device.setup_queue(0, size=8)
+        assert isinstance(queue, PackedQueue)
+        device.driver_ok()
+        grip = Grip(device)
+        place = 0
+        for turn, (kind, sector, size, status, length) in enumerate(
+            [
+                (0, SECTORS, 512, 1, 0),  # a read at the capacity
+                (0, 0, 512, 0, 513),
+                (0, 0, 511, 1, 0),  # no whole sectors
+                (0xFFFF_FFFF, 0, 512, 2, 0),
+                (2, 0, 0, 2, 1),
+                (8, 0, 20, 0, 21),
+                (8, 0, 64, 0, 0),  # the serial number, a gap, the status
+                (4, 0, 0, 0, 1),
+            ]
+        ):
+            room = grip.room(size + 1)
+            queue.add([grip.header(kind, sector).segment], [room.segment])
+            queue.kick()
+            (done,) = queue.wait(10)
+            assert (room.view[-1], done.length) == (status, length), turn
+            assert int(queue.desc[place]["flags"]) & WRITE, turn
+            place = (place + 2) % 8
 
 
 @pytest.mark.parametrize("kind", [2, 3, 5, 7, 9, 11, 13, 0xFFFF_FFFF])
