@@ -75,7 +75,10 @@ class Device(Consumer, Protocol):
         ...
 
     def started(self) -> None:
-        """The driver set the device going (DRIVER_OK). A restored device goes on without it, by `service`."""
+        """The driver set the device going (DRIVER_OK), or it became Active with a driver that had done so.
+
+        Guest memory is not to be touched: it may be the owner's thread that calls.
+        """
         ...
 
     @property

@@ -381,6 +381,9 @@ class Function:
         self.gate.refresh()
         if not self.frozen:
             self.transport.thaw()
+        if self.gate.mode == context.MODE_ACTIVE:
+            # Not left to the function's own thread, as MODE_SET may be answered before that has a turn.
+            self.transport.went_on()
         # Where nothing may be fetched there is nothing to do, as what is outstanding ends by itself; waking a
         # thread for it would cost its owner's time.
         if self.may_fetch:

@@ -237,6 +237,11 @@ class Transport:
         self._scheduler.rescan()
         self.bus.wake()
 
+    def went_on(self) -> None:
+        """The function became Active: what comes in is for its driver from now on, if one runs it."""
+        if self.running:
+            self.device.started()
+
     @property
     def running(self) -> bool:
         """Whether the driver has set the device going and nothing broke since."""

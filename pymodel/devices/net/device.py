@@ -143,7 +143,7 @@ class NetDevice:
         return self._notifier is not None and self._notifier.enabled(queue)
 
     def started(self) -> None:
-        """See `Device`: from now on frames come in."""
+        """See `Device`: from now on frames come in, and wait for the function's own thread."""
         if not self._running:
             self._running = True
             self._tell_port()
@@ -227,7 +227,6 @@ class NetDevice:
 
     def service(self) -> None:
         """Go on with what a context set, follow the port, take frames from it."""
-        self.started()
         if self._moved:
             self._moved = False
             self.announce()

@@ -12,6 +12,7 @@ import pytest
 from tests.server_process import ServerProcess
 from tests.wire.draft_rig import outstanding
 from tests.wire.frames import BROADCAST, ethernet, mac, received
+from tests.wire.raw_client import HEADER, NO_REPLY, REGION_WRITE
 from tests.wire.running import running, until
 from vfu_client.drivers.net import FEATURES, NetDriver
 from vfu_client.owner.context import decode
@@ -374,6 +375,31 @@ def test_stop_waits_for_what_is_being_sent() -> None:
             assert time.monotonic() - begin < 5
             owner.mode_set(2, ACTIVE)
             assert received(two) == [ethernet(TWO, ONE)]
+
+
+def test_frames_right_after_mode_set(server: ServerProcess) -> None:
+    """A context was written, the VF made Active: what is sent after the answer arrives.
+
+    The VF's thread stands in the middle of a message all the while.
+    """
+    with (
+        OwnerDriver.open(server.socket("pf"), timeout=TIMEOUT) as owner,
+        drivers(server, {}, {}) as (one, two),
+    ):
+        connection = one.device.function.connection
+        # A write of nothing, which is not answered, to the read-only start of configuration space.
+        message = HEADER.pack(0x7777, REGION_WRITE, 36, NO_REPLY, 0) + struct.pack("<QIII", 0, 7, 4, 0)
+        for turn in range(3):
+            owner.mode_set(1, FREEZE)
+            owner.context_write(1, [piece.copy() for piece in owner.context_read(1)])
+            connection.send_raw(message[:20])
+            owner.mode_set(1, ACTIVE)
+            sent = [ethernet(ONE, TWO, bytes([turn, number])) for number in range(50)]
+            for frame in sent:
+                two.send(frame)
+            two.flush(timeout=TIMEOUT)
+            connection.send_raw(message[20:])
+            assert received(one, len(sent)) == sent
 
 
 # -- a VF that moves -----------------------------------------------------------------------------------

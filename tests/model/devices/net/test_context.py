@@ -168,6 +168,40 @@ def test_goes_on_where_it_was_left() -> None:
         assert rig.driver.status == LINK_UP
 
 
+@pytest.mark.parametrize("modes", [(ACTIVE,), (STOP, ACTIVE)], ids=["at once", "by way of stop"])
+def test_frames_are_wanted_when_the_mode_is_set(
+    modes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the function's own thread has a turn; the owner's thread does not touch guest memory for it."""
+    with NetRig() as rig:
+        mode(rig, FREEZE)
+        write(rig, read(rig))
+        assert rig.port.filter is None
+        member, host = rig.function.member, rig.world.hosts["vf1"]
+        assert member is not None
+
+        def touched(*_: object, **__: object) -> None:
+            raise AssertionError("guest memory was touched")
+
+        with monkeypatch.context() as patch:
+            for name in ("view", "views", "read", "write", "load_u16", "store_u16", "fence"):
+                patch.setattr(host.mapped, name, touched)
+            for step in modes:
+                assert member.set_mode(step)
+            assert rig.wanted(ethernet())
+        rig.put(ethernet())
+        assert rig.got() == [ethernet()]
+
+
+def test_a_device_that_no_driver_runs_wants_no_frames_when_active() -> None:
+    with NetRig() as rig:
+        rig.pci.reset()
+        mode(rig, FREEZE)
+        write(rig, read(rig))
+        mode(rig, ACTIVE)
+        assert rig.port.filter is None
+
+
 def test_announce_is_in_the_context() -> None:
     """A driver that was asked, and moved before it acknowledged, is still asked."""
     with NetRig(queues=4, features=RICH) as rig:
