@@ -29,6 +29,9 @@ PACKAGES = (
 IPXE = ROOT / "usr/lib/ipxe/ipxe.lkrn"
 """iPXE for a PC's BIOS, in the form of a Linux kernel."""
 
+IPXE_EFI = ROOT / "usr/lib/ipxe/ipxe-amd64.efi"
+"""The same for UEFI."""
+
 IPXE_EFI_ROM = ROOT / "usr/share/qemu/efi-virtio.rom"
 U_BOOT = ROOT / "usr/lib/u-boot/qemu-x86/u-boot.rom"
 OVMF = ROOT / "usr/share/ovmf/OVMF.fd"

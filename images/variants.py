@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from images import private
 from images.cpio import Archive
 from images.debian import Debian
 from images.initramfs import KERNEL, Kernel, add_dynamic, add_modules, unpacked, wrapped
@@ -18,10 +19,11 @@ OLDER = {"6.1": "bookworm", "6.12": "trixie"}
 
 DPDK = IMAGES / "dpdk"
 TESTPMD = "usr/bin/dpdk-testpmd"
-DRIVERS = "usr/lib/x86_64-linux-gnu/dpdk/pmds-*"
-"""Where EAL looks for drivers; it loads all that it finds there."""
+DPDK_DRIVERS = ("librte_mempool_ring.so.25", "librte_net_virtio.so.25")
+"""What testpmd is to load by `-d`. They are not where it looks for more: it would find some of them twice."""
 
-NEEDED_DRIVERS = ("librte_bus_pci", "librte_mempool_ring", "librte_net_virtio")
+LOADED_LATE = "libgcc_s.so.1"
+"""What the C library loads when a thread is cancelled."""
 
 
 def linux(version: str) -> Path:
@@ -44,10 +46,9 @@ def prepare_dpdk(debian: Debian) -> None:
     root = CACHE / "dpdk"
     debian.unpack(["dpdk-dev"], root)
     more = Archive()
-    add_dynamic(more, root, TESTPMD)
-    for path in sorted(root.glob(f"{DRIVERS}/*.so.*")):
-        if path.name.startswith(NEEDED_DRIVERS) and path.is_file():
-            add_dynamic(more, root, str(path.relative_to(root)))
+    for path in (TESTPMD, *(f"{private.LIBRARIES}/{name}" for name in (*DPDK_DRIVERS, LOADED_LATE))):
+        add_dynamic(more, root, path)
+    more.link("var/run", "/run")
     _make(DPDK, more)
 
 

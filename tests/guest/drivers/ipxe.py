@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.guest.bare_machine import BareMachine, Prompt
-from tests.guest.drivers.conftest import SERVER
+from tests.guest.drivers.conftest import FILE, SERVER
 
 PROMPT = rb"iPXE> "
 
 
-def drive(guest: BareMachine, version: Callable[[str], None]) -> None:
+def drive(
+    guest: BareMachine,
+    version: Callable[[str], None],
+    *,
+    driver: str = "using virtio-net on",
+    size: int = len(FILE),
+) -> None:
     """Stop it at its command line; have it fetch a file, close its interface, and do it again.
 
     After its reset iPXE writes FEATURES_OK alone.
@@ -20,11 +26,11 @@ def drive(guest: BareMachine, version: Callable[[str], None]) -> None:
     guest.console.send("\x02")
     guest.expect(PROMPT)
     prompt = Prompt(guest, PROMPT)
-    assert "using virtio-net on" in prompt.run("ifstat")
+    assert driver in prompt.run("ifstat")
     for _ in range(2):
         assert "ok" in prompt.run("dhcp net0").split()
         assert "ok" in prompt.run(f"imgfetch --name fetched tftp://{SERVER}/file").split()
-        assert "fetched : 102400 bytes" in prompt.run("imgstat")
+        assert f"fetched : {size} bytes" in prompt.run("imgstat")
         assert "RXE:0" in prompt.run("ifstat net0")
         prompt.run("imgfree")
         assert "Could not" not in prompt.run("ifclose net0")

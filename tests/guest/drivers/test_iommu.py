@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from images.machine import Machine
+from tests.guest.drivers.conftest import IOMMU
 from tests.guest.guest_disk import digest, disk_of, verify
 from tests.server_process import ServerProcess
 
-IOMMU = ("-device", "intel-iommu,caching-mode=on,intremap=off")
 MEBIBYTES = 32
 
 

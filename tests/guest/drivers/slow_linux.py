@@ -1,0 +1,35 @@
+"""Linux 6.12, the kernel of Debian 13, and this Linux when it does the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from images import variants
+from images.machine import Machine
+from images.workspace import IMAGES
+from tests.guest.drivers.conftest import Served
+from tests.guest.drivers.linux import drive
+from tests.server_process import ServerProcess
+
+DOES = "disks and network, driver unbound and bound again"
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        pytest.param(variants.linux("6.12"), marks=pytest.mark.driver("Linux 6.12", DOES)),
+        pytest.param(IMAGES, marks=pytest.mark.driver("Linux 7.3", DOES)),
+    ],
+    ids=["6.12", "7.3"],
+)
+def test_linux(
+    network: Served,
+    server: Callable[..., ServerProcess],
+    machine: Callable[..., Machine],
+    version: Callable[[str], None],
+    images: Path,
+) -> None:
+    drive(network, server, machine, images, version)
