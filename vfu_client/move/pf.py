@@ -156,6 +156,8 @@ class Pf:
 
     def stop(self, vf: int) -> None:
         """Have the VF finish what it began, and stop. Raises SideError when that takes too long."""
+        connection = self.owner.device.connection
+        connection.timeout, patience = STOP_SECONDS, connection.timeout
         try:
             self.owner.mode_set(vf, context.MODE_STOP, timeout=STOP_SECONDS)
         except TimeoutError as error:
@@ -166,6 +168,8 @@ class Pf:
                 f"VF {vf} of the {self.name} ({self.folder}) does not finish what it began within"
                 f" {STOP_SECONDS:g} s: look at the server, and at its disk"
             ) from error
+        finally:
+            connection.timeout = patience
 
     def written_pages(self, vf: int) -> set[int]:
         """The guest addresses of all pages that a stopped VF wrote."""

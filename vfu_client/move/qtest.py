@@ -21,23 +21,32 @@ WINDOW = 1024
 
 
 class QTestError(Exception):
-    """QEMU refused a qtest command, or the connection is gone; the connection is of no more use."""
+    """QEMU refused a qtest command, does not answer, or is gone."""
 
 
 class QTest:
-    """One connection. Answers come in order: commands are sent in batches, then their answers are read."""
+    """One connection. Answers come in order: commands are sent in batches, then their answers are read.
+
+    After a failure nobody knows whose answer comes next, so the next commands go over a new connection.
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 10.0) -> None:
         """Connect. Raises QTestError when QEMU does not listen. Another client has the first command wait."""
         self.path = os.fspath(path)
+        self._timeout = timeout
         self._unread = bytearray()
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(timeout)
+        self._socket = self._connected()
+
+    def _connected(self) -> socket.socket:
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(self._timeout)
         try:
-            self._socket.connect(self.path)
+            client.connect(self.path)
         except OSError as error:
-            self._socket.close()
+            client.close()
             raise QTestError(f"no qtest server at {self.path}: {error.strerror or error}") from error
+        self._unread.clear()
+        return client
 
     def __enter__(self) -> Self:
         return self
@@ -54,14 +63,24 @@ class QTest:
         QTestError.
         """
         values: list[int] = []
+        if self._socket.fileno() < 0:
+            self._socket = self._connected()
         try:
             for first in range(0, len(commands), WINDOW):
                 window = commands[first : first + WINDOW]
                 self._socket.sendall("".join(f"{command}\n" for command in window).encode())
                 values += [self._answer(command) for command in window]
         except TimeoutError as error:
-            raise QTestError(f"{self.path} does not answer: is another qtest client connected?") from error
+            self.close()
+            raise QTestError(
+                f"{self.path} does not answer: is another qtest client connected, or does a server of QEMU's"
+                " devices stand still?"
+            ) from error
+        except QTestError:
+            self.close()
+            raise
         except OSError as error:
+            self.close()
             raise QTestError(f"qtest at {self.path}: {error.strerror or error}") from error
         return values
 

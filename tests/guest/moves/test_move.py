@@ -192,12 +192,18 @@ def test_destination_server_dies(traveller: Traveller, travel_image: Path, step:
     traveller.check_runs()
 
 
+def stand_still(server: ServerProcess) -> None:
+    """Stop a server until SIGCONT; it stands still when this returns."""
+    server.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, server.process.pid, os.WSTOPPED)
+
+
 def hang_up_on(guest: Machine, server: ServerProcess) -> None:
     """Have the server stand still for as long as QEMU (x-msg-timeout) waits for VF 1 to answer a read."""
     slots = [bus["devices"] for bus in guest.qmp("query-pci")]
     bridges = [bridge.get("pci_bridge", {}).get("devices", []) for devices in slots for bridge in devices]
     vf = next(device for devices in bridges for device in devices if device["qdev_id"] == "vf1")
-    server.process.send_signal(signal.SIGSTOP)
+    stand_still(server)
     read = f"xp /1wx {vf['regions'][0]['address']:#x}"
     assert "0xffffffff" in guest.qmp("human-monitor-command", {"command-line": read})
     server.process.send_signal(signal.SIGCONT)
@@ -251,17 +257,16 @@ def test_source_server_stands_still(
 ) -> None:
     """For longer than the VFs may take to stop, and QEMU waits longer: the guest runs as before."""
     monkeypatch.setattr(pf, "STOP_SECONDS", 0.1)
-    monkeypatch.setattr(pf, "NEGOTIATION_SECONDS", 0.1)
     stop = pf.Pf.stop
 
-    def stand_still(self: pf.Pf, vf: int) -> None:
-        traveller.here.process.send_signal(signal.SIGSTOP)
+    def stop_meanwhile(self: pf.Pf, vf: int) -> None:
+        stand_still(traveller.here)
         try:
             stop(self, vf)
         finally:
             traveller.here.process.send_signal(signal.SIGCONT)
 
-    monkeypatch.setattr(pf.Pf, "stop", stand_still)
+    monkeypatch.setattr(pf.Pf, "stop", stop_meanwhile)
     with pytest.raises(MoveError, match="does not finish what it began") as caught:
         traveller.move(target)
     assert caught.value.source_runs, caught.value
