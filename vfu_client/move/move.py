@@ -382,9 +382,13 @@ class Move:
 
     async def _check_there(self) -> None:
         """Raise SideError unless each VF runs at the destination, and its QEMU has it."""
-        for vf, function in zip(self.vfs, self._functions, strict=True):
-            await self.destination.call(vf.destination, Pf.check_runs, self._statuses[vf])
-            await self.destination.check_attached(vf.destination, function.address)
+        there = self.destination
+        runs = [there.call(vf.destination, Pf.check_runs, self._statuses[vf]) for vf in self.vfs]
+        attached = [
+            there.check_attached(vf.destination, function.address)
+            for vf, function in zip(self.vfs, self._functions, strict=True)
+        ]
+        await _together(*runs, *attached)
 
     def _note_times(self) -> None:
         """When the guest stopped and when it went on, as QEMU said it."""

@@ -24,6 +24,8 @@ from vfu_client.owner.owner import OwnerDriver
 
 WAY_BACK = ("restore-destination", "activate-source", "continue-source", "end-destination")
 
+COMMANDS = ("query-migrate-capabilities", "migrate-set-parameters", "migrate-incoming", "migrate-continue")
+
 KILLED = """
 # A vfu-migrate that ends as by SIGKILL where a step, or a command to a QEMU, would begin.
 import os, signal, sys
@@ -119,7 +121,7 @@ def check_at_rest(server: ServerProcess) -> None:
     ("fatal", "fails"),
     [
         *((step, "") for step in STEPS if step not in {"check", "release"}),
-        *((command, "") for command in ("migrate-set-parameters", "migrate-incoming", "migrate-continue")),
+        *((command, "") for command in COMMANDS),
         *((step, "activate") for step in WAY_BACK),
     ],
 )
@@ -133,7 +135,7 @@ def test_goes_back(traveller: Traveller, target: Machine, tmp_path: Path, fatal:
     traveller.check_runs()
     check_settings(traveller.guest)
     check_at_rest(traveller.there)
-    if fatal in {"prepare", "migrate-set-parameters", "copy-ram"}:
+    if fatal in {"prepare", "query-migrate-capabilities", "migrate-set-parameters", "copy-ram"}:
         # The destination had taken nothing yet: it can be used.
         check_settings(target)
         assert target.qmp("query-status")["status"] == "inmigrate"
@@ -156,15 +158,3 @@ def test_goes_on(traveller: Traveller, target: Machine, tmp_path: Path, fatal: s
     traveller.check_runs()
     check_settings(target)
     check_at_rest(traveller.there)
-
-
-def test_nothing_to_recover(tmp_path: Path) -> None:
-    """No journal, or one that anybody may have made."""
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    open_to_all = tmp_path / "vfu-migrate-public"
-    open_to_all.mkdir(0o755)
-    (open_to_all / "journal.json").write_text("{}")
-    words = [sys.executable, "-m", "vfu_client.move.cli", "--recover"]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, "no move was left unfinished" in done.stderr) == (0, True)
-    assert open_to_all.exists()
