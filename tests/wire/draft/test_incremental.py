@@ -190,6 +190,7 @@ def test_moves_there_and_back_and_after_one_that_failed(
         here[512 * number : 512 * number + 512] = bytes([number]) * 512
 
     def begin(source: Pf, destination: Pf, written: WrittenContext) -> None:
+        written.mode = destination.mode(1)
         destination.prepare(1, written, source.read_first(1))
         source.start_record(1)
 
