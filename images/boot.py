@@ -10,6 +10,9 @@ from pathlib import Path
 from images.machine import Machine
 from images.workspace import say
 
+MSG_TIMEOUT_MS = 60_000
+"""How long QEMU waits for a server before it hangs up on it for good; its own 5 s are short."""
+
 
 def boot(sockets: list[Path], disks: list[Path], memory_mib: int, accel: str) -> None:
     """Replace this process by a QEMU with a shell in the guest; leave it with `poweroff -f` or Ctrl-A X.
@@ -22,9 +25,16 @@ def boot(sockets: list[Path], disks: list[Path], memory_mib: int, accel: str) ->
         file = {"driver": "file", "node-name": f"disk{number}", "filename": str(disk.absolute())}
         arguments += ["-blockdev", json.dumps(file)]
         devices.append({"driver": "virtio-blk-pci", "drive": f"disk{number}"})
+    stems = [path.stem for path in sockets]
     devices += [
-        {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(path.absolute())}}
-        for path in sockets
+        {
+            "driver": "vfio-user-pci",
+            # What hot-unplugging and vfu-migrate know it by.
+            "id": path.stem if stems.count(path.stem) == 1 else f"{path.stem}-{number}",
+            "x-msg-timeout": MSG_TIMEOUT_MS,
+            "socket": {"type": "unix", "path": str(path.absolute())},
+        }
+        for number, path in enumerate(sockets)
     ]
     machine = Machine(
         devices=devices,
