@@ -2,140 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from images.job import Job
 from images.machine import Machine
 from pymodel.spec import context
 from tests.guest.conftest import DISK_SIZE
 from tests.guest.guest_disk import disk_of, finish, progress, start_io, wait_written
+from tests.guest.moves.traveller import OPTIONS, Traveller, command
 from tests.server_process import ServerProcess
 from vfu_client.move import pf
 from vfu_client.move.move import Move
 from vfu_client.move.moved_vf import MovedVf, Vf
-from vfu_client.move.qemu import Qemu
-from vfu_client.move.report import STEPS, MoveError, Report
-from vfu_client.move.side import Side
-from vfu_client.owner.admin import AdminError
+from vfu_client.move.report import STEPS, MoveError
 from vfu_client.owner.owner import OwnerDriver
-
-OPTIONS = ["--vfs", "4", "--disk", "pf=ram:1M"]
 
 HANGS_UP = {"x-msg-timeout": 3000}
 """A QEMU that hangs up on a server that stands still for so many milliseconds, and not on a busy one."""
-
-
-@dataclass
-class Traveller:
-    """A guest on VF 1 of the server `here`, which writes to its disk all the time."""
-
-    guest: Machine
-    job: Job
-    here: ServerProcess
-    there: ServerProcess
-
-    def side(self, role: str, machine: Machine, server: ServerProcess) -> Side:
-        """One side of a move."""
-        return Side(role, Qemu(role, machine.qmp_path, machine.qtest_path), {"": server.folder})
-
-    def move(
-        self,
-        target: Machine,
-        *,
-        server: ServerProcess | None = None,
-        vfs: Sequence[MovedVf] = (MovedVf(Vf(1), Vf(1)),),
-        before_step: Callable[[Move, str], None] | None = None,
-    ) -> Report:
-        """Move to another server (`there` by default)."""
-        move: Move
-
-        def hook(step: str) -> None:
-            if before_step is not None:
-                before_step(move, step)
-
-        move = Move(
-            self.side("source", self.guest, self.here),
-            self.side("destination", target, server or self.there),
-            vfs,
-            before_step=hook,
-        )
-        return asyncio.run(move.run())
-
-    def incoming(self) -> Machine:
-        """A QEMU on the other server that waits for the guest; the caller closes it."""
-        return Machine(devices=[self.there.qemu_device("vf1")], incoming=True).__enter__()
-
-    def arrived(self, target: Machine) -> None:
-        """Note that the guest is in `target` now, on the other server."""
-        self.guest.close()
-        self.guest, self.job = target, self.job.moved(target.check)
-        self.here, self.there = self.there, self.here
-
-    def finish(self) -> dict[str, Any]:
-        """End the job, checked: its figures. The next test gets another one."""
-        found = finish(self.job)
-        self.job = start_io(self.guest, disk_of(self.guest, "vf1"))
-        return found
-
-    def check_runs(self) -> None:
-        """The guest runs and writes, and the VF is as it was before a move: active, and no write record."""
-        assert self.guest.qmp("query-status")["status"] == "running"
-        assert self.guest.qmp("query-migrate-parameters")["downtime-limit"] == 300
-        before = progress(self.job)
-        after = wait_written(self.job, before["sectors_written"] + 500)
-        assert (after["lost"], after["corrupt"], after["errors"]) == (0, 0, 0)
-        with OwnerDriver.open(self.here.socket("pf")) as owner:
-            assert owner.mode_get(1) == context.MODE_ACTIVE
-            with pytest.raises(AdminError):
-                owner.write_record_read(1)
-
-
-@pytest.fixture(scope="module")
-def travel_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The disk that both servers share."""
-    path = tmp_path_factory.mktemp("travel") / "disk.img"
-    with path.open("wb") as file:
-        file.truncate(DISK_SIZE)
-    return path
-
-
-@pytest.fixture(scope="module")
-def traveller(travel_image: Path) -> Iterator[Traveller]:
-    """See `Traveller`. Tests leave it on one of its two servers, running, and with a job; in any order."""
-    options = [*OPTIONS, "--disk", str(travel_image)]
-    with ServerProcess(*options) as here, ServerProcess(*options) as there:
-        guest = Machine(devices=[here.qemu_device("vf1")]).__enter__()
-        found = None
-        try:
-            guest.wait_ready(timeout=120)
-            found = Traveller(guest, start_io(guest, disk_of(guest, "vf1")), here, there)
-            yield found
-        finally:
-            (guest if found is None else found.guest).close()
-
-
-@pytest.fixture
-def target(traveller: Traveller) -> Iterator[Machine]:
-    """A QEMU on the other server that waits for the guest; it stays when the guest moved in."""
-    machine = traveller.incoming()
-    try:
-        yield machine
-    finally:
-        if traveller.guest is not machine:
-            machine.close()
 
 
 @pytest.mark.parametrize("step", [step for step in STEPS if step != "release"])
@@ -405,16 +297,6 @@ def test_several_vfs(
         moved = job.moved(target.check)
         wait_written(moved, progress(moved)["sectors_written"] + 1000)
         assert finish(moved)["sectors_written"] > 5000
-
-
-def command(traveller: Traveller, target: Machine, *options: str) -> list[str]:
-    """The command line of `vfu-migrate` for a move to the other server."""
-    ends = (("from", traveller.guest, traveller.here), ("to", target, traveller.there))
-    words = [sys.executable, "-m", "vfu_client.move.cli", "--vf", "vf1", *options]
-    for end, machine, server in ends:
-        words += [f"--{end}-qmp", str(machine.qmp_path), f"--{end}-qtest", str(machine.qtest_path)]
-        words += [f"--{end}-server", str(server.folder)]
-    return words
 
 
 def closed_pipe() -> int:

@@ -7,16 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from images.machine import Machine
 from pymodel.spec import context
-from tests.guest.conftest import DISK_SIZE
-from tests.guest.guest_disk import disk_of, start_io
-from tests.guest.moves.test_move import OPTIONS, Traveller, command
+from tests.guest.moves.traveller import Traveller, command
 from tests.server_process import ServerProcess
 from vfu_client.move.report import STEPS
 from vfu_client.owner.admin import AdminError
@@ -52,35 +49,6 @@ class KilledMove(move.Move):
 cli.Qemu, cli.Move = KilledQemu, KilledMove
 sys.exit(cli.main(sys.argv[3:]))
 """
-
-
-@pytest.fixture(scope="module")
-def traveller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traveller]:
-    """As that of test_move."""
-    image = tmp_path_factory.mktemp("travel") / "disk.img"
-    image.touch()
-    os.truncate(image, DISK_SIZE)
-    options = [*OPTIONS, "--disk", str(image)]
-    with ServerProcess(*options) as here, ServerProcess(*options) as there:
-        guest = Machine(devices=[here.qemu_device("vf1")]).__enter__()
-        found = None
-        try:
-            guest.wait_ready(timeout=120)
-            found = Traveller(guest, start_io(guest, disk_of(guest, "vf1")), here, there)
-            yield found
-        finally:
-            (guest if found is None else found.guest).close()
-
-
-@pytest.fixture
-def target(traveller: Traveller) -> Iterator[Machine]:
-    """A QEMU on the other server that waits for the guest; it stays when the guest moved in."""
-    machine = traveller.incoming()
-    try:
-        yield machine
-    finally:
-        if traveller.guest is not machine:
-            machine.close()
 
 
 def kill_and_recover(
