@@ -32,6 +32,7 @@ TRACE: Final = 5
 FLUX_SECONDS: Final = 0.5
 """How long memory that the client unmapped may be missing before that is the driver's mistake."""
 
+_NO_MEMORY: Final = "the server has no memory for an access"
 _PAST_THE_END: Final = "guest memory is past the end of the client's file"
 
 _NUMBER: Final = re.compile(r"0x[0-9a-fA-F]+|\d+")
@@ -309,20 +310,30 @@ class _Accesses:
     def region_read(self, region: int, offset: int, length: int) -> bytes:
         self._reads += 1
         with self._function.lock:
-            if region == CONFIG_REGION:
-                return self._function.config_read(offset, length)
-            return self._function.bar_read(region, offset, length)
+            try:
+                if region == CONFIG_REGION:
+                    return self._function.config_read(offset, length)
+                return self._function.bar_read(region, offset, length)
+            except MemoryError:
+                self._function.memory_lost(_NO_MEMORY)
+                return b"\xff" * length  # as where nothing answers
 
     def region_write(self, region: int, offset: int, data: bytes) -> None:
         with self._function.lock:
-            if region == CONFIG_REGION:
-                self._function.config_write(offset, data)
-            else:
-                self._function.bar_write(region, offset, data)
+            try:
+                if region == CONFIG_REGION:
+                    self._function.config_write(offset, data)
+                else:
+                    self._function.bar_write(region, offset, data)
+            except MemoryError:
+                self._function.memory_lost(_NO_MEMORY)
 
     def reset(self) -> None:
         with self._function.lock:
-            self._function.device_reset()
+            try:
+                self._function.device_reset()
+            except MemoryError:
+                self._function.memory_lost(_NO_MEMORY)
 
     def log(self, level: int, text: str) -> None:
         if level > _SYSLOG_ERROR:

@@ -129,6 +129,20 @@ def test_a_visit(function: FakeFunction, thread: FunctionThread, tmp_path: Path)
     assert function.told == visited * 2
 
 
+def test_no_memory_for_an_access(function: FakeFunction, thread: FunctionThread, tmp_path: Path) -> None:
+    """All ones, as where nothing answers; the driver hears of it, and the function goes on."""
+
+    def none() -> bytes:
+        raise MemoryError
+
+    with RawClient(tmp_path / "vf1.sock") as client:
+        function.on_read = none
+        assert client.read(0, 0x14, 2) == b"\xff\xff"
+        function.wait_for("memory lost: the server has no memory for an access")
+        function.on_read = lambda: b"\xaa"
+        assert client.read(0, 0x14, 2) == b"\xaa\xaa"
+
+
 def test_interrupts_and_memory(function: FakeFunction, thread: FunctionThread, tmp_path: Path) -> None:
     eventfd = os.eventfd(0)
     with RawClient(tmp_path / "vf1.sock") as client:
