@@ -1,4 +1,9 @@
-"""The power management capability: D0 and D3hot, no PME (DEV-19), no reset on the way back to D0."""
+"""The power management capability: D0 and D3hot, no PME (DEV-19).
+
+No_Soft_Reset is clear, though the way back to D0 changes nothing here: where it is set, Linux leaves the
+device as it is while the machine sleeps (S3), and QEMU resets the device when it wakes up. Clear, it makes no
+promise (PCI Express 5.0, "Power Management Control/Status Register": the state is then undefined).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +37,7 @@ class PowerManagement:
 
     def read_control(self) -> int:
         """The present power state; PME_En and PME_Status read 0."""
-        return self.state | pci.PM_NO_SOFT_RESET
+        return self.state
 
     def write_control(self, value: int) -> None:
         """Ask for a power state; one that is not supported (D1, D2) is ignored."""

@@ -60,7 +60,6 @@ PM_PMC = 2
 PM_PMCSR = 4
 PM_PMC_VERSION = 3
 PM_STATE_MASK = 0x0003
-PM_NO_SOFT_RESET = 0x0008
 
 # PCI Express capability, version 2, 0x3c bytes.
 EXPRESS_SIZE = 0x3C

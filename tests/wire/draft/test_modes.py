@@ -223,7 +223,7 @@ def test_pci_interfaces_are_alike_in_every_mode(server: ServerProcess) -> None:
     assert seen[ACTIVE]["msix"] == [0xC000, 0x4000, 0, 0x8000]
     assert seen[ACTIVE]["masks"] == [True, False]
     assert seen[ACTIVE]["entry"] == (0x1234_5678_9ABC, 0x55, 0)
-    assert seen[ACTIVE]["power"] == [(3, 0xFF, 0x000B), (3, 0xFF, 0x000B), (0, 0x0F, 0x0008)]
+    assert seen[ACTIVE]["power"] == [(3, 0xFF, 0x0003), (3, 0xFF, 0x0003), (0, 0x0F, 0x0000)]
     assert seen[ACTIVE]["express"] == 0x002F
     for name, expected in seen[ACTIVE].items():
         assert seen[STOP][name] == expected, f"{name} in Stop"
