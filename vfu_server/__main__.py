@@ -37,6 +37,9 @@ from vfu_server.server import Folder, FolderTakenError, Server, StopSignals
 from vfu_server.turn_lock import TurnLock
 from vfu_server.vfio._vfu import keep_freed_memory
 
+EVERYTHING: Final = frozenset({"trace", "debug"})
+"""Log levels at which no line is left out."""
+
 KEPT_MEMORY: Final = 256 << 20
 """Bytes of freed memory that the process keeps for itself."""
 
@@ -171,7 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=options.log_level.upper(),
         format="%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
-        handlers=[BoundedHandler(sys.stderr)],
+        # Who asks for each command or access gets them all, and what they led to.
+        handlers=[(logging.StreamHandler if options.log_level in EVERYTHING else BoundedHandler)(sys.stderr)],
     )
     # What a written context is copied into is as large as a disk's chunks, and page faults on fresh memory
     # would cost more than the copy.

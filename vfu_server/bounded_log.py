@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Final, TextIO
 
-LINES: Final = 20
+LINES: Final = 100
 """Lines of one kind that are written in each period of `SECONDS`."""
 
 SECONDS: Final = 60.0
@@ -28,12 +28,12 @@ class _Kind:
 
 
 class BoundedHandler(logging.StreamHandler[TextIO]):
-    """Writes to a stream as its base class does, but of each kind of line from INFO on only so many.
+    """Writes to a stream as its base class does, but of each kind of line only so many.
 
     Lines are of one kind if logger, thread and message, before its arguments are put in, are the same: the
     lines of a function come from its own thread. `extra={"kind": ...}` stands for the message where that says
     too little or too much. When the period ends, and when the handler is closed, a line tells how many were
-    left out and what the last one was. Lines below INFO are asked for, by the log level, and never left out.
+    left out and what the last one was.
     """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,9 +44,6 @@ class BoundedHandler(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record, or count it. Called with the handler's lock held."""
-        if record.levelno < logging.INFO:
-            super().emit(record)
-            return
         now = self._clock()
         key = (record.name, record.threadName, str(getattr(record, "kind", record.msg)))
         kind = self._kinds.get(key)

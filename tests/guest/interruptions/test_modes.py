@@ -24,8 +24,10 @@ def test_stopped_and_set_going(server: Callable[..., ServerProcess], machine: Ca
             owner.mode_set(1, STOP)
             if turn % 2:
                 owner.mode_set(1, FREEZE)
-            stopped = progress(job)
-            while (later := progress(job))["gap_now_ms"] < 150:
+            # What was completed before may take the guest a moment to see.
+            while (stopped := progress(job))["gap_now_ms"] < 150:
+                pass
+            while (later := progress(job))["gap_now_ms"] < 300:
                 pass
             assert later["sectors_written"] == stopped["sectors_written"]
             assert later["sectors_read"] == stopped["sectors_read"]
@@ -34,5 +36,5 @@ def test_stopped_and_set_going(server: Callable[..., ServerProcess], machine: Ca
             owner.mode_set(1, ACTIVE)
             written = int(later["sectors_written"])
         wait_written(job, written + 400)
-        assert finish(job)["longest_gap_ms"] >= 150
+        assert finish(job)["longest_gap_ms"] >= 300
     assert "WARNING" not in serving.log

@@ -46,6 +46,16 @@ class Running:
         return self.process.returncode, logged
 
 
+@pytest.fixture(autouse=True)
+def signals_as_they_come() -> Iterator[None]:
+    """What a test starts inherits no ignored signal, as tests in the background or under nohup do."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "sockets"
@@ -273,16 +283,8 @@ def test_a_hangup_that_is_ignored_stays_so(folder: Path) -> None:
     assert "SIGTERM: stopping" in logged
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """What the test starts does not inherit that SIGINT is ignored, as tests in the background do."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_it_starts(folder: Path, interruptible: None, number: int) -> None:
+def test_a_signal_while_it_starts(folder: Path, number: int) -> None:
     """Whenever it comes: no traceback, no sockets, ended by the signal or in order."""
     options = [*COMMAND, "--socket-dir", str(folder), "--device", "blk", "--vfs", "8"]
     for step in range(5):
@@ -296,7 +298,7 @@ def test_a_signal_while_it_starts(folder: Path, interruptible: None, number: int
         assert not list(folder.glob("*.sock"))
 
 
-def test_ctrl_c_while_python_starts(folder: Path, interruptible: None) -> None:
+def test_ctrl_c_while_python_starts(folder: Path) -> None:
     """With the command that `make` makes, as a user types it."""
     command = Path(sys.executable).with_name("vfu-server")
     if not command.is_file() or "--block-signal" not in command.read_text():
