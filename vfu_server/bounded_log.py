@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -82,9 +83,12 @@ class BoundedHandler(logging.StreamHandler[TextIO]):
                 self._start_timer()
 
     def _start_timer(self) -> None:
-        self._timer = threading.Timer(SECONDS, self.tell_ended)
-        self._timer.daemon = True
-        self._timer.start()
+        timer = threading.Timer(SECONDS, self.tell_ended)
+        timer.daemon = True
+        # Without a thread the count is told with the next line of the kind, or at the end.
+        with contextlib.suppress(RuntimeError, MemoryError):
+            timer.start()
+            self._timer = timer
 
     def _tell(self, kind: _Kind) -> None:
         if kind.last is None:

@@ -9,7 +9,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Final, Protocol, Self
@@ -23,6 +23,9 @@ STOP_SECONDS: Final = 5.0
 
 QUEUED_SECONDS: Final = 1.0
 """How long a client may wait to be let in before that is told."""
+
+NOT_TO_BE_HAD: Final = (OSError, RuntimeError, MemoryError)
+"""Raised where there is no descriptor, no thread or no memory for another function."""
 
 log: Final = logging.getLogger("virtio.server")
 
@@ -146,10 +149,8 @@ class Server:
                     else:
                         self._queued[fd] = time.monotonic()
                 if not self._ended(stop):
-                    try:
+                    with suppress(*NOT_TO_BE_HAD):
                         self._follow_vfs()
-                    except OSError as error:
-                        log.error("a VF has no socket, until VFs are enabled again: %s", error)  # noqa: TRY400 - not a bug
                     self._tell_of_queued()
             waiting.unregister(stop.fd)
             if stop.came:
@@ -173,10 +174,15 @@ class Server:
 
     def _start(self, number: int, function: Served) -> None:
         thread = FunctionThread(function, self._folder.path / f"{function.name}.sock", self._budget)
+        try:
+            # Once for each client that comes, and not for as long as it waits.
+            self._events.register(thread.listener, select.EPOLLIN | select.EPOLLET)
+            thread.start()
+        except BaseException:
+            thread.stop()
+            thread.join(0)
+            raise
         self._threads[number] = thread
-        # Once for each client that comes, and not for as long as it waits.
-        self._events.register(thread.listener, select.EPOLLIN | select.EPOLLET)
-        thread.start()
 
     def _tell_of_queued(self) -> None:
         """Tell of clients that came a while ago and still wait: one of two at a socket would seem to hang."""
@@ -194,7 +200,10 @@ class Server:
             looked.unregister(fd)
 
     def _follow_vfs(self) -> None:
-        """Have a thread for each VF that there is; a new one where a number is another VF than before."""
+        """Have a thread for each VF that there is; a new one where a number is another VF than before.
+
+        Raises the first of NOT_TO_BE_HAD, each told, once all others have theirs.
+        """
         with self._device.lock:
             wanted = dict(self._device.vfs)
         gone = [n for n, thread in self._threads.items() if n and wanted.get(n) is not thread.function]
@@ -207,8 +216,15 @@ class Server:
                 "; its client is hung up on" if thread.attached else "",
             )
         self._end(gone)
+        failed: Exception | None = None
         for number in sorted(wanted.keys() - self._threads.keys()):
-            self._start(number, wanted[number])
+            try:
+                self._start(number, wanted[number])
+            except NOT_TO_BE_HAD as error:
+                log.error("%s is not served, until VFs are enabled again: %s", wanted[number].name, error)  # noqa: TRY400 - not a bug
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def _end(self, numbers: list[int]) -> None:
         threads = [self._threads.pop(number) for number in numbers]

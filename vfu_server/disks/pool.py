@@ -52,10 +52,11 @@ class Pool:
         while True:
             with self._there:
                 self._idle += 1
-                last = self._workers == 1
-                found = self._there.wait_for(lambda: self._calls, None if last else IDLE_SECONDS)
+                # Looked at after the wait: others may have gone meanwhile.
+                while not self._there.wait_for(lambda: self._calls, IDLE_SECONDS) and self._workers == 1:
+                    pass
                 self._idle -= 1
-                if not found:
+                if not self._calls:
                     self._workers -= 1
                     return
                 call = self._calls.popleft()

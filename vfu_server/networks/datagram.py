@@ -96,7 +96,10 @@ class DatagramPort(FramePort):
         writable.register(self._socket, select.POLLOUT)
         if not writable.poll(0):
             return True
-        room = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            room = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        except OSError:
+            return False  # no file descriptor: the frame is lost
         try:
             room.connect(self._remote)
         except OSError:

@@ -486,6 +486,9 @@ cdef int changed(vfu_ctx_t *ctx, int what, uint64_t start, uint64_t length, int 
             context.memory.clear()
     except OSError as error:
         return error.errno or EIO
+    except MemoryError:
+        context.memory.note_refusal("there is no memory for another region")
+        return ENOMEM
     except BaseException as exception:
         context.fail(exception)
         return EIO

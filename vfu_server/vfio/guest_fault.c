@@ -36,10 +36,13 @@ mend(uintptr_t address)
             continue;
         }
         uintptr_t page = address & ~((uintptr_t)size - 1);
+        if (page < start) {
+            page = start; /* what stands in front of it is somebody else's */
+        }
         if (!replace(page, end - page)) {
             return false;
         }
-        uint64_t lost = (end - page) / size;
+        uint64_t lost = (end - page + size - 1) / size;
         atomic_store_explicit(&slot->end, page, memory_order_release);
         atomic_fetch_add_explicit(&slot->lost, lost, memory_order_relaxed);
         __atomic_fetch_add(atomic_load_explicit(&slot->total, memory_order_relaxed), lost, __ATOMIC_RELAXED);

@@ -42,6 +42,7 @@ cdef class Mapping:
     cdef Holding holding
     cdef object file       # what tells one file, opened and mapped in one way, from another
     cdef Py_ssize_t regions
+    cdef bint is_whole     # it has all of the file
 
     @staticmethod
     cdef Mapping of(void *base, size_t length, size_t page_size, Holding holding)
@@ -74,3 +75,4 @@ cdef class GuestMemory:
                     uint32_t prot) except -1
     cdef int drop(self, Region *region) except -1
     cdef int refuse(self, str reason) except -1
+    cdef void note_refusal(self, str reason) noexcept

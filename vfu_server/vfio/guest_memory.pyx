@@ -49,6 +49,14 @@ cdef extern from "<sys/stat.h>":
     int fstat(int fd, stat_result *status) nogil
     bint S_ISREG(unsigned int mode) nogil
 
+cdef extern from "<sys/vfs.h>":
+    cdef struct file_system "statfs":
+        long f_type, f_bsize
+    int fstatfs(int fd, file_system *found) nogil
+
+cdef extern from "<linux/magic.h>":
+    long HUGETLBFS_MAGIC
+
 cdef extern from "<unistd.h>":
     int getpagesize() nogil
 
@@ -370,15 +378,15 @@ cdef class GuestMemory:
     cdef Mapping reach(self, int fd, uint64_t offset, uint64_t length, uint32_t prot, uint64_t *first):
         """A mapping that has [offset, offset + length) of a file; `first` is where in the file it begins."""
         cdef stat_result status
+        cdef file_system system
         cdef Mapping mapping
         cdef uint64_t size, page_size = getpagesize(), end = offset + length
         cdef object file = identity(fd, prot)
         if fstat(fd, &status) != 0:
             raise OSError(errno, os.strerror(errno))
-        if status.st_blksize > 0 and <uint64_t>status.st_blksize > page_size:
-            page_size = status.st_blksize  # that of huge pages
-        if page_size & (page_size - 1):
-            raise OSError(EINVAL, "no page size")
+        # Not st_blksize: network file systems have large blocks, and pages like any other.
+        if fstatfs(fd, &system) == 0 and system.f_type == HUGETLBFS_MAGIC:
+            page_size = system.f_bsize
         first[0] = 0
         if S_ISREG(status.st_mode) and status.st_size >= 0 and end <= <uint64_t>status.st_size:
             mapping = self.whole.get(file)
@@ -387,8 +395,8 @@ cdef class GuestMemory:
             size = up(status.st_size, page_size)
             if size <= self.bytes_max and self.holding.bytes <= self.bytes_max - size:
                 mapping = self.map_file(fd, 0, size, page_size, prot)
+                mapping.is_whole = True
                 mapping.file = file
-                self.whole[file] = mapping
                 return mapping
         # A part of a file that is too large as a whole, what lies past the end of one, or a device's memory.
         first[0] = offset & ~(page_size - 1)
@@ -430,6 +438,8 @@ cdef class GuestMemory:
             mapping.regions += 1
             region.mapping = <void *>mapping
             region.slot = mapping.slot
+            if mapping.is_whole:
+                self.whole[mapping.file] = mapping
         return 0
 
     cdef int drop(self, Region *region) except -1:
@@ -446,9 +456,12 @@ cdef class GuestMemory:
         return 0
 
     cdef int refuse(self, str reason) except -1:
+        self.note_refusal(reason)
+        raise OSError(ENOSPC, reason)
+
+    cdef void note_refusal(self, str reason) noexcept:
         self.refused += 1
         self.refusal = reason
-        raise OSError(ENOSPC, reason)
 
 
 cdef inline bint sound(uint64_t start, uint64_t length) noexcept:

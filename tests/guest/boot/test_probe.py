@@ -44,7 +44,7 @@ def test_capabilities(plain: Plain, function: str) -> None:
     # lspci has no name for PCI_CFG (type 5); the numbers are read below.
     assert structures == ["CommonCfg", "Notify", "ISR", "DeviceCfg", "<unknown>"]
     assert "FLReset+" in text
-    assert "Status: D0 NoSoftRst+ PME-Enable-" in text
+    assert "Status: D0 NoSoftRst- PME-Enable-" in text
     assert "MSI-X: Enable+" in text
     assert "Kernel driver in use: virtio-pci" in text
     assert "Virtio 1.0 block device (rev 01)" in text

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tests.wire.disks.gates import Gates
 from tests.wire.running import until
 from vfu_server.disks import file as disk_file
 from vfu_server.disks import image as disk_image
+from vfu_server.disks import pool as pool_module
 from vfu_server.disks.file import FileDisk
 from vfu_server.disks.image import IOV_MAX, Image
 from vfu_server.disks.pool import Pool
@@ -578,6 +580,36 @@ def test_a_pool_that_gets_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         assert done.acquire(timeout=SECONDS)
     assert not done.acquire(blocking=False)
+
+
+def test_the_last_thread_of_a_pool_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where all are idle for as long: without threads to be had it is the only one."""
+    monkeypatch.setattr(pool_module, "IDLE_SECONDS", 0.05)
+    pool = Pool("stays")
+    together = threading.Barrier(3)
+
+    def call() -> None:
+        together.wait(SECONDS)
+
+    for _ in range(2):
+        pool.submit(call)
+    workers = [thread for thread in threading.enumerate() if thread.name == "disk stays"]
+    together.wait(SECONDS)
+    deadline = time.monotonic() + SECONDS
+    while all(worker.is_alive() for worker in workers):
+        assert time.monotonic() < deadline
+        os.sched_yield()
+    (last,) = [worker for worker in workers if worker.is_alive()] or workers[:1]
+    last.join(0.5)  # ten times the idle time
+    assert last.is_alive()
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    done = threading.Event()
+    pool.submit(done.set)
+    assert done.wait(SECONDS)
 
 
 # --- opening ---------------------------------------------------------------------------------------

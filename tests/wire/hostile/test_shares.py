@@ -105,7 +105,7 @@ def test_a_vf_without_a_descriptor_for_its_socket(serve: Callable[..., ServerPro
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (3, hard))
         sriov.enable(2)
         server.wait_log(
-            "virtio.server: a VF has no socket, until VFs are enabled again: .*Too many open files"
+            "virtio.server: vf1 is not served, until VFs are enabled again: .*Too many open files"
         )
         sriov.disable()
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (soft, hard))

@@ -10,6 +10,7 @@ import resource
 import socket
 import stat
 import struct
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -646,6 +647,42 @@ def test_a_file_that_is_cut_short_page_by_page(device: Device, client: RawClient
         assert len(Path("/proc/self/maps").read_text().splitlines()) <= before + 2
         client.map(fd, 1 << 40, PAGE)  # anew
     device.do(lambda: memory.view(1 << 40, PAGE, write=True))
+
+
+@pytest.fixture
+def large_blocks(tmp_path: Path) -> Iterator[Path]:
+    """A folder of a file system whose st_blksize is not its page size."""
+    folder = tmp_path / "large"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "huge=always,size=16M", "none", folder],
+        check=False,
+        capture_output=True,
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount a tmpfs here, or it has no huge pages")
+    try:
+        yield folder
+    finally:
+        # What maps a file of it may be around for a while.
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_short_file_where_blocks_are_large(device: Device, client: RawClient, large_blocks: Path) -> None:
+    """Blocks of a file system are no pages: each page that is lost counts, and nothing in front of it is."""
+    memory = device.context.memory
+    path = large_blocks / "guest"
+    path.write_bytes(b"\1" * (4 * PAGE))
+    assert path.stat().st_blksize > PAGE
+    fd = os.open(path, os.O_RDWR)
+    client.map(fd, 0x10000, 4 * PAGE)
+    os.close(fd)
+    view = device.do(lambda: memory.view(0x10000, 4 * PAGE, write=True)[0])
+    assert np.count_nonzero(view) == 4 * PAGE
+    os.truncate(path, PAGE)
+    assert np.count_nonzero(view) == PAGE
+    assert memory.lost == 3
+    client.unmap(0x10000, 4 * PAGE)
 
 
 def fds_open() -> int:
