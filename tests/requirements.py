@@ -84,7 +84,7 @@ REQUIREMENTS: Final[Mapping[str, tuple[str, str]]] = {
 HEAD: Final = """\
 # Requirements of the draft, and their tests
 
-Made by `python -m tests.requirements --write`; do not edit. The draft is the one that
+Made by `.venv/bin/python -m tests.requirements --write`; do not edit. The draft is the one that
 [architecture.md](architecture.md) names; DEV is what the device owes, DRV what an owner driver owes, in our
 words. The tests are those of `tests/wire`: a client over vfio-user against a server process. Tests of the
 model, and those with guests, that are marked with the same requirement are counted behind them.

@@ -1,1 +1,1 @@
-"""Serves the device model over vfio-user: the extension around libvfio-user, threads, backends, command."""
+"""Serves the device model over vfio-user: sockets and threads, disks and networks, monitor, command line."""

@@ -24,6 +24,7 @@ from typing import Any, Final
 from pymodel import build
 from pymodel.admin.context_commands import context_commands
 from pymodel.admin.rules import Rules
+from pymodel.devices.registry import DEVICES
 from pymodel.pci.function import Delays
 from pymodel.transport.features import OPTIONAL
 from vfu_server import budget
@@ -58,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         "The guest's memory must be shared: in QEMU, memory-backend-memfd with share=on.",
     )
     result.add_argument("--socket-dir", type=Path, required=True, metavar="DIR", help="made if it is missing")
-    result.add_argument("--device", choices=("blk", "net"), required=True)
+    result.add_argument("--device", choices=tuple(DEVICES), required=True)
     result.add_argument(
         "--vfs", type=_count(0, VFS_MAX), default=0, metavar="N", help="VFs enabled at power-on"
     )

@@ -27,7 +27,7 @@ from vfu_client.move.qemu import Qemu
 from vfu_client.move.recovery import Recovery, RecoveryError
 from vfu_client.move.report import MoveError, Report
 from vfu_client.move.side import Side
-from vfu_client.owner.streams import fill_descriptors, put, tell
+from vfu_client.standard_streams import fill_descriptors, put, tell
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

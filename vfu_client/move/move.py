@@ -2,7 +2,7 @@
 
 QEMU copies RAM and CPUs with its own `migrate`. What it leaves out comes from here: the VFs' contexts, the
 PCI registers that QEMU keeps for them, and the memory that the VFs wrote while QEMU copied it. The guest
-stands still from QEMU's STOP at the source to its RESUME at the destination. `move_report.STEPS` names what
+stands still from QEMU's STOP at the source to its RESUME at the destination. `report.STEPS` names what
 happens.
 """
 

@@ -22,7 +22,7 @@ from vfu_client.owner.admin import AdminError
 from vfu_client.owner.context import MODE_NAMES, TYPE_NAMES, Field, compare, decode
 from vfu_client.owner.owner import CONTEXT_OPCODES, DriverRuleError, OwnerDriver
 from vfu_client.owner.stream import BadContextError
-from vfu_client.owner.streams import OUTPUT, fill_descriptors, put, tell
+from vfu_client.standard_streams import OUTPUT, fill_descriptors, put, tell
 from vfu_client.vfio.connection import ServerBusyError, ServerUnreachableError
 from vfu_client.vfio.pci import CapabilityMissingError
 from vfu_client.virtio.function import NegotiationError

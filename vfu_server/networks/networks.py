@@ -10,7 +10,7 @@ from pymodel.devices.net.port import NetBackend, Port
 from vfu_server.networks.datagram import DatagramPort
 from vfu_server.networks.frame_port import NoPort
 from vfu_server.networks.links import LinkWatch
-from vfu_server.networks.options import SWITCH, NetOptions
+from vfu_server.networks.options import NONE, SWITCH, NetOptions
 from vfu_server.networks.stream import StreamPort
 from vfu_server.networks.switch import Switch, SwitchPort
 from vfu_server.networks.tap import TapPort
@@ -67,4 +67,6 @@ class Networks:
         if kind == "dgram":
             local, _, remote = where.partition(",")
             return DatagramPort(Path(local), Path(remote))
-        return NoPort()
+        if kind == NONE:
+            return NoPort()
+        raise ValueError(f"{text!r} is no network")

@@ -1,1 +1,1 @@
-"""What knows libvfio-user: the extension modules and the C around the library."""
+"""All C: libvfio-user with the guards around it (`_vfu`), and guest memory, which does not know it."""

@@ -6,7 +6,7 @@ here.
 
 Regions are many where the guest has an IOMMU, and short, but they are of few files. So a file is mapped once, as a
 whole, and its regions are places in that mapping: a region takes neither a mapping nor a descriptor of its own. The
-table of regions is a balanced tree, in which overlapping ranges are equal.
+table of regions (`region_table.c`) is in order of addresses, and searched by halves.
 """
 
 import os

@@ -169,7 +169,7 @@ def test_power_states(function: PciFunction) -> None:
 
 @BOTH
 def test_d3hot_shuts_the_function_up_and_d0_finds_it_as_it_was(shared: ServerProcess, name: str) -> None:
-    """D3hot: configuration space only. No_Soft_Reset: what was set up is there afterwards."""
+    """D3hot: configuration space only. What was set up is there afterwards, though No_Soft_Reset is clear."""
     with driven(shared.socket(name)) as block:
         device = block.device
         status = block.room(1)

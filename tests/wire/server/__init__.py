@@ -1,1 +1,1 @@
-"""The server as a process: its command line, its extension, threads and lock, and its monitor."""
+"""The server as a process: its command line, its extension, threads and lock, its log and monitor."""

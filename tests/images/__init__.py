@@ -1,0 +1,1 @@
+"""What builds and boots guests for people: its command line."""
