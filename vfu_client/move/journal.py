@@ -20,6 +20,7 @@ from typing import Any
 PREFIX = "vfu-migrate-"
 NAME = "journal.json"
 VERSION = 1
+ATTEMPTS = 10
 
 
 class JournalError(Exception):
@@ -36,8 +37,15 @@ class Journal:
     @classmethod
     def begin(cls) -> Journal:
         """A new folder that only its owner may look into. Raises OSError."""
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        return cls(folder, _locked(folder))
+        for _ in range(ATTEMPTS):
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+            # A recovery may find it before it is locked, and remove it.
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                begun = cls(folder, _locked(folder))
+                if folder.exists():
+                    return begun
+                begun.close()
+        raise OSError(f"{folder} and others like it were removed as soon as they were made")
 
     def write(self, notes: Mapping[str, Any]) -> None:
         """Replace what is noted, whole or not at all. Raises OSError."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vfu_client.move import cli
-from vfu_client.move.journal import Journal
+from vfu_client.move.journal import Journal, abandoned
 
 
 @pytest.fixture
@@ -114,3 +114,28 @@ def test_whose_journals(folder: Path, capfd: pytest.CaptureFixture[str]) -> None
     assert public.exists()
     assert other.exists()
     running.close()
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_recovery_beside_a_move_that_begins(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, removed: bool
+) -> None:
+    """It finds the folder before the move has locked it: the move has another one."""
+    make, found = tempfile.mkdtemp, list[Journal]()
+
+    def made(**options: Any) -> str:
+        name: str = make(**options)
+        if not found:
+            found.extend(abandoned())
+            if removed:
+                found[0].remove()
+        return name
+
+    monkeypatch.setattr(tempfile, "mkdtemp", made)
+    journal = Journal.begin()
+    assert journal.folder != found[0].folder
+    journal.write({})
+    assert list(abandoned()) == []
+    journal.remove()
+    found[0].remove()
+    assert list(folder.iterdir()) == []
