@@ -9,6 +9,8 @@ It runs each test that names a driver (`@pytest.mark.driver("iPXE", "DHCP, TFTP"
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+
+from images.workspace import IMAGES
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 TABLE: Final = ROOT / "docs" / "compatibility.md"
@@ -31,7 +35,7 @@ HEAD: Final = """\
 
 Made by `make compat`; do not edit. All drivers are those of Debian's packages; each version is what the
 driver says of itself. A driver *works* if it did what is named, no byte was wrong, and the server had no
-fault to report.
+fault to report. {client} was between them and the server.
 
 | Driver | Version | What it did | Verdict |
 | --- | --- | --- | --- |
@@ -73,9 +77,19 @@ class Recorder:
             row.outcome = report.outcome
 
 
-def render(rows: Sequence[Row]) -> str:
-    """The page."""
-    return HEAD + "".join(f"{row}\n" for row in sorted(rows, key=lambda row: (row.driver, row.does)))
+def render(rows: Sequence[Row], client: str) -> str:
+    """The page. `client` is what had the functions in its guests."""
+    return HEAD.format(client=client) + "".join(
+        f"{row}\n" for row in sorted(rows, key=lambda row: (row.driver, row.does))
+    )
+
+
+def _qemu() -> str:
+    """QEMU and its version."""
+    command = [str(IMAGES / "qemu-system-x86_64"), "--version"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.match(r"QEMU emulator version (\S+)", said)
+    return f"QEMU {found[1]}" if found else "QEMU"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -89,7 +103,7 @@ def main(arguments: Sequence[str]) -> int:
         plugins=[recorder],
     )  # fmt: skip
     if not arguments and recorder.rows:
-        TABLE.write_text(render(list(recorder.rows.values())))
+        TABLE.write_text(render(list(recorder.rows.values()), _qemu()))
         print(f"compat: {TABLE.relative_to(ROOT)} written")
     return int(status)
 

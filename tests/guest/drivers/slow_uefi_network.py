@@ -15,17 +15,21 @@ from tests.guest.drivers.conftest import Served
 
 
 @pytest.mark.parametrize(
-    ("properties", "driver"),
+    ("properties", "driver", "name"),
     [
         pytest.param(
             {},
-            "using SNP on",
+            "SNP",
+            "firmware",
             id="ovmf",
-            marks=pytest.mark.driver("OVMF (EDK II), started iPXE", "DHCP, TFTP, closed and opened again"),
+            marks=pytest.mark.driver(
+                "OVMF (EDK II)", "starts iPXE over the network, which then uses its driver"
+            ),
         ),
         pytest.param(
             {"romfile": str(firmware.IPXE_EFI_ROM)},
-            "using virtio-net on",
+            "virtio-net",
+            "iPXE",
             id="rom",
             marks=pytest.mark.driver("iPXE, UEFI ROM", "DHCP, TFTP, closed and opened again"),
         ),
@@ -37,9 +41,11 @@ def test_uefi(
     version: Callable[[str], None],
     properties: dict[str, Any],
     driver: str,
+    name: str,
 ) -> None:
-    """The firmware fetches iPXE over the driver and starts it; iPXE's own commands use the same driver."""
+    """The firmware fetches iPXE over the driver and starts it; iPXE then goes by the same driver."""
     shutil.copyfile(firmware.IPXE_EFI, network.folder / "file")
+    (network.folder / "autoexec.ipxe").write_text(ipxe.SCRIPT)
     guest = machine(
         kind=BareMachine,
         ready=False,
@@ -48,5 +54,6 @@ def test_uefi(
         arguments=["-bios", str(firmware.OVMF), "-cpu", "max"],
     )
     guest.expect(rb"NBP file downloaded successfully", timeout=120)
-    ipxe.drive(guest, version, driver=driver, size=firmware.IPXE_EFI.stat().st_size)
+    versions = ipxe.watch(guest, driver=driver, size=firmware.IPXE_EFI.stat().st_size)
+    version(versions[name])
     assert " ERROR " not in network.server.log

@@ -13,7 +13,7 @@ from tests.guest.drivers.linux import drive
 from tests.server_process import ServerProcess
 
 
-@pytest.mark.driver("Linux 6.1", "disks and network, driver unbound and bound again")
+@pytest.mark.driver("Linux (Debian 12)", "disks and network, driver unbound and bound again")
 def test_6_1(
     network: Served,
     server: Callable[..., ServerProcess],

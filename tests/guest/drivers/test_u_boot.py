@@ -46,7 +46,7 @@ def test_disk_and_network(
         devices=[{**disks.qemu_device("vf1"), "id": "disk"}, network.server.qemu_device("vf1")],
         arguments=["-bios", str(firmware.U_BOOT)],
     )
-    version(guest.expect(rb"U-Boot (\S+)")[1].decode())
+    version(guest.expect(rb"U-Boot (\S+)\s")[1].decode())
     guest.expect(rb"stop autoboot")
     guest.console.send(" ")
     guest.expect(PROMPT)
