@@ -20,10 +20,10 @@ from pymodel.spec import context
 
 _OFFSET = struct.Struct("<Q")
 _PER_FIELD = context.FIELD.itemsize + _OFFSET.size
-_PER_BASE = context.FIELD.itemsize + context.BLK_NAME_VALUE.itemsize
+_NAME_BYTES = context.BLK_NAME_VALUE.itemsize
+_PER_BASE = context.FIELD.itemsize + _NAME_BYTES
 _RANGES = frozenset({context.BLK_EXTENT, context.BLK_CHANGE})
 
-_NAME_BYTES = context.BLK_NAME_VALUE.itemsize
 FIELD_LENGTHS = {
     context.BLK_EXTENT: context.LENGTH_VARIES,
     context.BLK_CHANGE: context.LENGTH_VARIES,

@@ -167,8 +167,7 @@ class Receiver:
                     self._wait_anew(pair)
                     break
                 may_come = not buffer.ring_is_full
-                for taken in reversed(buffers[1:]):
-                    taken.give_back()
+                _give_back(buffers[1:])
                 if may_come and not self._in_vain[pair]:
                     buffer.give_back()
                     self._wait(pair)
@@ -213,8 +212,7 @@ class Receiver:
                 buffers.append(more)
                 room += more.writable.length
         except MemoryFault:
-            for taken in reversed(buffers[1:]):
-                taken.give_back()
+            _give_back(buffers[1:])
             raise
         return buffers, room >= total
 
@@ -239,8 +237,13 @@ class Receiver:
                 start += len(sources[-1])
                 written.append(buffer.writable.write(0, sources))
         except MemoryFault:
-            for taken in reversed(buffers[1:]):
-                taken.give_back()
+            _give_back(buffers[1:])
             raise
         for buffer, count in zip(buffers, written, strict=True):
             buffer.complete(count)
+
+
+def _give_back(buffers: list[Buffer]) -> None:
+    """Give back the buffers that were taken last, in reverse order."""
+    for buffer in reversed(buffers):
+        buffer.give_back()
