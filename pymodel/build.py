@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from pymodel.admin.rules import Rules
 from pymodel.devices.device import Device
@@ -13,12 +13,19 @@ from pymodel.devices.registry import DEVICES
 from pymodel.host import NOBODY, Observer
 from pymodel.pci.function import Delays
 from pymodel.pci.physical_function import PhysicalFunction
+from pymodel.pci.vf_slot import VfSlot, VfSlots
 from pymodel.pci.virtual_function import VirtualFunction
+
+GUEST_VFS_MAX: Final = 248
+"""VFs on one bus behind a PF at device 0, whose device they leave alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """What `vfu-server` is asked for. Delays are in seconds and concern VFs.
+
+    With `guest_sriov` the PF's SR-IOV is a guest's (`pymodel.pci.vf_slot`), and `vfs` is 0; `ecam` is that of
+    `PhysicalFunction`.
 
     `backends` has what each function stands on, by its name: a `Disk` (blk) or a `Port` (net). `without` are
     features that no function offers, by their names in `pymodel.transport.features`.
@@ -28,6 +35,8 @@ class Options:
     backends: Mapping[str, Any]
     vfs: int
     total_vfs: int
+    guest_sriov: bool = False
+    ecam: int | None = None
     queues: int = 1
     context_opcodes: int | None = 0x40
     strict: bool = False
@@ -53,15 +62,17 @@ def build(
         raise ValueError(f"device type {options.device!r}; there are: {', '.join(DEVICES)}")
     if not 0 <= options.vfs <= options.total_vfs < 0x10000:
         raise ValueError(f"{options.vfs} of {options.total_vfs} VFs")
+    if options.guest_sriov and (options.vfs or not 0 < options.total_vfs <= GUEST_VFS_MAX):
+        raise ValueError(f"a guest enables VFs itself, and can have 1 to {GUEST_VFS_MAX}")
 
     def device(name: str) -> Device:
         return DEVICES[options.device](options.backends[name], name=name, queues=options.queues)
 
-    def make_vf(number: int) -> VirtualFunction:
+    def make_vf_with(number: int, vf_lock: AbstractContextManager[Any]) -> VirtualFunction:
         return VirtualFunction(
             number,
             device(f"vf{number}"),
-            lock(),
+            vf_lock,
             delays=options.delays,
             vf_memory=lambda: pf.vf_memory,
             without=options.without,
@@ -69,6 +80,9 @@ def build(
             observer=observer,
             rules=rules,
         )
+
+    def make_vf(number: int) -> VirtualFunction:
+        return make_vf_with(number, lock())
 
     # A VF's BARs are the same for every VF; the PF's SR-IOV capability tells their sizes.
     vf_bars = make_vf(1).bars if options.total_vfs else {}
@@ -81,6 +95,10 @@ def build(
         vf_bars=vf_bars,
         context_opcodes=options.context_opcodes,
         strict=options.strict,
+        slots=VfSlots([VfSlot(number, lock(), make_vf_with) for number in range(1, options.total_vfs + 1)])
+        if options.guest_sriov
+        else None,
+        ecam_address=options.ecam,
         without=options.without,
         observer=observer,
         rules=rules,

@@ -16,6 +16,7 @@ FUNCTION_DETACHED: Final = "FUNCTION_DETACHED"
 DRIVER_STATUS: Final = "DRIVER_STATUS"
 MODE_CHANGED: Final = "MODE_CHANGED"
 RULE_BROKEN: Final = "RULE_BROKEN"
+VF_BARS_MISPLACED: Final = "VF_BARS_MISPLACED"
 
 
 class Observer(Protocol):
@@ -65,6 +66,10 @@ class Host(Protocol):
 
     def intx(self) -> None:
         """Assert INTx once more (the client deasserts it by itself after each access)."""
+        ...
+
+    def post_write(self, address: int, data: bytes) -> None:
+        """Have `data` written at an address that need not be memory. Nobody says whether it was."""
         ...
 
     def wake(self) -> None:

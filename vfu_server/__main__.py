@@ -49,6 +49,8 @@ VFS_MAX: Final = 255
 
 QUEUES_MAX: Final = 256
 
+ECAM_ALIGNMENT: Final = 1 << 20
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -65,6 +67,18 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--total-vfs", type=_count(0, VFS_MAX), metavar="M", help="VFs that can be enabled (default: N)"
+    )
+    result.add_argument(
+        "--sriov",
+        choices=("owner", "guest"),
+        default="owner",
+        help="whom SR-IOV is for: who holds pf.sock, or a guest with PF and VFs, which sees them as such",
+    )
+    result.add_argument(
+        "--ecam",
+        type=_ecam,
+        metavar="ADDRESS|auto",
+        help="for --sriov guest: program BARs of VFs through the guest's ECAM where firmware did not",
     )
     result.add_argument(
         "--queues", type=_count(1, QUEUES_MAX), default=1, metavar="Q", help="request queues or queue pairs"
@@ -152,6 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.total_vfs = options.vfs
     if options.vfs > options.total_vfs:
         options_parser.error(f"--vfs {options.vfs} is more than --total-vfs {options.total_vfs}")
+    _check_sriov(options, options_parser)
     for name, device in (("disk", "blk"), ("net", "net"), ("uplink", "net"), ("mac", "net"), ("mtu", "net")):
         if getattr(options, name) and options.device != device:
             options_parser.error(f"--{name} is for --device {device}")
@@ -204,6 +219,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _serve(options, networks.backends, networks, folder, stop, descriptors)
 
 
+def _check_sriov(options: argparse.Namespace, options_parser: argparse.ArgumentParser) -> None:
+    """End the program for options that do not go with whom SR-IOV is for."""
+    if options.sriov == "guest":
+        if options.vfs:
+            options_parser.error("--vfs is for --sriov owner: a guest enables VFs itself, up to --total-vfs")
+        if not 0 < options.total_vfs <= build.GUEST_VFS_MAX:
+            options_parser.error(f"--sriov guest needs --total-vfs, from 1 to {build.GUEST_VFS_MAX}")
+    elif options.ecam is not None:
+        options_parser.error("--ecam is for --sriov guest")
+
+
 def _failed(what: str, error: Exception) -> int:
     """Say what is not to be had, and why. Returns the exit status."""
     reason = str(error)
@@ -238,6 +264,8 @@ def _serve(
             device=options.device,
             vfs=options.vfs,
             total_vfs=options.total_vfs,
+            guest_sriov=options.sriov == "guest",
+            ecam=options.ecam,
             queues=options.queues,
             backends=backends,
             context_opcodes=options.context_opcodes,
@@ -308,6 +336,19 @@ def _features(text: str) -> frozenset[str]:
     for name in sorted(names - OPTIONAL.keys()):
         raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(OPTIONAL)}")
     return names
+
+
+def _ecam(text: str) -> int:
+    """An address of ECAM; 0 for `auto`."""
+    if text == "auto":
+        return 0
+    try:
+        value = int(text, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither an address nor `auto`") from None
+    if not 0 < value < 1 << 64 or value % ECAM_ALIGNMENT:
+        raise argparse.ArgumentTypeError(f"{text}: ECAM is at a multiple of {ECAM_ALIGNMENT:#x}")
+    return value
 
 
 def _opcodes(text: str) -> int | None:

@@ -96,6 +96,7 @@ class FunctionThread:
         self._path = path
         self._stopping = False
         self._waits: Sequence[tuple[int, int]] = ()
+        self._posted: list[tuple[int, bytes]] = []
         self._lost_pages = 0
         self._refused = 0
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
@@ -196,6 +197,10 @@ class FunctionThread:
         """Assert INTx. The library keeps its eventfd where vector 0's is: only one kind is on at a time."""
         self._trigger(0)
 
+    def post_write(self, address: int, data: bytes) -> None:
+        """Have the client write at an address, once this thread holds no lock: it may have to wait for it."""
+        self._posted.append((address, data))
+
     def _trigger(self, vector: int) -> None:
         if threading.current_thread() is self._thread:
             self._context.irq_trigger(vector)
@@ -272,6 +277,9 @@ class FunctionThread:
                 self._refused = self.memory.refused
                 self.function.memory_lost(self.memory.refusal)
             self._waits = self.function.waits
+        if self._posted:
+            posted, self._posted = self._posted, []
+            self._context.post_writes(posted)
         if self.function.work_unlocked():
             with self.function.lock:
                 self.function.service()

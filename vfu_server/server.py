@@ -71,7 +71,9 @@ class ServedDevice(Served, Protocol):
     on_vfs_changed: Callable[[], None] | None
 
     @property
-    def vfs(self) -> Mapping[int, Served]: ...
+    def served(self) -> Mapping[int, Served]:
+        """What is served beside it, by VF number."""
+        ...
 
 
 class Folder:
@@ -205,7 +207,7 @@ class Server:
         Raises the first of NOT_TO_BE_HAD, each told, once all others have theirs.
         """
         with self._device.lock:
-            wanted = dict(self._device.vfs)
+            wanted = dict(self._device.served)
         gone = [n for n, thread in self._threads.items() if n and wanted.get(n) is not thread.function]
         for number in gone:
             thread = self._threads[number]

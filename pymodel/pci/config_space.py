@@ -1,13 +1,14 @@
 """The 4096 bytes of configuration space of one function.
 
-PCI header type 0, the list of capabilities from 0x40 on, and the list of extended capabilities from
-0x100 on. Everything is a register record (`pymodel.registers`).
+PCI header type 0, the list of capabilities from 0x40 on, and extended capabilities, the first of which is at
+0x100. Everything is a register record (`pymodel.registers`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from pymodel.pci.capability import Capability
@@ -84,7 +85,7 @@ class ConfigSpace(RegisterFile):
     """Header, capabilities and extended capabilities of one function.
 
     `bars` maps the first index of each 64-bit memory BAR to its size. The capabilities are chained in
-    the order given.
+    the order given, the extended ones are where `extended` says.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class ConfigSpace(RegisterFile):
         bars: dict[int, int],
         owner: HeaderOwner,
         capabilities: Sequence[Capability],
-        extended: Sequence[Capability] = (),
+        extended: Mapping[int, Capability] = MappingProxyType({}),
     ) -> None:
         super().__init__(pci.CONFIG_SIZE)
         self.place(0, _header_registers(identity, bars), owner)
@@ -117,9 +118,9 @@ class ConfigSpace(RegisterFile):
         if at > pci.EXTENDED_START:
             raise ValueError(f"capabilities end at {at:#x}, past {pci.EXTENDED_START:#x}")
 
-    def _chain_extended(self, capabilities: Sequence[Capability]) -> None:
-        at, link = pci.EXTENDED_START, ""
-        for capability in capabilities:
+    def _chain_extended(self, capabilities: Mapping[int, Capability]) -> None:
+        link = ""
+        for at, capability in capabilities.items():
             self.offsets[capability.name] = at
             if link:
                 self.preset(link, self[link] | at << 20)
@@ -130,4 +131,3 @@ class ConfigSpace(RegisterFile):
                 capability,
                 f"{capability.name}.",
             )
-            at += -(-capability.size // 16) * 16

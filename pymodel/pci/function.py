@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pymodel.admin.rules import Rules
@@ -66,7 +67,7 @@ class Function:
         features: int = 0,
         without: Iterable[str] = (),
         strict: bool = False,
-        extended: tuple[Capability, ...] = (),
+        extended: Mapping[int, Capability] = MappingProxyType({}),
         is_member: bool = True,
         observer: Observer = NOBODY,
         rules: Rules | None = None,
@@ -122,10 +123,14 @@ class Function:
 
     def attach(self, host: Host) -> None:
         """A client came."""
+        self.connect(host)
+        self.event(FUNCTION_ATTACHED, {})
+
+    def connect(self, host: Host) -> None:
+        """Have what a client offers."""
         self._host = self.interrupts.host = host
         self.gate.client = host.memory
         self.gate.refresh()
-        self.event(FUNCTION_ATTACHED, {})
 
     def detach(self) -> None:
         """The client left: virtio and PCI state are reset, mode and context position stay (A-29).

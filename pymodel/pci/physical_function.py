@@ -4,26 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Final
 
 from pymodel.admin.queue import AdminQueue
 from pymodel.admin.rules import Rules
 from pymodel.devices.device import Device
 from pymodel.host import NOBODY, Observer
 from pymodel.migration.member import Member
+from pymodel.pci import ecam
+from pymodel.pci.capability import Capability
+from pymodel.pci.ecam import Ecam
 from pymodel.pci.function import Function
-from pymodel.pci.sriov import AriCapability, SriovCapability
+from pymodel.pci.placement import Placement
+from pymodel.pci.snapshot import as_snapshot
+from pymodel.pci.sriov import OWNER_ROUTING, AriCapability, Routing, SriovCapability
+from pymodel.pci.vf_slot import VfSlot, VfSlots
 from pymodel.pci.virtual_function import VirtualFunction
-from pymodel.spec import virtio, virtio_pci
+from pymodel.spec import pci, virtio, virtio_pci
 
 ADMIN_QUEUE_SIZE = 64
+
+FUNCTIONS_OF_DEVICE: Final = 8
+
+
+def guest_routing(total_vfs: int) -> Routing:
+    """Where a guest has VFs: on the bus of the PF, which is at device 0, from device 1 on.
+
+    Each is a device of its own while there are devices, so that none needs one at function 0 of its device.
+    """
+    return Routing(FUNCTIONS_OF_DEVICE, FUNCTIONS_OF_DEVICE if total_vfs < 32 else 1)
 
 
 class PhysicalFunction(Function):
     """The owner of the SR-IOV group.
 
     `make_vf` builds VF n; `vfs` holds those that VF Enable and NumVFs call for. `on_vfs_changed` is called
-    after `vfs` changed, with this function's lock held.
+    after `served` changed, with this function's lock held.
+
+    With `slots` SR-IOV is for a guest: clients of VFs are there before the VFs are. `ecam_address` is where
+    the guest's ECAM is, 0 to find that out, None not to use it.
     """
 
     has_intx = True
@@ -39,25 +58,35 @@ class PhysicalFunction(Function):
         vf_bars: Mapping[int, int],
         context_opcodes: int | None,
         strict: bool,
+        slots: VfSlots | None = None,
+        ecam_address: int | None = None,
         without: Iterable[str] = (),
         observer: Observer = NOBODY,
         rules: Rules | None = None,
     ) -> None:
         self._make_vf = make_vf
+        self._slots = slots
         self.vfs: dict[int, VirtualFunction] = {}
         self._members: dict[int, Member] = {}
         self.on_vfs_changed: Callable[[], None] | None = None
+        routing = guest_routing(total_vfs) if slots else OWNER_ROUTING
+        self._ecam = Ecam(ecam_address or None, self) if slots and ecam_address is not None else None
         self.admin = AdminQueue(self, self.wake, context_opcodes=context_opcodes, strict=strict, rules=rules)
         self._sriov = (
             SriovCapability(
                 total_vfs,
                 vfs,
                 virtio_pci.DEVICE_ID_BASE + device.virtio_id,
-                dict(vf_bars),
+                vf_bars,
                 self._vfs_changed,
+                routing=routing,
+                seats=slots,
             )
             if total_vfs
             else None
+        )
+        self.placement = (
+            Placement(self._sriov, slots, routing, self._ecam, self) if self._sriov and slots else None
         )
         super().__init__(
             "pf",
@@ -68,12 +97,20 @@ class PhysicalFunction(Function):
             features=1 << virtio.F_SR_IOV if self._sriov else 0,
             without=without,
             strict=strict,
-            extended=(AriCapability(), self._sriov) if self._sriov else (),
+            extended=self._extended_capabilities(),
             is_member=False,
             observer=observer,
             rules=rules,
         )
         self._vfs_changed()
+
+    def _extended_capabilities(self) -> dict[int, Capability]:
+        """By offset. QEMU overwrites the one at 100h of those that it sees."""
+        if self._sriov is None:
+            return {}
+        if self._slots is None:
+            return {pci.EXTENDED_START: AriCapability(), pci.EXTENDED_START + 0x10: self._sriov}
+        return {pci.EXTENDED_START: self._sriov, **({ecam.AT: self._ecam} if self._ecam else {})}
 
     # -- the owner, as the admin queue sees it ------------------------------------------------------------
 
@@ -97,28 +134,61 @@ class PhysicalFunction(Function):
         """VF Memory Space Enable."""
         return self._sriov is not None and self._sriov.vf_memory
 
+    @property
+    def served(self) -> Mapping[int, VirtualFunction | VfSlot]:
+        """What clients may attach to, by VF number: each VF, or where each VF may be."""
+        return self._slots.by_number if self._slots else self.vfs
+
     def _vfs_changed(self) -> None:
         wanted = self._sriov.enabled_vfs if self._sriov else 0
-        if wanted == len(self.vfs):
-            return
+        if wanted != len(self.vfs):
+            self._enable_vfs(wanted)
+        if self.placement is not None and wanted and self.vf_memory:
+            self.placement.check()
+
+    def _enable_vfs(self, wanted: int) -> None:
         if wanted < len(self.vfs):
             self.admin.members_leave()
         self.log.info("%d VFs enabled", wanted)
         for number in sorted(self.vfs, reverse=True):
             if number > wanted:
                 del self._members[number]
-                self.vfs.pop(number).remove()
+                vf = self.vfs.pop(number)
+                if self._slots is None:
+                    vf.remove()
+                else:
+                    self._slots.by_number[number].close()
         for number in range(len(self.vfs) + 1, wanted + 1):
-            vf = self.vfs[number] = self._make_vf(number)
+            vf = self._make_vf(number) if self._slots is None else self._slots.by_number[number].open()
+            self.vfs[number] = vf
             self._members[number] = vf.as_member
         if self.on_vfs_changed is not None:
             self.on_vfs_changed()
+
+    # -- the client ---------------------------------------------------------------------------------------
+
+    def config_read(self, offset: int, length: int) -> bytes:
+        """See `Function`; a guest is shown what its client would hide."""
+        data = super().config_read(offset, length)
+        return as_snapshot(offset, data) if self._slots else data
+
+    def post_write(self, address: int, data: bytes) -> None:
+        """Have `data` written at an address of the client's, if the function may do so."""
+        if self._host is not None and self.may_access:
+            self._host.post_write(address, data)
+
+    def _gate_changed(self) -> None:
+        super()._gate_changed()
+        if self._ecam is not None and self.may_access:
+            self._ecam.prepare()
 
     # -- resets --------------------------------------------------------------------------------------------
 
     def device_reset(self) -> None:
         """VFIO's DEVICE_RESET: as at power-on; VFs that were there and are again keep their state (A-30)."""
         super().device_reset()
+        if self._ecam is not None:
+            self._ecam.reset()
         if self._sriov is not None:
             self._sriov.power_on()
             self._vfs_changed()

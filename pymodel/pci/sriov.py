@@ -1,15 +1,48 @@
-"""The extended capabilities of a physical function: SR-IOV and ARI."""
+"""The extended capabilities of a physical function: SR-IOV and ARI. Sections are those of PCI Express 6.0."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Protocol
 
-from pymodel.pci.config_space import bar_masks
 from pymodel.registers import Register
 from pymodel.spec import pci
 
 _FIELDS = pci.SRIOV.fields
 assert _FIELDS is not None
+
+_VF_BARS: Final = 6
+_BAR_FLAGS: Final = pci.BAR_MEMORY_64 | pci.BAR_PREFETCH
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Where the first VF is from its PF, and each from the one before it: in Routing IDs (9.2.1.2)."""
+
+    first_vf_offset: int
+    vf_stride: int
+
+    def __call__(self, devfn: int, number: int) -> int:
+        """Device and function number of VF `number`, from 1 on, of the PF at `devfn` of the same bus."""
+        return devfn + self.first_vf_offset + (number - 1) * self.vf_stride
+
+
+OWNER_ROUTING: Final = Routing(1, 1)
+
+
+class Seats(Protocol):
+    """Where VFs are to be before they exist, as their client has it (`VfSlots`)."""
+
+    @property
+    def attached(self) -> int:
+        """How many VFs, from the first on, have a client."""
+        ...
+
+    def base(self, bar: int, aperture: int) -> int | None:
+        """The address of the first VF's BAR, where those of all that are attached follow each other."""
+        ...
 
 
 def _register(name: str, reset: int = 0, writable: int = 0, part: int = 0, width: int = 0) -> Register:
@@ -29,10 +62,12 @@ class AriCapability:
 
 
 class SriovCapability:
-    """Single Root I/O Virtualization. `changed` is called when the set of enabled VFs may have changed.
+    """Single Root I/O Virtualization (9.3.3). `changed` is called when enabled VFs or their memory may have
+    changed.
 
     `enabled_vfs` is NumVFs while VF Enable is set, else 0. VF migration is not capable: the admin queue
-    does it.
+    does it. `bars` are sizes by the first register of each. With `seats` TotalVFs is what is attached there,
+    and VF BARs are preset by it.
     """
 
     id = pci.EXT_CAP_ID_SRIOV
@@ -44,60 +79,89 @@ class SriovCapability:
         total_vfs: int,
         power_on_vfs: int,
         device_id: int,
-        bars: dict[int, int],
+        bars: Mapping[int, int],
         changed: Callable[[], None],
+        *,
+        routing: Routing = OWNER_ROUTING,
+        seats: Seats | None = None,
     ) -> None:
-        self.total_vfs = total_vfs
+        self._most_vfs = total_vfs
         self._power_on_vfs = power_on_vfs
+        self._bars = bars
         self._changed = changed
-        registers = [
+        self._seats = seats
+        self.registers = (
             _register("capabilities", pci.SRIOV_CAP_ARI_PRESERVED),
             _register("control"),
             _register("status"),
-            _register("initial_vfs", total_vfs),
-            _register("total_vfs", total_vfs),
+            _register("initial_vfs"),
+            _register("total_vfs"),
             _register("num_vfs"),
             _register("function_dependency_link"),
-            _register("first_vf_offset", 1),
-            _register("vf_stride", 1),
+            _register("first_vf_offset", routing.first_vf_offset),
+            _register("vf_stride", routing.vf_stride),
             _register("vf_device_id", device_id),
             _register("supported_page_sizes", pci.SRIOV_SUPPORTED_PAGE_SIZES),
-            _register("system_page_size", 1, pci.SRIOV_SUPPORTED_PAGE_SIZES),
+            _register("system_page_size"),
+            *(_register("vf_bar", part=part, width=4) for part in range(_VF_BARS)),
             _register("vf_migration_state_array"),
-        ]
-        for index, size in bars.items():
-            low, high = bar_masks(size)
-            registers.append(_register("vf_bar", pci.BAR_MEMORY_64 | pci.BAR_PREFETCH, low, index, 4))
-            registers.append(_register("vf_bar", 0, high, index + 1, 4))
-        self.registers = tuple(registers)
-        self._control = 0
-        self._num_vfs = 0
+        )
+        for part in range(_VF_BARS):
+            setattr(self, f"read_vf_bar{part}", partial(self._read_vf_bar, part))
+            setattr(self, f"write_vf_bar{part}", partial(self._write_vf_bar, part))
         self.power_on()
 
     def power_on(self) -> None:
         """The configured VFs enabled, their memory space too (A-30)."""
-        self._num_vfs = self._power_on_vfs
-        self._control = pci.SRIOV_CONTROL_VF_ENABLE | pci.SRIOV_CONTROL_VF_MSE if self._power_on_vfs else 0
+        self._reset(self._power_on_vfs)
 
     def reset(self) -> None:
         """What a function-level reset leaves: no VFs."""
-        self._num_vfs = 0
-        self._control = 0
+        self._reset(0)
+
+    def _reset(self, vfs: int) -> None:
+        self._total_vfs = 0
+        self._num_vfs = vfs
+        self._control = pci.SRIOV_CONTROL_VF_ENABLE | pci.SRIOV_CONTROL_VF_MSE if vfs else 0
+        self._page_size = 1
+        self._addresses = dict.fromkeys(self._bars, 0)
 
     @property
     def vf_enable(self) -> bool:
-        """VF Enable."""
+        """VF Enable (9.3.3.3.1)."""
         return bool(self._control & pci.SRIOV_CONTROL_VF_ENABLE)
 
     @property
     def vf_memory(self) -> bool:
-        """VF Memory Space Enable: while it is clear, accesses to VF BARs do nothing."""
+        """VF Memory Space Enable (9.3.3.3.4): while it is clear, accesses to VF BARs do nothing."""
         return bool(self._control & pci.SRIOV_CONTROL_VF_MSE)
 
     @property
     def enabled_vfs(self) -> int:
         """How many VFs there are."""
         return self._num_vfs if self.vf_enable else 0
+
+    def aperture(self, bar: int) -> int:
+        """Bytes from a VF's BAR to that of the next: its size, and a system page at least (9.3.3.13)."""
+        return max(self._bars[bar], self._page_size << pci.SRIOV_PAGE_SHIFT)
+
+    def vf_bar(self, bar: int, number: int) -> int:
+        """The address of a BAR of VF `number`, from 1 on, as the capability has it (9.3.3.14)."""
+        base = self._read_vf_bar(bar) & ~pci.BAR_FLAGS | self._read_vf_bar(bar + 1) << 32
+        return base + (number - 1) * self.aperture(bar)
+
+    # -- registers ----------------------------------------------------------------------------------------
+
+    def read_total_vfs(self) -> int:
+        """TotalVFs (9.3.3.6). With seats: those that are attached; until a reset of the PF it only grows."""
+        if self._seats is None:
+            return self._most_vfs
+        self._total_vfs = max(self._total_vfs, self._seats.attached)
+        return self._total_vfs
+
+    def read_initial_vfs(self) -> int:
+        """InitialVFs (9.3.3.5) is TotalVFs where VF migration is not capable."""
+        return self.read_total_vfs()
 
     def read_control(self) -> int:
         return self._control
@@ -113,6 +177,32 @@ class SriovCapability:
         return self._num_vfs
 
     def write_num_vfs(self, value: int) -> None:
-        """NumVFs, up to TotalVFs, while VF Enable is clear."""
-        if not self.vf_enable and value <= self.total_vfs:
+        """NumVFs (9.3.3.7), up to TotalVFs, while VF Enable is clear."""
+        if not self.vf_enable and value <= self.read_total_vfs():
             self._num_vfs = value
+
+    def read_system_page_size(self) -> int:
+        return self._page_size
+
+    def write_system_page_size(self, value: int) -> None:
+        """System Page Size (9.3.3.13): one of those that are supported, while VF Enable is clear."""
+        if not self.vf_enable and value.bit_count() == 1 and value & pci.SRIOV_SUPPORTED_PAGE_SIZES:
+            self._page_size = value
+
+    def _read_vf_bar(self, part: int) -> int:
+        """One half of a VF BAR (9.3.3.14); with seats one that is 0 reads as where the VFs' own BARs are."""
+        bar, high = part & ~1, part & 1
+        if bar not in self._bars:
+            return 0
+        aperture = self.aperture(bar)
+        address = self._addresses[bar] & ~(aperture - 1)
+        if not address and self._seats is not None:
+            address = self._seats.base(bar, aperture) or 0
+        return address >> 32 if high else address & 0xFFFFFFFF | _BAR_FLAGS
+
+    def _write_vf_bar(self, part: int, value: int) -> None:
+        """One half of the address of the first VF's BAR."""
+        bar, shift = part & ~1, 32 * (part & 1)
+        if bar in self._bars:
+            self._addresses[bar] = self._addresses[bar] & ~(0xFFFFFFFF << shift) | value << shift
+            self._changed()

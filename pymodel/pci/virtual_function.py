@@ -74,6 +74,10 @@ class VirtualFunction(Function):
         if not self._removed:
             super().device_reset()
 
+    def enable(self) -> None:
+        """VF Enable was set: reset state, whatever a client wrote before."""
+        self._finish_flr()
+
     def remove(self) -> None:
         """VF Enable was cleared: forget everything, and let commands that wait for this VF end.
 

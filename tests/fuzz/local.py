@@ -87,6 +87,7 @@ class LocalHost:
         self.awake = False
         self.eventfds: dict[int, int] = {}
         self.timers: list[Callable[[], None]] = []
+        self.posted: list[tuple[int, bytes]] = []
 
     @property
     def memory(self) -> GuestMemory:
@@ -98,6 +99,9 @@ class LocalHost:
 
     def intx(self) -> None:
         self.msix(0)
+
+    def post_write(self, address: int, data: bytes) -> None:
+        self.posted.append((address, data))
 
     def wake(self) -> None:
         self.awake = True

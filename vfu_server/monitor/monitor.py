@@ -17,6 +17,7 @@ from pymodel.devices.device import Linked
 from pymodel.migration.member import MODE_NAMES
 from pymodel.pci.function import Function
 from pymodel.pci.physical_function import PhysicalFunction
+from pymodel.pci.vf_slot import VfSlot
 from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import context
 from pymodel.transport import status
@@ -76,7 +77,7 @@ class Monitor:
     # -- commands --------------------------------------------------------------------------------------
 
     def _query_functions(self, function: str | None = None) -> list[dict[str, Any]]:
-        names = self._functions if function is None else [function]
+        names = self._served if function is None else [function]
         found = []
         for name in list(names):
             try:
@@ -125,17 +126,18 @@ class Monitor:
     # -- inside ----------------------------------------------------------------------------------------
 
     @property
-    def _functions(self) -> dict[str, Function]:
+    def _served(self) -> dict[str, Function | VfSlot]:
         assert self._device is not None
         # A copy, as the PF's thread may change it.
-        return {"pf": self._device, **{vf.name: vf for vf in self._device.vfs.copy().values()}}
+        return {"pf": self._device, **{served.name: served for served in dict(self._device.served).values()}}
 
     def _find(self, name: str) -> tuple[Function, FunctionThread]:
-        """A function and its thread. Raises `CommandFailed`."""
-        functions, threads = self._functions, self._threads()
-        if name not in functions or name not in threads or threads[name].function is not functions[name]:
-            raise CommandFailed(f"There is no function {name[:80]!r}; there are: {', '.join(functions)}")
-        return functions[name], threads[name]
+        """A function, also one that waits for VF Enable, and its thread. Raises `CommandFailed`."""
+        served, threads = self._served, self._threads()
+        if name not in served or name not in threads or threads[name].function is not served[name]:
+            raise CommandFailed(f"There is no function {name[:80]!r}; there are: {', '.join(served)}")
+        found = served[name]
+        return found.vf if isinstance(found, VfSlot) else found, threads[name]
 
     def _find_linked(self, name: str) -> tuple[Function, FunctionThread, Linked]:
         """A network function, its thread, its device. Raises `CommandFailed`."""
@@ -181,8 +183,31 @@ class Monitor:
                     "rules-broken": self._breaches(function.name),
                     **transport.device.counters(),
                 },
+                **self._describe_sriov(function),
                 **({"port": {"carrier": port.link_up, **port.counters()}} if port is not None else {}),
             }
+
+    def _describe_sriov(self, function: Function) -> dict[str, Any]:
+        """What a guest's own SR-IOV is like: the layout at the PF, where VFs are at each VF."""
+        device = self._device
+        assert device is not None
+        if device.placement is None:
+            return {}
+        if function is device:
+            return {"sriov": device.placement.describe()}
+        number = int(function.name.removeprefix("vf"))
+        return {
+            "enabled": number in device.vfs,
+            "bars": [
+                {
+                    "bar": bar,
+                    "size": function.bars[bar],
+                    "wanted": wanted,
+                    "found": device.placement.found(number, bar),
+                }
+                for bar, wanted in device.placement.wanted(number).items()
+            ],
+        }
 
     def _breaches(self, function: str) -> int:
         breaches = self._rules.breaches() if self._rules is not None else []

@@ -110,5 +110,12 @@ class Context:
         It is not where the client gave no eventfd, or one that would block.
         """
 
+    def post_writes(self, writes: Sequence[tuple[int, bytes]]) -> None:
+        """Have the client write at addresses that need not be memory it mapped, as (address, data).
+
+        It is not asked for an answer (DMA_WRITE with No_reply). Waits while its socket is full; a client that
+        takes nothing, or is gone, is noticed by the next `run`.
+        """
+
     def close(self) -> None:
         """End the connection, give all memory back, remove the socket. May be called again."""

@@ -6,6 +6,7 @@
 
 import os
 import stat
+import struct
 
 from time import monotonic
 
@@ -29,7 +30,8 @@ cdef extern from "<sys/eventfd.h>":
     int eventfd(unsigned int count, int flags)
 
 cdef extern from "<sys/socket.h>":
-    int SHUT_RDWR
+    int SHUT_RDWR, MSG_NOSIGNAL
+    Py_ssize_t send(int fd, const void *data, size_t length, int flags) nogil
     int shutdown(int fd, int how) nogil
 
 cdef extern from "<sys/stat.h>":
@@ -141,6 +143,11 @@ cdef extern from "library_guard.h":
 GUARDED = bool(IS_GUARDED)
 CONFIG_REGION = VFU_PCI_DEV_CFG_REGION_IDX
 CONFIG_SIZE = 4096
+
+# A message of ours: vfio-user's header (id, command, size, flags, error), then address and count of a DMA_WRITE.
+POSTED = struct.Struct("<HHIIIQQ")
+VFIO_USER_DMA_WRITE = 12
+NO_REPLY = 1 << 4
 
 # Messages that one `run` handles at most, so that a client that never stops writing does not starve the queues.
 cdef int BATCH = 64
@@ -357,6 +364,30 @@ cdef class Context:
         if result != 0 and error != ENOENT:
             raise OSError(error, f"vector {vector}: {os.strerror(error)}")
         return result == 0
+
+    def post_writes(self, writes):
+        cdef const char *data
+        cdef size_t left
+        cdef Py_ssize_t count
+        cdef int fd
+        if not self.attached:
+            return
+        # At once: a socket's buffer holds a few hundred small pieces.
+        sent = b"".join(
+            POSTED.pack(0, VFIO_USER_DMA_WRITE, POSTED.size + len(content), NO_REPLY, 0, address, len(content)) + content
+            for address, content in writes
+        )
+        fd = vfu_get_poll_fd(self.ctx)
+        data, left = sent, len(sent)
+        with nogil:
+            while left > 0:
+                count = send(fd, data, left, MSG_NOSIGNAL)
+                if count <= 0:
+                    # What is left of a message could not be told from the next one.
+                    link_hang_up(&self.link, False)
+                    break
+                data += count
+                left -= <size_t>count
 
     def close(self):
         cdef vfu_ctx_t *ctx = self.ctx

@@ -28,12 +28,16 @@ class FakeHost:
     wakes: int = 0
     now: float = 0
     timers: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+    posted: list[tuple[int, bytes]] = field(default_factory=list)
 
     def msix(self, vector: int) -> None:
         self.messages.append(vector)
 
     def intx(self) -> None:
         self.intx_count += 1
+
+    def post_write(self, address: int, data: bytes) -> None:
+        self.posted.append((address, data))
 
     def wake(self) -> None:
         self.wakes += 1

@@ -94,7 +94,7 @@ def test_registers(pf: PciFunction) -> None:
             pf.config_write(at + offset, size, (1 << 8 * size) - 1)
             assert pf.config_read(at + offset, size) == value, hex(offset)
     pf.config_write(at + 0x20, 4, 0x10)
-    assert pf.config_read(at + 0x20, 4) == 0x10
+    assert pf.config_read(at + 0x20, 4) == 1  # not while VF Enable is set
     pf.config_write(at + 0x08, 2, 0xFFFF)
     assert pf.config_read(at + 0x08, 2) == 0x0019  # no VF migration
 

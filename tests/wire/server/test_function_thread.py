@@ -51,7 +51,7 @@ class FakeFunction:
         self.serviced = threading.Event()
         self.told_something = threading.Condition()
         self.on_read: Callable[[], bytes] = lambda: b"\xaa"
-        self.vfs: dict[int, FakeFunction] = {}
+        self.served: dict[int, FakeFunction] = {}
         self.on_vfs_changed: Callable[[], None] | None = None
 
     def note(self, what: str) -> None:
@@ -250,7 +250,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_vf_sockets_come_and_go(tmp_path: Path) -> None:
     device = FakeFunction("pf")
-    device.vfs[1] = FakeFunction("vf1")
+    device.served[1] = FakeFunction("vf1")
     folder = Folder(tmp_path / "s")
 
     def sockets() -> list[str]:
@@ -262,13 +262,13 @@ def test_vf_sockets_come_and_go(tmp_path: Path) -> None:
     def drive() -> None:
         def change(vfs: dict[int, FakeFunction], names: list[str]) -> None:
             with device.lock:
-                device.vfs = vfs
+                device.served = vfs
                 assert device.on_vfs_changed is not None
                 device.on_vfs_changed()
             wait_for(lambda: sockets() == names)
             seen.append(names)
 
-        first = device.vfs[1]
+        first = device.served[1]
         with RawClient(folder.path / "vf1.sock"):
             change({1: first, 2: FakeFunction("vf2")}, ["pf.sock", "vf1.sock", "vf2.sock"])
             assert first.told == ["attach"]

@@ -1,0 +1,121 @@
+"""Whether the BARs of VFs in a guest are where the PF's SR-IOV capability says, and what is done if not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from pymodel.host import VF_BARS_MISPLACED
+from pymodel.pci.ecam import Ecam, WantedBar
+from pymodel.pci.sriov import Routing, SriovCapability
+from pymodel.pci.vf_slot import VfSlots
+
+REPAIR_SECONDS: Final = 0.08
+"""How long programming them may take: Linux uses VFs 100 ms after it set VF Enable (9.3.3.3.1)."""
+
+_HINT: Final = (
+    "accesses of their drivers go nowhere. Have them programmed by the server (--ecam auto) or by `vfu-qemu"
+    " place`, then disable and enable the VFs"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Misplaced:
+    """A BAR of a VF: where the capability has it, and where its client has it."""
+
+    number: int
+    bar: int
+    wanted: int
+    found: int
+
+
+class Teller(Protocol):
+    """What is needed of the PF (`PhysicalFunction`)."""
+
+    log: logging.Logger
+
+    def event(self, kind: str, data: Mapping[str, Any]) -> None: ...
+    def after(self, seconds: float, call: Callable[[], None]) -> None: ...
+
+
+class Placement:
+    """Compares, tells, and has `ecam`, if there is one, program what differs."""
+
+    def __init__(
+        self, sriov: SriovCapability, slots: VfSlots, routing: Routing, ecam: Ecam | None, pf: Teller
+    ) -> None:
+        self._sriov = sriov
+        self._slots = slots
+        self._routing = routing
+        self._ecam = ecam
+        self._pf = pf
+        self._serial = 0
+
+    def wanted(self, number: int) -> dict[int, int]:
+        """Where the capability has the BARs of VF `number`, by BAR."""
+        return {bar: self._sriov.vf_bar(bar, number) for bar in self._slots.by_number[number].bars}
+
+    def found(self, number: int, bar: int) -> int:
+        """Where the client has a BAR of VF `number`."""
+        return self._slots.by_number[number].bar_address(bar)
+
+    def describe(self) -> dict[str, int]:
+        """What the capability says of all VFs."""
+        return {
+            "total-vfs": len(self._slots.by_number),
+            "attached-vfs": self._slots.attached,
+            "num-vfs": self._sriov.enabled_vfs,
+            "first-vf-offset": self._routing.first_vf_offset,
+            "vf-stride": self._routing.vf_stride,
+        }
+
+    def misplaced(self) -> Iterator[Misplaced]:
+        """The BARs of VFs that are enabled, and attached, that are elsewhere."""
+        for number in range(1, self._sriov.enabled_vfs + 1):
+            slot = self._slots.by_number[number]
+            for bar, wanted in self.wanted(number).items() if slot.attached else ():
+                if (found := self.found(number, bar)) != wanted:
+                    yield Misplaced(number, bar, wanted, found)
+
+    def check(self) -> None:
+        """VFs were enabled, or their BARs moved: see that they are where they should be."""
+        self._serial += 1
+        misplaced = list(self.misplaced())
+        if not misplaced:
+            return
+        if self._ecam is None:
+            self._tell(misplaced)
+            return
+        self._ecam.program(
+            [WantedBar(self._routing(0, each.number), each.bar, each.wanted) for each in misplaced]
+        )
+        serial = self._serial
+
+        def check_again() -> None:
+            if serial != self._serial:
+                return
+            if left := list(self.misplaced()):
+                self._tell(left)
+            else:
+                self._pf.log.info("%d BARs of VFs were programmed", len(misplaced))
+
+        self._pf.after(REPAIR_SECONDS, check_again)
+
+    def _tell(self, misplaced: list[Misplaced]) -> None:
+        first = misplaced[0]
+        self._pf.log.warning(
+            "BAR %d of VF %d is at %#x, and the SR-IOV capability says %#x (%d BARs differ): %s",
+            first.bar,
+            first.number,
+            first.found,
+            first.wanted,
+            len(misplaced),
+            _HINT,
+        )
+        for each in misplaced:
+            self._pf.event(
+                VF_BARS_MISPLACED,
+                {"vf": f"vf{each.number}", "bar": each.bar, "wanted": each.wanted, "found": each.found},
+            )
