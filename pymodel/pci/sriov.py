@@ -147,8 +147,15 @@ class SriovCapability:
 
     def vf_bar(self, bar: int, number: int) -> int:
         """The address of a BAR of VF `number`, from 1 on, as the capability has it (9.3.3.14)."""
-        base = self._read_vf_bar(bar) & ~pci.BAR_FLAGS | self._read_vf_bar(bar + 1) << 32
-        return base + (number - 1) * self.aperture(bar)
+        return self._address(bar) + (number - 1) * self.aperture(bar)
+
+    def _address(self, bar: int) -> int:
+        """A VF BAR; with seats one that is 0 is where the VFs' own BARs are."""
+        aperture = self.aperture(bar)
+        written = self._addresses[bar] & -aperture
+        if written or self._seats is None:
+            return written
+        return self._seats.base(bar, aperture) or 0
 
     # -- registers ----------------------------------------------------------------------------------------
 
@@ -190,19 +197,16 @@ class SriovCapability:
             self._page_size = value
 
     def _read_vf_bar(self, part: int) -> int:
-        """One half of a VF BAR (9.3.3.14); with seats one that is 0 reads as where the VFs' own BARs are."""
+        """One half of a VF BAR (9.3.3.14)."""
         bar, high = part & ~1, part & 1
         if bar not in self._bars:
             return 0
-        aperture = self.aperture(bar)
-        address = self._addresses[bar] & ~(aperture - 1)
-        if not address and self._seats is not None:
-            address = self._seats.base(bar, aperture) or 0
+        address = self._address(bar)
         return address >> 32 if high else address & 0xFFFFFFFF | _BAR_FLAGS
 
     def _write_vf_bar(self, part: int, value: int) -> None:
         """One half of the address of the first VF's BAR."""
         bar, shift = part & ~1, 32 * (part & 1)
         if bar in self._bars:
-            self._addresses[bar] = self._addresses[bar] & ~(0xFFFFFFFF << shift) | value << shift
+            self._addresses[bar] = self._address(bar) & ~(0xFFFFFFFF << shift) | value << shift
             self._changed()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Self
 
 HEADER: Final = struct.Struct("<HHIII")
-VERSION, DMA_MAP, DMA_UNMAP, SET_IRQS, REGION_READ, REGION_WRITE, RESET = 1, 2, 3, 8, 9, 10, 13
+VERSION, DMA_MAP, DMA_UNMAP, SET_IRQS, REGION_READ, REGION_WRITE, DMA_WRITE, RESET = 1, 2, 3, 8, 9, 10, 12, 13
 NO_REPLY: Final = 0x10
 
 
@@ -48,6 +48,14 @@ class RawClient:
         if flags & 0x20:
             raise OSError(error, os.strerror(error))
         return body
+
+    def posted(self) -> tuple[int, bytes]:
+        """The next message, which is a DMA_WRITE of the server's that wants no answer: address and data."""
+        _, command, size, flags, _ = HEADER.unpack(self._exactly(HEADER.size))
+        assert (command, flags) == (DMA_WRITE, NO_REPLY)
+        address, count = struct.unpack("<QQ", self._exactly(16))
+        assert size == HEADER.size + 16 + count
+        return address, self._exactly(count)
 
     def call(self, command: int, body: bytes = b"", fds: tuple[int, ...] = ()) -> bytes:
         self.send(command, body, fds)
