@@ -78,11 +78,23 @@ class Side:
         case.
         """
         await self.qemu.connect()
+        await self._check_owner()
         for server, pf in self._pfs.items():
             try:
                 await _run(self._threads[server], pf.open)
             except FAILURES as error:
                 raise SideError(f"the {pf.name} ({pf.folder}): {self._reason(error)}") from error
+
+    async def _check_owner(self) -> None:
+        """Raise SideError if a PF is the guest's own: nobody else can stop its VFs, and it can't be moved."""
+        devices = await self.qemu.devices()
+        for pf in self._pfs.values():
+            for name, named in devices.items():
+                if same_socket(named, pf.folder / "pf.sock"):
+                    raise SideError(
+                        f"the {self.name} QEMU has the PF of {pf.folder} as its device {name!r}: a guest that"
+                        " owns its PF cannot move. Give the guest VFs only, and the server --sriov owner"
+                    )
 
     async def open_what_is_there(self) -> list[str]:
         """As `open`, for what may be gone in part: what was not reached, in words. Nothing is raised."""

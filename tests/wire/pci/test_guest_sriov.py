@@ -394,7 +394,7 @@ ECAM = 0xB000_0000
 
 
 def test_ecam(serve: Callable[..., ServerProcess]) -> None:
-    """The server asks on which bus the PF is, and writes the BARs of VFs that are elsewhere, and no others."""
+    """The server asks on which bus the PF is, and writes the BARs of VFs that are elsewhere, no others."""
     server = serve("--sriov", "guest", "--total-vfs", "2", "--ecam", hex(ECAM), "--disk", "ram:1M")
     with RawClient(server.socket("pf")) as pf, seated(server, 1, 2) as vfs, guest_memory(pf):
         assert pf.read(CONFIG, 0xFF0, 12) == bytes.fromhex("0b000100 0100c100 00000000")
