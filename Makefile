@@ -1,4 +1,4 @@
-# Everything from a fresh clone: `make test`, `make demo`, `make bench`, `make compat`, `make check`, `make clean`.
+# Everything from a fresh clone: `make test`, `make demo`, `make demo-sriov`, `make bench`, `make compat`, `make check`, `make clean`.
 #
 # Each target makes what it needs and is quick when that is there. Nothing is installed outside this folder.
 #
@@ -20,7 +20,7 @@ BENCH_ARGS ?=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: all demo test bench compat check clean venv ext images drivers
+.PHONY: all demo demo-sriov test bench compat check clean venv ext images drivers
 .DELETE_ON_ERROR:
 
 all: ext
@@ -29,6 +29,11 @@ all: ext
 demo: ext images
 	@echo "demo: running"
 	$(BIN)/python -m demo
+
+## A stock guest enables VFs of its PF, uses them, and disables them.
+demo-sriov: ext images
+	@echo "demo-sriov: running"
+	$(BIN)/python -m demo.sriov
 
 ## All tests, one at a time on each processor. PYTEST_ARGS="tests/model -k ring" narrows them, "-n 0" is for a debugger.
 test: ext images drivers

@@ -6,24 +6,19 @@ Leaves `build/demo.json` and `build/demo.svg`. Exit status: 0 all is well, 1 som
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
-import signal
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from demo import show
 from demo.gaps import Gap, longest_ms, meeting
-from demo.network import Figures, NetworkError
-from demo.stage import Host, Server, Stage, StageError, open_stage
-from demo.traffic import LostError, Traffic
-from images.machine import Machine, MachineError
-from images.program import die_with_parent
-from images.workspace import SetupError
+from demo.network import Figures
+from demo.show import LostError
+from demo.stage import Host, Server, Stage, open_stage
+from demo.traffic import Traffic
+from images.machine import Machine
 from vfu_client.move import timeline
 from vfu_client.move.move import Move
 from vfu_client.move.moved_vf import MovedVf, Vf
@@ -32,7 +27,6 @@ from vfu_client.move.report import MoveError, Report
 BUILD = Path(__file__).resolve().parent.parent / "build"
 ADMIN_VQ = 41
 SECTORS_WANTED = 20_000
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 VFS = [MovedVf(Vf(1, server), Vf(1, server)) for server in ("disk", "net")]
 
 
@@ -54,29 +48,23 @@ class Moved:
 
 def main() -> int:
     """Run the demo; returns the exit status."""
-    _end_with_make()
-    _heed_signals()
-    started = time.monotonic()
-    try:
+
+    def play() -> None:
         with open_stage("a", "b") as stage:
             _demo(stage)
-    except KeyboardInterrupt:
-        print("\ninterrupted; all processes are ended")
-        return 130
-    except (LostError, MachineError, MoveError, NetworkError, SetupError, StageError, TimeoutError) as error:
-        print(f"\nFAILED: {error}", file=sys.stderr)
-        return 1
-    print(f"\nall is well, after {time.monotonic() - started:.0f} s")
-    return 0
+
+    return show.run(play)
 
 
 def _demo(stage: Stage) -> None:
-    with _stage("two hosts, A and B: servers for disks and for network cards; one disk image, one network"):
+    with show.step(
+        "two hosts, A and B: servers for disks and for network cards; one disk image, one network"
+    ):
         a, b = stage.host("a"), stage.host("b")
     for server in (a.disk, a.net):
         print(f"    {' '.join(server.command)}")
     print(f"    the network: {stage.lan.about}")
-    with _stage("guests boot: one with a disk VF and a net VF of A, a small one on the disk PF of A"):
+    with show.step("guests boot: one with a disk VF and a net VF of A, a small one on the disk PF of A"):
         guest = stage.machine(*a.devices())
         owner = stage.machine(a.disk.device("pf", "pf"), memory_mib=128)
         guest.wait_ready()
@@ -84,19 +72,19 @@ def _demo(stage: Stage) -> None:
     _show_admin(owner, a.disk)
     for line in guest.check("lspci -nn | grep 1af4").strip().splitlines():
         print(f"    in its guest:  {line}")
-    with _stage("the guest on the PF shuts down: the move needs the admin queue of that PF"):
+    with show.step("the guest on the PF shuts down: the move needs the admin queue of that PF"):
         owner.qmp("quit")
         owner.wait_exit()
-    with _stage("the guest writes to its disk and talks TCP; both ends check every byte"):
+    with show.step("the guest writes to its disk and talks TCP; both ends check every byte"):
         traffic = Traffic(guest, stage.lan)
         traffic.await_more()
     moves: list[Moved] = []
     for source, destination in ((a, b), (b, a)):
         guest, moved = _move(stage, source, destination, guest, traffic)
         moves.append(moved)
-    with _stage("the guest ends its connection"):
+    with show.step("the guest ends its connection"):
         tcp = _tcp(moves, *traffic.finish_tcp())
-    with _stage("the guest stops writing, and reads back every block that it wrote"):
+    with show.step("the guest stops writing, and reads back every block that it wrote"):
         disk = traffic.finish_disk()
     figures = _figures(moves, disk, tcp)
     _save(moves, figures)
@@ -119,14 +107,14 @@ def _move(
 ) -> tuple[Machine, Moved]:
     """Move the guest to a fresh QEMU at the other host, and end the old one."""
     here, there = source.name.upper(), destination.name.upper()
-    with _stage(f"move {here} → {there}, under traffic"):
+    with show.step(f"move {here} → {there}, under traffic"):
         target = stage.machine(*destination.devices(), incoming=True)
         clock = traffic.clock()
         move = Move(source.side("source", guest), destination.side("destination", target), VFS)
         report = _made(move)
         guest.close()
         traffic.moved(target)
-    with _stage("it goes on there"):
+    with show.step("it goes on there"):
         traffic.await_more()
     assert report.stopped is not None
     assert report.resumed is not None
@@ -156,7 +144,7 @@ def _made(move: Move) -> Report:
         move.cancel()
 
     async def run() -> Report:
-        for number in SIGNALS:
+        for number in show.SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, give_up)
         return await move.run()
 
@@ -166,7 +154,7 @@ def _made(move: Move) -> Report:
         if not told:
             raise
     finally:
-        _heed_signals()  # asyncio leaves them with what they had by default
+        show.heed_signals()  # asyncio leaves them with what they had by default
     if told:
         raise KeyboardInterrupt
     return report
@@ -239,30 +227,6 @@ def _conclude(figures: dict[str, Any]) -> None:
         raise LostError("the guest's connection broke")
     if tcp["corrupt"] or not tcp["bytes"]:
         raise LostError("what went over the guest's connection is not what came out")
-
-
-@contextlib.contextmanager
-def _stage(what: str) -> Iterator[None]:
-    """A line of progress with the time that it took."""
-    started = time.monotonic()
-    print(f"=== {what} ", end="", flush=True)
-    try:
-        yield
-    except BaseException:
-        print()
-        raise
-    print(f"[{time.monotonic() - started:.1f} s]", flush=True)
-
-
-def _heed_signals() -> None:
-    for number in SIGNALS:
-        signal.signal(number, signal.default_int_handler)
-
-
-def _end_with_make() -> None:
-    """When make started this, end when make is killed. Else whoever detaches it wants it to go on."""
-    if "MAKELEVEL" in os.environ:
-        die_with_parent()
 
 
 if __name__ == "__main__":

@@ -24,15 +24,13 @@ class StageError(Exception):
 
 
 class Server:
-    """One vfu-server of a host: a PF and 2 VFs."""
+    """One vfu-server."""
 
-    def __init__(self, folder: Path, device: str, options: Sequence[str], within: Sequence[str]) -> None:
+    def __init__(self, folder: Path, device: str, options: Sequence[str], within: Sequence[str] = ()) -> None:
         """Start it and wait for its `ready`. Raises StageError."""
         self.folder = folder
         self._log = folder.with_suffix(".log")
-        self.command = [
-            "vfu-server", "--socket-dir", str(folder), "--device", device, "--vfs", "2", *options,
-        ]  # fmt: skip
+        self.command = ["vfu-server", "--socket-dir", str(folder), "--device", device, *options]
         run = [sys.executable, "-m", "vfu_server", *self.command[1:]]
         try:
             self._process = program.start(run, self._log, within=within)
@@ -90,7 +88,7 @@ class Stage:
         )
 
     def _server(self, name: str, device: str, options: Sequence[str]) -> Server:
-        server = Server(self.folder / name, device, options, self.lan.inside)
+        server = Server(self.folder / name, device, ["--vfs", "2", *options], self.lan.inside)
         self._until.callback(server.close)
         return server
 

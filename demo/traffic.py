@@ -17,6 +17,7 @@ from demo.network import (
     done_figures,
     last_figures,
 )
+from demo.show import LostError
 from images.job import Job
 from images.machine import Machine
 
@@ -36,10 +37,6 @@ NETVERIFY = (
     f" --report-ms {REPORT_MS} --gap-ms {GAP_MS}"
 )
 PATIENCE_SECONDS = 60.0
-
-
-class LostError(Exception):
-    """The traffic came to nothing good; the message says what."""
 
 
 class Traffic:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from demo.__main__ import Moved, _conclude, _figures
-from demo.traffic import LostError
+from demo.show import LostError
 from vfu_client.move import timeline
 from vfu_client.move.report import Report, Step
 
