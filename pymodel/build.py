@@ -13,7 +13,7 @@ from pymodel.devices.registry import DEVICES
 from pymodel.host import NOBODY, Observer
 from pymodel.pci.function import Delays
 from pymodel.pci.physical_function import PhysicalFunction
-from pymodel.pci.vf_slot import VfSlot, VfSlots
+from pymodel.pci.sriov.vf_slot import VfSlot, VfSlots
 from pymodel.pci.virtual_function import VirtualFunction
 
 GUEST_VFS_MAX: Final = 248
@@ -24,8 +24,8 @@ GUEST_VFS_MAX: Final = 248
 class Options:
     """What `vfu-server` is asked for. Delays are in seconds and concern VFs.
 
-    With `guest_sriov` the PF's SR-IOV is a guest's (`pymodel.pci.vf_slot`), and `vfs` is 0; `ecam` is that of
-    `PhysicalFunction`.
+    With `guest_sriov` the PF's SR-IOV is a guest's (`pymodel.pci.sriov`), and `vfs` is 0; `ecam` is the
+    `ecam_address` of `PhysicalFunction`.
 
     `backends` has what each function stands on, by its name: a `Disk` (blk) or a `Port` (net). `without` are
     features that no function offers, by their names in `pymodel.transport.features`.

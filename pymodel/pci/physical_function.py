@@ -4,35 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Final
+from typing import Any
 
 from pymodel.admin.queue import AdminQueue
 from pymodel.admin.rules import Rules
 from pymodel.devices.device import Device
 from pymodel.host import NOBODY, Observer
 from pymodel.migration.member import Member
-from pymodel.pci import ecam
 from pymodel.pci.capability import Capability
-from pymodel.pci.ecam import Ecam
 from pymodel.pci.function import Function
-from pymodel.pci.placement import Placement
-from pymodel.pci.snapshot import as_snapshot
-from pymodel.pci.sriov import OWNER_ROUTING, AriCapability, Routing, SriovCapability
-from pymodel.pci.vf_slot import VfSlot, VfSlots
+from pymodel.pci.sriov import ecam
+from pymodel.pci.sriov.capability import OWNER_ROUTING, AriCapability, SriovCapability, guest_routing
+from pymodel.pci.sriov.ecam import Ecam
+from pymodel.pci.sriov.placement import Placement
+from pymodel.pci.sriov.snapshot import as_snapshot
+from pymodel.pci.sriov.vf_slot import VfSlot, VfSlots
 from pymodel.pci.virtual_function import VirtualFunction
 from pymodel.spec import pci, virtio, virtio_pci
 
 ADMIN_QUEUE_SIZE = 64
-
-FUNCTIONS_OF_DEVICE: Final = 8
-
-
-def guest_routing(total_vfs: int) -> Routing:
-    """Where a guest has VFs: on the bus of the PF, which is at device 0, from device 1 on.
-
-    Each is a device of its own while there are devices, so that none needs one at function 0 of its device.
-    """
-    return Routing(FUNCTIONS_OF_DEVICE, FUNCTIONS_OF_DEVICE if total_vfs < 32 else 1)
 
 
 class PhysicalFunction(Function):

@@ -17,7 +17,7 @@ from pymodel.devices.device import Linked
 from pymodel.migration.member import MODE_NAMES
 from pymodel.pci.function import Function
 from pymodel.pci.physical_function import PhysicalFunction
-from pymodel.pci.vf_slot import VfSlot
+from pymodel.pci.sriov.vf_slot import VfSlot
 from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import context
 from pymodel.transport import status

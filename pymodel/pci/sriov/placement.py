@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from pymodel.host import VF_BARS_MISPLACED
-from pymodel.pci.ecam import Ecam, WantedBar
-from pymodel.pci.sriov import Routing, SriovCapability
-from pymodel.pci.vf_slot import VfSlots
+from pymodel.pci.sriov.capability import Routing, SriovCapability
+from pymodel.pci.sriov.ecam import Ecam, WantedBar
+from pymodel.pci.sriov.vf_slot import VfSlots
 
 REPAIR_SECONDS: Final = 0.08
 """How long programming them may take: Linux uses VFs 100 ms after it set VF Enable (9.3.3.3.1)."""

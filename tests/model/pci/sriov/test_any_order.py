@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pymodel.build import Options, build
 from pymodel.devices.block.ram_disk import RamDisk
 from pymodel.pci.physical_function import PhysicalFunction
-from pymodel.pci.vf_slot import VfSlot
+from pymodel.pci.sriov.vf_slot import VfSlot
 from tests.fuzz.local import LocalHost
 
 VFS = 3

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pymodel.pci.dma import Dma
-from pymodel.pci.mcfg import McfgSearch
+from pymodel.pci.sriov.mcfg import McfgSearch
 from pymodel.registers import Register
 from pymodel.spec import pci
 

@@ -14,6 +14,10 @@ _FIELDS = pci.SRIOV.fields
 assert _FIELDS is not None
 
 _VF_BARS: Final = 6
+_FUNCTIONS: Final = 8
+"""Of a device."""
+_DEVICES: Final = 32
+"""Of a bus."""
 _BAR_FLAGS: Final = pci.BAR_MEMORY_64 | pci.BAR_PREFETCH
 
 
@@ -30,6 +34,14 @@ class Routing:
 
 
 OWNER_ROUTING: Final = Routing(1, 1)
+
+
+def guest_routing(total_vfs: int) -> Routing:
+    """Where a guest has VFs: on the bus of the PF, which is at device 0, from device 1 on.
+
+    Each is a device of its own while there are devices, so that none needs one at function 0 of its device.
+    """
+    return Routing(_FUNCTIONS, _FUNCTIONS if total_vfs < _DEVICES else 1)
 
 
 class Seats(Protocol):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pymodel.errors import MemoryFault
 from pymodel.memory import Bytes
 from pymodel.pci.dma import Dma
-from pymodel.pci.mcfg import McfgSearch
+from pymodel.pci.sriov.mcfg import McfgSearch
 from tests.model.fakes import FakeMemory
 
 MIB = 1 << 20
