@@ -131,6 +131,6 @@ subprojects/libvfio-user/.stamp: $(VENV)/.stamp $(wildcard subprojects/packagefi
 images: $(VENV)/.stamp
 	@$(BIN)/python -m images all
 
-## Firmware and older kernels, which only tests need.
+## Firmware, an older kernel and a module for the usual one, which only tests need.
 drivers: images
 	@$(BIN)/python -m images drivers

@@ -42,6 +42,7 @@ def _prepare(options: argparse.Namespace) -> None:
     if options.command in ("drivers", "compat"):
         firmware.prepare(debian)
         variants.prepare_linux("6.1")
+        variants.prepare_virtio_vfio(debian)
     if options.command == "compat":
         variants.prepare_linux("6.12")
         variants.prepare_dpdk(debian)

@@ -103,7 +103,7 @@ class Debian:
         self._apt(request, inside=downloads)
         for archive in archives:
             with replacing(folder) as fresh:
-                if _extract(downloads / archive.name, part, fresh):
+                if extract(downloads / archive.name, part, fresh):
                     (downloads / archive.name).unlink()
                     return archive.name
                 raise SetupError(f"{archive.name} of {self.suite} has no {part}")
@@ -189,7 +189,7 @@ class Debian:
         )
 
 
-def _extract(archive: Path, part: str, folder: Path) -> bool:
+def extract(archive: Path, part: str, folder: Path) -> bool:
     """Extract what lies below TOP/`part` of a source archive into `folder`; false when there is nothing."""
     found = False
     with tarfile.open(archive, "r|*") as tar:

@@ -181,18 +181,23 @@ def _add_programs(archive: Archive) -> None:
                 write_file(IMAGES / name, output.read_bytes(), 0o755)
 
 
-def add_modules(archive: Archive, kernel: Kernel) -> None:
-    """Add the modules of MODULES and MODULES_ON_DEMAND, their index, and the order in which to load them."""
+def add_modules(archive: Archive, kernel: Kernel, more: Sequence[Path] = ()) -> None:
+    """Add the modules of MODULES and MODULES_ON_DEMAND, their index, and the order in which to load them.
+
+    `more` are modules that did not come with the kernel; they are there on demand.
+    """
     folder = kernel.modules
     available = {_module_name(path): path for path in sorted((folder / "kernel").rglob("*.ko*"))}
+    available |= {_module_name(path): path for path in more}
     builtin = {_module_name(Path(line)) for line in (folder / "modules.builtin").read_text().split()}
     order = _in_order(MODULES, available, builtin)
+    on_demand = _in_order([*MODULES_ON_DEMAND, *map(_module_name, more)], available, builtin)
     place = f"usr/lib/modules/{folder.name}"
     with tempfile.TemporaryDirectory() as temporary:
         # An index of just these modules, which modprobe and `lspci -k` ask for.
         tree = Path(temporary) / place
         (Path(temporary) / "lib").symlink_to("usr/lib")
-        for name in {*order, *_in_order(MODULES_ON_DEMAND, available, builtin)}:
+        for name in {*order, *on_demand}:
             write_file(tree / f"{name}.ko", _module_content(available[name]))
         for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
             write_file(tree / name, (folder / name).read_bytes())

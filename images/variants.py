@@ -1,4 +1,4 @@
-"""Guests that differ from the usual one: an older kernel, or DPDK beside its programs.
+"""Guests that differ from the usual one: an older kernel, one module more, or DPDK beside its programs.
 
 Each is a folder below build/images that `Machine` takes as `images`. Its initramfs is the usual one with an
 archive behind it, whose files win. `initramfs.prepare` goes before.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from images import private
+from images import kernel_module, private
 from images.cpio import Archive
 from images.debian import Debian
-from images.initramfs import KERNEL, Kernel, add_dynamic, add_modules, unpacked, wrapped
+from images.initramfs import KERNEL, ROOT, Kernel, add_dynamic, add_modules, unpacked, wrapped
 from images.workspace import CACHE, IMAGES, say, write_file
 
 OLDER = {"6.1": "bookworm", "6.12": "trixie"}
 """Version of an older kernel, and the Debian release that has it."""
+
+VIRTIO_VFIO = IMAGES / "virtio-vfio"
+"""The guest that has the module virtio_vfio_pci, for modprobe."""
 
 DPDK = IMAGES / "dpdk"
 TESTPMD = "usr/bin/dpdk-testpmd"
@@ -39,6 +42,13 @@ def prepare_linux(version: str) -> None:
     more = Archive()
     add_modules(more, kernel)
     _make(linux(version), more, unpacked(kernel.image.read_bytes()))
+
+
+def prepare_virtio_vfio(debian: Debian) -> None:
+    """Leave the guest with virtio_vfio_pci. Raises SetupError."""
+    more = Archive()
+    add_modules(more, Kernel.of(ROOT), [kernel_module.prepare(debian)])
+    _make(VIRTIO_VFIO, more)
 
 
 def prepare_dpdk(debian: Debian) -> None:
