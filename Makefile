@@ -86,11 +86,10 @@ $(VENV)/.stamp: pyproject.toml
 	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	  print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
-	@# vfu_server.__main__ lets SIGINT through: while Python starts, it would be a traceback.
+	@# Each lets SIGINT through when it has its modules: while Python starts, it would be a traceback.
 	@hold='env --block-signal=INT '; $${hold}true 2>/dev/null || hold=; \
 	for command in server:vfu_server.__main__ owner:vfu_client.owner.cli migrate:vfu_client.move.cli; do \
 	  script="$(BIN)/vfu-$${command%%:*}"; \
-	  case $$command in server:*) ;; *) hold= ;; esac; \
 	  printf '#!/bin/sh\nPYTHONPATH="%s" exec %s"%s/python" -m %s "$$@"\n' \
 	    "$(CURDIR)" "$$hold" "$(CURDIR)/$(BIN)" "$${command#*:}" > "$$script" && chmod +x "$$script" || exit 1; \
 	done

@@ -1,9 +1,10 @@
-"""Standard streams of a command: what is printed, and what becomes of it where nobody can take it."""
+"""What a command has of its caller: standard streams, where perhaps nobody reads or writes, and Ctrl-C."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 
 OUTPUT = 1
@@ -16,6 +17,14 @@ def fill_descriptors() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+
+
+def heed_interrupts() -> None:
+    """Let Ctrl-C through, which the commands that `make` puts into .venv/bin hold back while Python starts.
+
+    Raises KeyboardInterrupt for one that came meanwhile.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def put(text: str) -> None:

@@ -27,7 +27,7 @@ from vfu_client.move.qemu import Qemu
 from vfu_client.move.recovery import Recovery, RecoveryError
 from vfu_client.move.report import MoveError, Report
 from vfu_client.move.side import Side
-from vfu_client.standard_streams import fill_descriptors, put, tell
+from vfu_client.standard_streams import fill_descriptors, heed_interrupts, put, tell
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"cannot draw the timeline into {options.timeline}: {error.strerror}. Nothing was touched.")
         return 1
     try:
+        heed_interrupts()
         status, report, result = asyncio.run(_move(options))
     except KeyboardInterrupt:  # before the move could heed it
         _say("interrupted. Nothing was touched.")
@@ -102,6 +103,7 @@ def _recover(options: argparse.Namespace) -> int:
     status, results = 0, []
     for journal in abandoned():
         try:
+            heed_interrupts()
             recovery = Recovery(journal)
             if not _meant(options, recovery.about):
                 continue

@@ -22,7 +22,7 @@ from vfu_client.owner.admin import AdminError
 from vfu_client.owner.context import MODE_NAMES, TYPE_NAMES, Field, compare, decode
 from vfu_client.owner.owner import CONTEXT_OPCODES, DriverRuleError, OwnerDriver
 from vfu_client.owner.stream import BadContextError
-from vfu_client.standard_streams import OUTPUT, fill_descriptors, put, tell
+from vfu_client.standard_streams import OUTPUT, fill_descriptors, heed_interrupts, put, tell
 from vfu_client.vfio.connection import ServerBusyError, ServerUnreachableError
 from vfu_client.vfio.pci import CapabilityMissingError
 from vfu_client.virtio.function import NegotiationError
@@ -98,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json and options.run is _context_read and options.file == "-":
         _parser().error("--json and a context both on standard output: give a file")
     try:
+        heed_interrupts()
         result = options.run(options)
         _print(json.dumps(result, indent=2) if options.json else "\n".join(options.lines))
     except AdminError as error:
