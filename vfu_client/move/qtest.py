@@ -81,8 +81,13 @@ class QTest:
             raise
         except OSError as error:
             self.close()
+            if isinstance(error, ConnectionError):  # a QEMU that is gone shows in several ways
+                raise self._gone() from error
             raise QTestError(f"qtest at {self.path}: {error.strerror or error}") from error
         return values
+
+    def _gone(self) -> QTestError:
+        return QTestError(f"QEMU hung up on {self.path}: did it end?")
 
     def touch(self, pages: Sequence[int]) -> None:
         """Write one byte of each page with the value that it has, so that QEMU takes the page for written.
@@ -99,7 +104,7 @@ class QTest:
         while b"\n" not in self._unread:
             received = self._socket.recv(1 << 16)
             if not received:
-                raise QTestError(f"QEMU closed its qtest connection {self.path}")
+                raise self._gone()
             self._unread += received
         line, _, rest = self._unread.partition(b"\n")
         self._unread = rest

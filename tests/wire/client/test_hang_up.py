@@ -1,15 +1,19 @@
-"""A server that dies under a driver that waits for it."""
+"""A server, or a QEMU, that dies under the one that waits for it."""
 
 from __future__ import annotations
 
 import errno
 import signal
+import socket
+import threading
+from pathlib import Path
 
 import pytest
 
 from tests.server_process import ServerProcess
 from tests.wire.running import until
 from vfu_client import BlockDriver, OwnerDriver
+from vfu_client.move.qtest import QTest, QTestError
 from vfu_client.vfio.connection import VfioUserError
 from vfu_client.virtio.driver_queue import DriverQueue
 
@@ -44,3 +48,27 @@ def test_every_wait_ends() -> None:
             assert caught.value.errno == errno.ECONNRESET
         with pytest.raises(VfioUserError, match="the server hung up"):
             owner.admin.wait(command)
+
+
+@pytest.mark.parametrize("takes", ["nothing", "a part", "all"])
+def test_a_qemu_that_is_gone(tmp_path: Path, takes: str) -> None:
+    """However that shows (EPIPE, ECONNRESET, an end of file): it says what happened, and on which socket."""
+    path = tmp_path / "qtest"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with QTest(path, timeout=20) as qtest:
+            peer, _ = listener.accept()
+
+            def leave() -> None:
+                if takes != "nothing":
+                    peer.recv(3 if takes == "a part" else 100)
+                peer.close()
+
+            qemu = threading.Thread(target=leave)
+            qemu.start()
+            if takes == "nothing":
+                qemu.join()
+            with pytest.raises(QTestError, match=f"^QEMU hung up on {path}: did it end"):
+                qtest.run(["inl 0xcf8"])
+            qemu.join()
