@@ -65,7 +65,6 @@ class RamDisk:
                 case Kind.FLUSH:
                     self.flush()
         except MemoryError:
-            self._touch(job.offset, job.length)  # some of it may have been done
             raise OSError(errno.ENOMEM, "no memory for a chunk of the disk") from None
         return True
 

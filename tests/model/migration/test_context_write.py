@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import struct
+import threading
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pymodel.build import Options, build
+from pymodel.devices.block.ram_disk import RamDisk
 from pymodel.errors import InvalidCommand, InvalidField, MemoryFault
-from pymodel.memory import Segments
+from pymodel.memory import Bytes, Segments
 from pymodel.migration.member import Member
 from pymodel.migration.writing import STAGING_SLACK
 from tests.model.fakes import (
@@ -360,3 +363,38 @@ def test_values_are_copied_once_to_where_they_stay() -> None:
     for at in range(0, len(stream), 99_991):
         write(member, stream[at : at + 99_991], (5, 17, 100))
     assert function.disk.tobytes() == content
+
+
+def test_no_memory_for_the_content_leaves_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there is some, for a part of what came. What the content did not need is given back."""
+    chunk = 4 << 20
+    disk = RamDisk(3 * chunk)
+    options = Options("blk", {"pf": RamDisk(512), "vf1": disk}, vfs=1, total_vfs=1)
+    member = build(options, lock=threading.RLock).vfs[1].as_member
+    assert member.set_mode(2)
+    left, zeros = [chunk, chunk], np.zeros
+
+    def few(size: int, kind: type[np.uint8]) -> Bytes:
+        if size == chunk and not left:
+            raise MemoryError
+        return zeros(left.pop() if size == chunk else size, kind)
+
+    def firsts() -> list[int]:
+        view = np.empty(3 * chunk, np.uint8)
+        disk.read(0, [view])
+        return [int(view[at]) for at in (0, chunk, chunk + 512, 2 * chunk)]
+
+    parts = [(0, b"\2" * 512), (chunk, b"\3" * chunk), (chunk, b"\4" * 512), (2 * chunk, b"\5" * 512)]
+    stream = context(*(extent(*each) for each in parts))
+    write(member, stream)
+    assert firsts() == [2, 4, 3, 5]
+    assert not disk._spare
+    disk.write(0, [np.full(512, 1, np.uint8)])
+    with monkeypatch.context() as short:
+        short.setattr(np, "zeros", few)
+        with pytest.raises(MemoryError):
+            write(member, stream)
+    assert firsts() == [1, 4, 3, 5]
+    assert not disk._spare
+    write(member, stream)
+    assert firsts() == [2, 4, 3, 5]

@@ -62,3 +62,28 @@ def test_work_on_one_queue_completes_buffers_of_another(
     assert [interrupt.drain() for interrupt in device.msix.interrupts] == [0, 1, 1]
     device.close()
     memory.close()
+
+
+def test_no_memory_for_what_is_in_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DEVICE_NEEDS_RESET (0x40), as nobody knows what becomes of the buffer; after a reset all is well."""
+    world, memory = World(), GuestMemory()
+    memory.add_region(1 << 20)
+    connection = world.connect("vf1")
+    memory.attach(connection)
+    device = VirtioPci(connection, memory)
+    data = memory.allocate(16)
+
+    def none(_: Buffer) -> None:
+        raise MemoryError
+
+    for take in (none, lambda buffer: buffer.complete(1)):
+        monkeypatch.setattr(world.function("vf1").transport.device, "take", take)
+        device.initialize(wanted=(VERSION_1,))
+        queue = device.setup_queue(0, size=4)
+        device.driver_ok()
+        queue.add([], [data.segment])
+        queue.kick()
+        broken = take is none
+        assert (device.status & 0x40, len(queue.collect())) == ((0x40, 0) if broken else (0, 1))
+    device.close()
+    memory.close()

@@ -556,14 +556,15 @@ def test_a_pool_of_few_threads() -> None:
     assert len(set(together)) == 4
 
 
-def test_a_pool_that_gets_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+def test_a_pool_that_gets_no_threads(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """One is enough; without any the caller is told."""
     pool = Pool("test")
     go, done = threading.Event(), threading.Semaphore(0)
     real = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+        raise error
 
     def call() -> None:
         assert go.wait(SECONDS)
@@ -695,3 +696,24 @@ def test_a_file_that_can_not_be_opened_for_lack_of_anything(
     user.open()
     assert user.do(Kind.READ, 0, filled(512, 0)).error is None
     user.release()
+
+
+def test_no_memory_for_a_job(
+    users: Callable[..., User],
+    image: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is the machine's lack, and no bug."""
+    user = users(image)
+
+    def none(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as short:
+        short.setattr(Image, "perform", none)
+        error = user.do(Kind.FLUSH).error
+    assert error is not None
+    assert error.errno == errno.ENOMEM
+    assert "internal error" not in caplog.text
+    assert user.do(Kind.FLUSH).error is None

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pymodel.devices.net.port import Filter
+from pymodel.devices.net.segmentation import Checked
 from pymodel.memory import Bytes
 from tests.wire.frames import ALL, BROADCAST, DEADLINE, Hand, Wants, ethernet, mac
 from vfu_server.networks.frame_port import NoPort
@@ -447,3 +448,23 @@ def test_an_uplink_that_takes_nothing_holds_up_nobody(net: Net, opened: ExitStac
     outside.room = True
     outside.tell()
     assert [part[12:] for part in outside.wait(1025)] == frames[:1025]
+
+
+def test_a_receiver_that_there_is_no_memory_for_loses_the_frame_alone(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carried, failures = Checked.carried, [MemoryError()]
+
+    def once(frame: Checked, features: int) -> list[Bytes]:
+        if failures:
+            raise failures.pop()
+        return carried(frame, features)
+
+    monkeypatch.setattr(Checked, "carried", once)
+    frame = ethernet(BROADCAST, mac(1))
+    assert net.hands[0].send(frame)
+    assert net.got() == [[], [], [frame]]
+    assert [hand.port.counters()["dropped-receiving"] for hand in net.hands] == [0, 1, 0]
+    assert net.hands[0].port.counters()["dropped-sending"] == 0
+    assert net.hands[0].send(frame)
+    assert net.got() == [[], [frame], [frame]]

@@ -129,17 +129,24 @@ def test_a_visit(function: FakeFunction, thread: FunctionThread, tmp_path: Path)
     assert function.told == visited * 2
 
 
-def test_no_memory_for_an_access(function: FakeFunction, thread: FunctionThread, tmp_path: Path) -> None:
+def test_no_memory_for_an_access(
+    function: FakeFunction, thread: FunctionThread, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All ones, as where nothing answers; the driver hears of it, and the function goes on."""
 
-    def none() -> bytes:
+    def none(*_: object) -> bytes:
         raise MemoryError
 
     with RawClient(tmp_path / "vf1.sock") as client:
-        function.on_read = none
-        assert client.read(0, 0x14, 2) == b"\xff\xff"
-        function.wait_for("memory lost: the server has no memory for an access")
-        function.on_read = lambda: b"\xaa"
+        with monkeypatch.context() as short:
+            for method in ("bar_read", "config_read", "bar_write", "config_write", "device_reset"):
+                short.setattr(function, method, none)
+            assert client.read(0, 0x14, 2) == b"\xff\xff"
+            assert client.read(7, 0, 4) == b"\xff" * 4
+            client.write(0, 8, b"\1")
+            client.write(7, 4, b"\6\0")
+            client.call(RESET)
+        function.wait_for("memory lost: the server has no memory for an access", 5)
         assert client.read(0, 0x14, 2) == b"\xaa\xaa"
 
 

@@ -180,3 +180,13 @@ def test_what_was_reserved_is_there_for_an_extent(short_of_memory: Callable[[], 
     disk.adopt(CHUNK, pattern(CHUNK, 4))
     assert content(disk, 0, 1024).tolist() == [1] * 512 + [3] * 512
     assert content(disk, 3 * CHUNK - 512, 512).tolist() == [3] * 512
+
+
+def test_what_was_reserved_is_there_after_a_clear(short_of_memory: Callable[[], None]) -> None:
+    disk = RamDisk(CHUNK)
+    disk.write(0, [pattern(512, 1)])
+    disk.reserve([(512, 512)], cleared=True)
+    short_of_memory()
+    disk.clear()
+    disk.adopt(512, pattern(512, 3))
+    assert content(disk, 0, 1024).tolist() == [0] * 512 + [3] * 512
