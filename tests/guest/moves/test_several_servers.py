@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from tests.guest.guest_disk import finish as finish_disk
 from tests.guest.guest_net import finish as finish_tcp
 from tests.guest.guest_net import set_up, start_receiver, start_sender, wait_records
 from tests.server_process import ServerProcess
+from vfu_client.move import pf
 from vfu_client.move.move import Move
 from vfu_client.move.moved_vf import MovedVf, Vf
 from vfu_client.move.pf import Pf
@@ -30,8 +32,10 @@ from vfu_client.move.report import STEPS, MoveError, Report
 from vfu_client.move.side import Side
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.owner import OwnerDriver
+from vfu_client.vfio.memory import Bytes
 
 KINDS = ("disk", "net")
+FOR_EVER = 100.0
 
 
 @dataclass
@@ -50,10 +54,10 @@ class Host:
         folders = {kind: self.servers[kind].folder for kind in KINDS}
         return Side(name, Qemu(name, machine.qmp_path, machine.qtest_path), folders)
 
-    def check_at_rest(self) -> None:
-        """The VFs are active, and nothing of a move is left of them."""
-        for kind, server in self.servers.items():
-            with OwnerDriver.open(server.socket("pf")) as owner:
+    def check_at_rest(self, *kinds: str) -> None:
+        """The VFs, or those of some kinds, are active, and nothing of a move is left of them."""
+        for kind in kinds or KINDS:
+            with OwnerDriver.open(self.servers[kind].socket("pf")) as owner:
                 assert owner.mode_get(self.numbers[kind]) == context.MODE_ACTIVE
                 with pytest.raises(AdminError):
                     owner.write_record_read(self.numbers[kind])
@@ -184,6 +188,34 @@ def test_one_server_refuses(traveller: Traveller, target: Machine, monkeypatch: 
     traveller.check_runs()
     traveller.here.check_at_rest()
     traveller.there.check_at_rest()
+
+
+def test_a_server_dies_over_a_context(traveller: Traveller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a command taken that nobody answers any more: no wait lasts for as long as a command may."""
+    monkeypatch.setattr(pf, "COMMAND_SECONDS", FOR_EVER)
+    disk, write = traveller.there.servers["disk"], Pf.write_context
+    with ServerProcess("--vfs", "1", device="net") as net:
+        there = Host({"disk": disk, "net": net}, {"disk": 1, "net": 1})
+
+        def die(**_: object) -> bool:
+            net.stop(signal.SIGKILL)
+            return True
+
+        def write_context(self: Pf, vf: int, pieces: list[Bytes]) -> None:
+            if self.name == "destination server net":
+                monkeypatch.setattr(self.owner.admin.queue, "kick", die)
+            write(self, vf, pieces)
+
+        monkeypatch.setattr(Pf, "write_context", write_context)
+        with Machine(devices=there.devices(), incoming=True) as target, pytest.raises(MoveError) as caught:
+            replace(traveller, there=there).move(target)
+    assert caught.value.source_runs, caught.value
+    assert caught.value.report.steps[-1].end < FOR_EVER
+    # QEMU aborts without the server. It may be noticed first, and then this is said of the way back.
+    assert f"VF 1 of net at the destination (server {net.folder}): the server hung up" in str(caught.value)
+    traveller.check_runs()
+    traveller.here.check_at_rest()
+    there.check_at_rest("disk")
 
 
 def test_refused_without_one_of_them(traveller: Traveller, target: Machine) -> None:
