@@ -293,13 +293,13 @@ def test_regions_of_a_file_take_one_mapping_and_no_descriptor(device: Device, cl
     name = "many-regions"
     with memfd(count * PAGE, name) as fd:
         client.map(fd, 0, PAGE)
-        before = fds_open()
+        before = device.do(fds_open)
         for i in range(1, count):
             at = i * 40503 % count
             client.map(fd, at * PAGE, PAGE, offset=at * PAGE)
         assert len(memory) == count
         assert memory.refused == 0
-        assert fds_open() == before
+        assert device.do(fds_open) == before
         assert mapped(name) == 1
         for at in (0, 1, 255, 256, 30000, 65535):
             os.pwrite(fd, struct.pack("<I", at), at * PAGE)
@@ -686,6 +686,7 @@ def test_a_short_file_where_blocks_are_large(device: Device, client: RawClient, 
 
 
 def fds_open() -> int:
+    """On the device's thread all of a message are closed; its reply comes before that."""
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -693,7 +694,7 @@ def fds_open() -> int:
 def test_fds_are_not_leaked(device: Device, client: RawClient) -> None:
     with memfd(PAGE) as fd, memfd(PAGE) as other:
         client.map(fd, 0x10000, PAGE)
-        before = fds_open()
+        before = device.do(fds_open)
         for _ in range(20):
             client.map(fd, 0x10000, PAGE)  # the same once more
             with pytest.raises(OSError, match="Invalid"):
@@ -705,13 +706,13 @@ def test_fds_are_not_leaked(device: Device, client: RawClient) -> None:
             with pytest.raises(OSError, match=r"Unknown|Invalid"):
                 client.call(99, b"x", (fd, other))
             client.call(RESET, b"", (fd,))
-        assert fds_open() <= before
+        assert device.do(fds_open) <= before
     read_end, write_end = os.pipe()
     with pytest.raises(OSError, match=r"Permission|No such device"):
         client.map(read_end, 0x20000, PAGE)  # can't be mapped; the library closed the fd twice
     os.close(read_end)
     os.close(write_end)
-    assert fds_open() <= before - 2
+    assert device.do(fds_open) <= before - 2
 
 
 @guarded
