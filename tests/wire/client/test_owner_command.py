@@ -18,9 +18,10 @@ COMMAND = [sys.executable, "-m", "vfu_client.owner.cli"]
 
 
 def owner(*words: str | Path, **settings: int) -> subprocess.CompletedProcess[str]:
-    """Run it."""
+    """Run it, and have it write when it sees fit: PYTHONUNBUFFERED hides what is left for the end."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **settings}
-    return subprocess.run([*COMMAND, *map(str, words)], text=True, check=False, **streams)  # type: ignore[call-overload, no-any-return]
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    return subprocess.run([*COMMAND, *map(str, words)], text=True, check=False, env=environment, **streams)  # type: ignore[call-overload, no-any-return]
 
 
 @pytest.fixture
