@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -10,8 +11,16 @@ import sys
 OUTPUT = 1
 
 
-def fill_descriptors() -> None:
-    """Where standard streams were closed: have no socket or file take their place, and get our text."""
+def prepare() -> None:
+    """Where standard streams were closed: have no socket or file take their place, and get our text.
+
+    And have standard error keep no text that it could not write, whoever said it: Python would try once more
+    when the program ends, and make 120 of its status. As with PYTHONUNBUFFERED.
+    """
+    kept = sys.__stderr__
+    if kept is not None and sys.stderr is kept:
+        raw = io.FileIO(kept.fileno(), "w", closefd=False)
+        sys.stderr = io.TextIOWrapper(raw, kept.encoding, kept.errors, write_through=True)
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -38,4 +47,4 @@ def tell(program: str, line: str) -> None:
     """Print a line for people on standard error, if there are any: nothing depends on its audience."""
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:
-            print(f"{program}: {line}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"{program}: {line}\n")

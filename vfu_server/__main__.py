@@ -14,6 +14,7 @@ if __name__ == "__main__" or sys.argv[0].endswith("vfu-server"):
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 import argparse
+import io
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -159,6 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns the exit status: 0 after a signal, 1 where something is not to be had. Raises SystemExit with 2,
     and prints the usage, for options that are wrong whatever the machine is like.
     """
+    _keep_no_errors()
     descriptors = budget.raise_descriptor_limit()
     options_parser = parser()
     options = options_parser.parse_args(arguments)
@@ -228,6 +230,17 @@ def _check_sriov(options: argparse.Namespace, options_parser: argparse.ArgumentP
             options_parser.error(f"--sriov guest needs --total-vfs, from 1 to {build.GUEST_VFS_MAX}")
     elif options.ecam is not None:
         options_parser.error("--ecam is for --sriov guest")
+
+
+def _keep_no_errors() -> None:
+    """Have standard error keep no text that it could not write.
+
+    Python would try once more when the program ends, and make 120 of its status. As with PYTHONUNBUFFERED.
+    """
+    kept = sys.__stderr__
+    if kept is not None and sys.stderr is kept:
+        raw = io.FileIO(kept.fileno(), "w", closefd=False)
+        sys.stderr = io.TextIOWrapper(raw, kept.encoding, kept.errors, write_through=True)
 
 
 def _failed(what: str, error: Exception) -> int:

@@ -27,14 +27,14 @@ from vfu_client.move.qemu import Qemu
 from vfu_client.move.recovery import Recovery, RecoveryError
 from vfu_client.move.report import MoveError, Report
 from vfu_client.move.side import Side
-from vfu_client.standard_streams import fill_descriptors, heed_interrupts, put, tell
+from vfu_client.standard_streams import heed_interrupts, prepare, put, tell
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make a move; returns the exit status."""
-    fill_descriptors()
+    prepare()
     options = parse(arguments)
     if options.recover:
         return _recover(options)

@@ -22,7 +22,7 @@ from vfu_client.owner.admin import AdminError
 from vfu_client.owner.context import MODE_NAMES, TYPE_NAMES, Field, compare, decode
 from vfu_client.owner.owner import CONTEXT_OPCODES, DriverRuleError, OwnerDriver
 from vfu_client.owner.stream import BadContextError
-from vfu_client.standard_streams import OUTPUT, fill_descriptors, heed_interrupts, put, tell
+from vfu_client.standard_streams import OUTPUT, heed_interrupts, prepare, put, tell
 from vfu_client.vfio.connection import ServerBusyError, ServerUnreachableError
 from vfu_client.vfio.pci import CapabilityMissingError
 from vfu_client.virtio.function import NegotiationError
@@ -90,7 +90,7 @@ def explain(error: AdminError, base: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    fill_descriptors()
+    prepare()
     options = _parser().parse_args(arguments)
     options.lines = []
     if options.run is not _show and options.pf is None:

@@ -317,13 +317,18 @@ def test_ctrl_c_while_python_starts(folder: Path) -> None:
         assert "Traceback" not in said
 
 
+def nobody(where: str) -> int:
+    """A file that takes nothing."""
+    if where == "/dev/full":
+        return os.open(where, os.O_WRONLY)
+    reader, out = os.pipe()
+    os.close(reader)
+    return out
+
+
 @pytest.mark.parametrize("where", ["/dev/full", "a closed pipe"])
 def test_nobody_need_read_that_it_is_ready(folder: Path, where: str) -> None:
-    if where == "/dev/full":
-        out = os.open(where, os.O_WRONLY)
-    else:
-        reader, out = os.pipe()
-        os.close(reader)
+    out = nobody(where)
     process = subprocess.Popen(
         [*COMMAND, "--socket-dir", str(folder), "--device", "blk"],
         stdout=out,
@@ -333,6 +338,26 @@ def test_nobody_need_read_that_it_is_ready(folder: Path, where: str) -> None:
     os.close(out)
     assert process.stderr is not None
     assert "virtio.server: stdout: " in process.stderr.readline()
+    with RawClient(folder / "pf.sock") as client:
+        assert client.read(7, 0, 2) == b"\xf4\x1a"
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("where", ["/dev/full", "a closed pipe"])
+def test_nobody_need_read_the_log(folder: Path, where: str) -> None:
+    """What could not be logged changes no status, also not when the program ends."""
+    errors = nobody(where)
+    process = subprocess.Popen(
+        [*COMMAND, "--socket-dir", str(folder), "--device", "blk", "--log-level", "debug"],
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+    )
+    os.close(errors)
+    assert process.stdout is not None
+    assert process.stdout.readline() == f"ready {folder}\n"
     with RawClient(folder / "pf.sock") as client:
         assert client.read(7, 0, 2) == b"\xf4\x1a"
     process.terminate()
