@@ -114,8 +114,13 @@ class Placement:
             len(misplaced),
             _HINT,
         )
-        for each in misplaced:
-            self._pf.event(
-                VF_BARS_MISPLACED,
-                {"vf": f"vf{each.number}", "bar": each.bar, "wanted": each.wanted, "found": each.found},
-            )
+        self._pf.event(
+            VF_BARS_MISPLACED,
+            {
+                "vf": f"vf{first.number}",
+                "bar": first.bar,
+                "wanted": first.wanted,
+                "found": first.found,
+                "count": len(misplaced),
+            },
+        )

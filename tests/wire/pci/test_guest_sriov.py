@@ -357,7 +357,7 @@ def test_group_follows_vf_enable(server: ServerProcess) -> None:
 
 
 def test_misplaced(server: ServerProcess, pf: PciFunction) -> None:
-    """BARs that are not where the capability says: a line of the log, events, and the monitor knows."""
+    """BARs that are not where the capability says: a line of the log, an event, and the monitor knows."""
     with seated(server, 1, 2) as vfs, monitor(server) as events:
         place(vfs)
         enable(pf, 2)
@@ -369,11 +369,14 @@ def test_misplaced(server: ServerProcess, pf: PciFunction) -> None:
         assert "says 0xfd000000 (2 BARs differ)" in line
         assert "--ecam auto" in line
         assert "vfu-qemu place" in line
-        told = [events.wait_event("VF_BARS_MISPLACED")["data"] for _ in range(2)]
-        assert told == [
-            {"function": "pf", "vf": "vf1", "bar": 2, "wanted": 0xFD00_0000, "found": 0xFEA1_6000},
-            {"function": "pf", "vf": "vf2", "bar": 2, "wanted": 0xFD00_2000, "found": 0xFEA1_8000},
-        ]
+        assert events.wait_event("VF_BARS_MISPLACED")["data"] == {
+            "function": "pf",
+            "vf": "vf1",
+            "bar": 2,
+            "wanted": 0xFD00_0000,
+            "found": 0xFEA1_6000,
+            "count": 2,
+        }
         (described,) = server.ask("query-functions", function="vf2")
         assert described["enabled"]
         assert described["bars"] == [
