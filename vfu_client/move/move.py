@@ -18,12 +18,13 @@ from typing import Any
 
 from vfu_client.move.journal import Journal
 from vfu_client.move.moved_vf import MovedVf
-from vfu_client.move.pci_state import Address, PciState
+from vfu_client.move.pci_state import PciState
 from vfu_client.move.pf import Pf, WrittenContext, status_in
-from vfu_client.move.qemu import QemuError
 from vfu_client.move.report import MoveError, Report, Step
 from vfu_client.move.side import Side, reason
 from vfu_client.move.way_back import AT_REST, WayBack
+from vfu_client.qemu.address import Address
+from vfu_client.qemu.running import QemuError
 
 DOWNTIME_LIMIT_MS = 20
 # What QEMU takes.

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pymodel.spec import pci
-from vfu_client.move.qtest import CONFIG_ADDRESS, CONFIG_DATA, ENABLE, QTest
+from vfu_client.qemu.address import Address
+from vfu_client.qemu.qtest import CONFIG_ADDRESS, CONFIG_DATA, QTest
 
 BAR_FIRST, BAR_LAST = 0x10, 0x24
 ROM_ADDRESS = 0x30
@@ -37,28 +38,6 @@ CAPABILITY_WORDS = {
 
 class PciStateError(Exception):
     """The function at the destination is not the one that was read, or does not take its registers."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a function is on the machine's PCI buses."""
-
-    bus: int
-    slot: int
-    function: int
-
-    def select(self, offset: int) -> str:
-        """The qtest command that selects a register (PCI configuration mechanism 1)."""
-        value = ENABLE | self.bus << 16 | self.slot << 11 | self.function << 8 | offset & 0xFC
-        return f"outl {CONFIG_ADDRESS:#x} {value:#x}"
-
-    def write(self, offset: int, size: int, value: int) -> list[str]:
-        """The qtest commands that write a register."""
-        letter = {1: "b", 2: "w", 4: "l"}[size]
-        return [self.select(offset), f"out{letter} {CONFIG_DATA + (offset & 3):#x} {value:#x}"]
-
-    def __str__(self) -> str:
-        return f"{self.bus:02x}:{self.slot:02x}.{self.function}"
 
 
 def identity(qtest: QTest, address: Address) -> int:

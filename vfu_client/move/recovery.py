@@ -10,10 +10,11 @@ from typing import Any
 from vfu_client.move.journal import Journal, JournalError
 from vfu_client.move.moved_vf import MovedVf, Vf
 from vfu_client.move.pf import Pf, SideError
-from vfu_client.move.qemu import Qemu, QemuError
-from vfu_client.move.qtest import QTestError
+from vfu_client.move.qemu import Qemu
 from vfu_client.move.side import Side, reason
 from vfu_client.move.way_back import WayBack
+from vfu_client.qemu.qtest import QTestError
+from vfu_client.qemu.running import QemuError
 
 SECONDS = 120.0
 """For what the source QEMU may take to end its migration."""

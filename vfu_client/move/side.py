@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
 from vfu_client.move.moved_vf import Vf
-from vfu_client.move.pci_state import Address, identity
+from vfu_client.move.pci_state import identity
 from vfu_client.move.pf import Pf, SideError
-from vfu_client.move.qemu import Qemu, QemuError, same_socket
-from vfu_client.move.qtest import QTestError
+from vfu_client.move.qemu import Qemu
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.cli import explain
 from vfu_client.owner.owner import CONTEXT_OPCODES, DriverRuleError
 from vfu_client.owner.stream import BadContextError
+from vfu_client.qemu.address import Address
+from vfu_client.qemu.qtest import QTestError
+from vfu_client.qemu.running import QemuError, same_socket
 from vfu_client.virtio.driver_queue import QueueBrokenError
 from vfu_client.virtio.function import NegotiationError
 

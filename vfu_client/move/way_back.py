@@ -10,10 +10,11 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from vfu_client.move.moved_vf import MovedVf, Vf
-from vfu_client.move.pci_state import Address
 from vfu_client.move.pf import Pf, WrittenContext
-from vfu_client.move.qemu import CAPABILITIES, Qemu, QemuError
+from vfu_client.move.qemu import CAPABILITIES, Qemu
 from vfu_client.move.side import Side, reason
+from vfu_client.qemu.address import Address
+from vfu_client.qemu.running import QemuError
 
 # States of a migration in which nothing is under way.
 AT_REST = ("none", "completed", "failed", "cancelled")
