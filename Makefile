@@ -2,7 +2,7 @@
 #
 # Each target makes what it needs and is quick when that is there. Nothing is installed outside this folder.
 #
-# The extension and the compiled modules are built by Meson and put next to their sources, and .venv/bin gets the three
+# The extension and the compiled modules are built by Meson and put next to their sources, and .venv/bin gets the four
 # commands as wrappers that run the package in this folder: an edit of a .py file counts at once, but for the few that
 # have a .pxd beside them. Those are compiled (COMPILED=no leaves them as they are). It is not an editable install, because that
 # of meson-python runs a build whenever the package is imported, and server processes that start together would race.
@@ -88,7 +88,8 @@ $(VENV)/.stamp: pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
 	@# Each lets SIGINT through when it has its modules: while Python starts, it would be a traceback.
 	@hold='env --block-signal=INT '; $${hold}true 2>/dev/null || hold=; \
-	for command in server:vfu_server.__main__ owner:vfu_client.owner.cli migrate:vfu_client.move.cli; do \
+	for command in server:vfu_server.__main__ owner:vfu_client.owner.cli migrate:vfu_client.move.cli \
+	    qemu:vfu_client.plug.cli; do \
 	  script="$(BIN)/vfu-$${command%%:*}"; \
 	  printf '#!/bin/sh\nPYTHONPATH="%s" exec %s"%s/python" -m %s "$$@"\n' \
 	    "$(CURDIR)" "$$hold" "$(CURDIR)/$(BIN)" "$${command#*:}" > "$$script" && chmod +x "$$script" || exit 1; \

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,23 @@ from vfu_client.qemu.monitor import Monitor, MonitorError
 
 DRIVER = "vfio-user-pci"
 
+PORT_DRIVERS = frozenset({"pcie-root-port", "ioh3420", "xio3130-downstream"})
+
+PERIPHERALS = ("/machine/peripheral", "/machine/peripheral-anon")
+"""Where QEMU keeps devices, those with an id and those without."""
+
+CHILD = re.compile(r"child<(.+)>")
 REGION = re.compile(r"vfio-user:(.+?)(?: base)? BAR \d")
+
+
+@dataclass(frozen=True)
+class Port:
+    """A port by the name of its bus: whether something can be plugged while QEMU runs, and what is there."""
+
+    id: str
+    bus: str
+    pluggable: bool
+    devices: tuple[str, ...] = ()
 
 
 class QemuError(MonitorError):
@@ -33,7 +50,48 @@ class RunningQemu(Monitor):
         """The run state: running, paused, inmigrate ..."""
         return str((await self.execute("query-status"))["status"])
 
-    # -- its passthrough devices
+    async def version(self) -> tuple[int, int, int]:
+        """QEMU's version."""
+        number = (await self.execute("query-version"))["qemu"]
+        return number["major"], number["minor"], number["micro"]
+
+    # -- its devices
+
+    async def ports(self) -> dict[str, Port]:
+        """The ports of PCI Express below which a device can be, by the name of the bus."""
+        on: dict[str, list[str]] = {}
+        ports: dict[str, Port] = {}
+        for path, kind in await self._children(*PERIPHERALS):
+            name = path.rsplit("/", 1)[1]
+            bus = await self.execute("qom-get", {"path": path, "property": "parent_bus"})
+            on.setdefault(str(bus), []).append(name)
+            if kind in PORT_DRIVERS:
+                pluggable = await self.execute("qom-get", {"path": path, "property": "hotplug"})
+                for below, below_kind in await self._children(path):
+                    if below_kind == "PCIE":
+                        ports[below] = Port(name, below.rsplit("/", 1)[1], bool(pluggable))
+        return {port.bus: replace(port, devices=tuple(on.get(at, ()))) for at, port in ports.items()}
+
+    async def window(self, port: Port) -> int:
+        """How many bytes of prefetchable memory are routed to a port; 0 where that is not known."""
+        for part in await self._functions():
+            if part["qdev_id"] == port.id and "pci_bridge" in part:
+                window = part["pci_bridge"]["bus"]["prefetchable_range"]
+                return max(0, int(window["limit"]) + 1 - int(window["base"]))
+        return 0
+
+    async def ids(self) -> set[str]:
+        """The ids of all devices that have one."""
+        return {path.rsplit("/", 1)[1] for path, _ in await self._children(PERIPHERALS[0])}
+
+    async def _children(self, *folders: str) -> list[tuple[str, str]]:
+        """Path and type of what is below, in QEMU's tree of objects."""
+        found: list[tuple[str, str]] = []
+        for folder in folders:
+            entries = await self.execute("qom-list", {"path": folder})
+            matches = ((entry["name"], CHILD.fullmatch(entry["type"])) for entry in entries)
+            found += [(f"{folder}/{name}", kind[1]) for name, kind in matches if kind]
+        return found
 
     async def devices(self) -> dict[str, str]:
         """The vfio-user devices, by id: the socket that each one is connected to, as QEMU names it.
@@ -41,18 +99,18 @@ class RunningQemu(Monitor):
         Raises QemuError for one without an id.
         """
         found: dict[str, str] = {}
-        for folder in ("/machine/peripheral", "/machine/peripheral-anon"):
-            for child in await self.execute("qom-list", {"path": folder}):
-                if child["type"] != f"child<{DRIVER}>":
-                    continue
-                if folder.endswith("-anon"):
-                    raise QemuError(
-                        f"{self.name}: a {DRIVER} device has no id: give it one, as in"
-                        ' {"driver":"vfio-user-pci","id":"vf1",'
-                    )
-                properties = await self.execute("qom-list", {"path": f"{folder}/{child['name']}"})
-                names = (REGION.search(part["name"].replace("\\x2f", "/")) for part in properties)
-                found[child["name"]] = next((name[1] for name in names if name), "")
+        for path, kind in await self._children(*PERIPHERALS):
+            if kind != DRIVER:
+                continue
+            folder, name = path.rsplit("/", 1)
+            if folder != PERIPHERALS[0]:
+                raise QemuError(
+                    f"{self.name}: a {DRIVER} device has no id: give it one, as in"
+                    ' {"driver":"vfio-user-pci","id":"vf1",'
+                )
+            properties = await self.execute("qom-list", {"path": path})
+            regions = (REGION.search(part["name"].replace("\\x2f", "/")) for part in properties)
+            found[name] = next((region[1] for region in regions if region), "")
         return found
 
     async def place(self, device: str) -> tuple[str, str]:
@@ -63,14 +121,17 @@ class RunningQemu(Monitor):
 
     async def addresses(self, devices: Sequence[str]) -> list[Address]:
         """Where devices are on the PCI buses, as the guest numbered them. Raises QemuError for nowhere."""
-        buses = await self.execute("query-pci")
-        found = {part["qdev_id"]: part for bus in buses for part in _functions(bus["devices"])}
+        found = {part["qdev_id"]: part for part in await self._functions()}
         missing = [device for device in devices if device not in found]
         if missing:
             raise QemuError(
                 f"{self.name}: {', '.join(missing)} is not on any PCI bus that the guest has set up"
             )
         return [Address(found[name]["bus"], found[name]["slot"], found[name]["function"]) for name in devices]
+
+    async def _functions(self) -> list[Mapping[str, Any]]:
+        buses = await self.execute("query-pci")
+        return [part for bus in buses for part in _functions(bus["devices"])]
 
 
 def same_socket(named: str, path: Path) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from tests.server_process import ServerProcess
 from tests.wire.running import until
 from vfu_client import BlockDriver, OwnerDriver
-from vfu_client.move.qtest import QTest, QTestError
+from vfu_client.qemu.qtest import QTest, QTestError
 from vfu_client.vfio.connection import VfioUserError
 from vfu_client.virtio.driver_queue import DriverQueue
 

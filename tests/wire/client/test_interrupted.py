@@ -1,4 +1,4 @@
-"""Ctrl-C at `vfu-owner` and `vfu-migrate`, as a user types them."""
+"""Ctrl-C at the commands of the client, as a user types them."""
 
 from __future__ import annotations
 
@@ -32,11 +32,16 @@ def silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(SILENT)
         listener.listen()
+        Path("device").mkdir()
+        Path("device/monitor.sock").symlink_to(tmp_path / SILENT)
         yield
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("words", [OWNER, MIGRATE], ids=["owner", "migrate"])
+QEMU = ["vfu-qemu", "plug", "device", "--qmp", SILENT]
+
+
+@pytest.mark.parametrize("words", [OWNER, MIGRATE, QEMU], ids=["owner", "migrate", "qemu"])
 def test_ctrl_c_while_python_starts(words: list[str]) -> None:
     """It is held until the command can heed it, and not for longer."""
     command = Path(sys.executable).with_name(words[0])
