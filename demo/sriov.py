@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from demo import show
 from demo.show import LostError
-from demo.stage import Server
+from demo.stage import Server, StageError
 from images.machine import Machine
 
 VFS = 4
@@ -40,8 +41,9 @@ def _demo(folder: Path, until: contextlib.ExitStack) -> None:
         server = Server(folder, "blk", OPTIONS)
         until.callback(server.close)
     show.lines(" ".join(server.command))
+    devices = _devices(server)
     with show.step("a guest boots, with the PF and places for its VFs behind one root port"):
-        guest = until.enter_context(Machine(devices=_devices(server), spare_ports=1))
+        guest = until.enter_context(Machine(devices=devices, spare_ports=1))
         guest.wait_ready()
     show.lines(guest.check("uname -sr; lspci | grep -i virtio"))
     for turn in ("", " again"):
@@ -69,12 +71,15 @@ def _demo(folder: Path, until: contextlib.ExitStack) -> None:
 
 
 def _devices(server: Server) -> list[dict[str, object]]:
-    """The PF at device 0, and VF n at device n: what its First VF Offset and VF Stride say."""
-    names = ["pf", *(f"vf{number}" for number in range(1, VFS + 1))]
-    return [
-        {**server.device(name, name), "bus": PORT, "addr": f"{number:02x}.0"}
-        for number, name in enumerate(names)
-    ]
+    """What `vfu-qemu` says that QEMU's devices are."""
+    words = ["vfu-qemu", str(server.folder), "--bus", PORT, "--json"]
+    show.lines(" ".join(words))
+    run = [sys.executable, "-m", "vfu_client.plug.cli", *words[1:]]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StageError(done.stderr.strip())
+    devices: list[dict[str, object]] = json.loads(done.stdout)["devices"]
+    return devices
 
 
 def _check(disk: str, status: int, output: str) -> None:
