@@ -1,1 +1,1 @@
-"""A guest's own SR-IOV: its PF's VFs are VFs to it, however they came, and whatever becomes of them."""
+"""A guest has SR-IOV of its own: its VFs are VFs to it, and stay right through all that it does to them."""
