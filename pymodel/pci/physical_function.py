@@ -78,6 +78,8 @@ class PhysicalFunction(Function):
         self.placement = (
             Placement(self._sriov, slots, routing, self._ecam, self) if self._sriov and slots else None
         )
+        if slots:
+            slots.on_bars_moved(self.wake)
         super().__init__(
             "pf",
             device,
@@ -169,8 +171,15 @@ class PhysicalFunction(Function):
 
     def _gate_changed(self) -> None:
         super()._gate_changed()
-        if self._ecam is not None and self.may_access:
+        if self._ecam is not None and self.placement is not None and self.may_access:
             self._ecam.prepare()
+            self.placement.prepare()
+
+    def service(self) -> None:
+        """See `Function`; also called where a client moved BARs of VFs."""
+        super().service()
+        if self.placement is not None:
+            self.placement.bars_moved()
 
     # -- resets --------------------------------------------------------------------------------------------
 
@@ -179,6 +188,8 @@ class PhysicalFunction(Function):
         super().device_reset()
         if self._ecam is not None:
             self._ecam.reset()
+        if self.placement is not None:
+            self.placement.forget()
         if self._sriov is not None:
             self._sriov.power_on()
             self._vfs_changed()

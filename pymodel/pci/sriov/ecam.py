@@ -23,6 +23,9 @@ AT: Final = 0xFF0
 _BUS: Final = pci.VSEC_HEADER_SIZE
 _FIRST_BAR: Final = 0x10
 
+_PAUSE_SECONDS: Final = 0.001
+"""Between two steps of a search, in which the client is served."""
+
 
 @dataclass(frozen=True, slots=True)
 class WantedBar:
@@ -72,7 +75,7 @@ class Ecam:
         """The function may use the guest's memory: look for ECAM, so that it is known in time."""
         if self._address is None and self._search is None:
             self._search = McfgSearch(self._pf.memory)
-            self._pf.after(0, self._look)
+            self._pf.after(_PAUSE_SECONDS, self._look)
 
     def program(self, wanted: Sequence[WantedBar]) -> None:
         """Have BARs at these addresses. Returns at once; where that fails, nothing happens."""
@@ -88,7 +91,7 @@ class Ecam:
             return
         search.step()
         if not search.done:
-            self._pf.after(0, self._look)
+            self._pf.after(_PAUSE_SECONDS, self._look)
             return
         self._search = None
         self._address = search.base

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -12,8 +12,8 @@ from pymodel.pci.sriov.capability import Routing, SriovCapability
 from pymodel.pci.sriov.ecam import Ecam, WantedBar
 from pymodel.pci.sriov.vf_slot import VfSlots
 
-REPAIR_SECONDS: Final = 0.08
-"""How long programming them may take: Linux uses VFs 100 ms after it set VF Enable (9.3.3.3.1)."""
+REPAIR_SECONDS: Final = 1.0
+"""How long programming them may take before it is told that they are not where they should be."""
 
 _HINT: Final = (
     "accesses of their drivers go nowhere. Have them programmed by the server (--ecam auto) or by `vfu-qemu"
@@ -41,7 +41,12 @@ class Teller(Protocol):
 
 
 class Placement:
-    """Compares, tells, and has `ecam`, if there is one, program what differs."""
+    """Compares, tells, and has `ecam`, if there is one, program what differs.
+
+    Linux uses VFs 100 ms after it set VF Enable (9.3.3.3.1), and a busy machine gets little done meanwhile.
+    So BARs are programmed once the PF may write, which is when its driver begins, and after VF Enable only
+    those that are elsewhere still.
+    """
 
     def __init__(
         self, sriov: SriovCapability, slots: VfSlots, routing: Routing, ecam: Ecam | None, pf: Teller
@@ -52,6 +57,8 @@ class Placement:
         self._ecam = ecam
         self._pf = pf
         self._serial = 0
+        self._moving: list[Misplaced] = []
+        self._moving_count = 0
 
     def wanted(self, number: int) -> dict[int, int]:
         """Where the capability has the BARs of VF `number`, by BAR."""
@@ -71,39 +78,63 @@ class Placement:
             "vf-stride": self._routing.vf_stride,
         }
 
-    def misplaced(self) -> Iterator[Misplaced]:
-        """The BARs of VFs that are enabled, and attached, that are elsewhere."""
-        for number in range(1, self._sriov.enabled_vfs + 1):
-            slot = self._slots.by_number[number]
-            for bar, wanted in self.wanted(number).items() if slot.attached else ():
-                if (found := self.found(number, bar)) != wanted:
-                    yield Misplaced(number, bar, wanted, found)
+    def misplaced(self, vfs: int) -> list[Misplaced]:
+        """The BARs of the first `vfs` VFs, of those that are attached, that are elsewhere."""
+        return [
+            Misplaced(number, bar, wanted, found)
+            for number in range(1, vfs + 1)
+            if self._slots.by_number[number].attached
+            for bar, wanted in self.wanted(number).items()
+            if (found := self.found(number, bar)) != wanted
+        ]
+
+    def forget(self) -> None:
+        """A machine that begins anew: nothing is waited for any more."""
+        self._serial += 1
+        self._moving = []
+
+    def prepare(self) -> None:
+        """The PF may write: have the BARs of VFs where they should be before there are VFs."""
+        if self._ecam is not None and all(self.wanted(1).values()):
+            self._program(self._ecam, self.misplaced(self._slots.attached))
 
     def check(self) -> None:
         """VFs were enabled, or their BARs moved: see that they are where they should be."""
         self._serial += 1
-        misplaced = list(self.misplaced())
-        if not misplaced:
-            return
+        misplaced = self.misplaced(self._sriov.enabled_vfs)
         if self._ecam is None:
             self._tell(misplaced)
             return
-        self._ecam.program(
-            [WantedBar(self._routing(0, each.number), each.bar, each.wanted) for each in misplaced]
-        )
+        self._program(self._ecam, misplaced)
         serial = self._serial
 
         def check_again() -> None:
-            if serial != self._serial:
-                return
-            if left := list(self.misplaced()):
-                self._tell(left)
-            else:
-                self._pf.log.info("%d BARs of VFs were programmed", len(misplaced))
+            if serial == self._serial:
+                self._tell(self.misplaced(self._sriov.enabled_vfs))
 
-        self._pf.after(REPAIR_SECONDS, check_again)
+        if misplaced:
+            self._pf.after(REPAIR_SECONDS, check_again)
+
+    def bars_moved(self) -> None:
+        """BARs of VFs may have been moved: tell it once all that were to be programmed are."""
+        moving = self._moving
+        if not moving:
+            return
+        while moving and self.found(moving[-1].number, moving[-1].bar) == moving[-1].wanted:
+            moving.pop()
+        if not moving:
+            self._pf.log.info("%d BARs of VFs were programmed", self._moving_count)
+
+    def _program(self, ecam: Ecam, misplaced: list[Misplaced]) -> None:
+        self._moving, self._moving_count = misplaced, len(misplaced)
+        if misplaced:
+            ecam.program(
+                [WantedBar(self._routing(0, each.number), each.bar, each.wanted) for each in misplaced]
+            )
 
     def _tell(self, misplaced: list[Misplaced]) -> None:
+        if not misplaced:
+            return
         first = misplaced[0]
         self._pf.log.warning(
             "BAR %d of VF %d is at %#x, and the SR-IOV capability says %#x (%d BARs differ): %s",

@@ -46,6 +46,8 @@ class VfSlot:
         self.lock = lock
         self.enabled = False
         """Whether the VF is there: VF Enable is set, and NumVFs counts it."""
+        self.on_bars_moved: Callable[[], None] | None = None
+        """Called after the client moved a BAR, with this function's lock held: it may only wake another."""
         self.vf = make_vf(number, lock)
         """The VF, or the one that comes next."""
         self.name = self.vf.name
@@ -81,11 +83,15 @@ class VfSlot:
         self._bars = dict.fromkeys(self.bars, 0)
 
     def _note_bars(self, offset: int, data: bytes) -> None:
+        if offset >= _BARS.stop or offset + len(data) <= _BARS.start:
+            return
         for at, byte in enumerate(data, offset):
             if at in _BARS:
                 bar, shift = (at - _BARS.start) // 8 * 2, 8 * ((at - _BARS.start) % 8)
                 if bar in self._bars:
                     self._bars[bar] = self._bars[bar] & ~(0xFF << shift) | byte << shift
+        if self.on_bars_moved is not None:
+            self.on_bars_moved()
 
     # -- what a function is to who serves it ---------------------------------------------------------------
 
@@ -153,6 +159,11 @@ class VfSlots:
 
     def __init__(self, slots: Sequence[VfSlot]) -> None:
         self.by_number = dict(enumerate(slots, 1))
+
+    def on_bars_moved(self, call: Callable[[], None]) -> None:
+        """Have `call` called wherever a client moves a BAR."""
+        for slot in self.by_number.values():
+            slot.on_bars_moved = call
 
     @property
     def attached(self) -> int:
