@@ -22,6 +22,9 @@ from tests.server_process import ServerProcess
 
 DISK_SIZE = 32 << 20
 
+IOMMU = ("-device", "intel-iommu,caching-mode=on,intremap=off")
+"""What gives a machine an IOMMU; the guest uses it with `intel_iommu=on`."""
+
 TEST_SECONDS = 300
 """For one test with the boots of its fixtures, on a machine that is busy with something else."""
 

@@ -20,9 +20,6 @@ ADDRESS = "10.0.2.15"
 SERVER = "10.0.2.2"
 """Where DHCP and TFTP are."""
 
-IOMMU = ("-device", "intel-iommu,caching-mode=on,intremap=off")
-"""What gives a machine an IOMMU; the guest uses it with `intel_iommu=on`."""
-
 FILE = bytes(range(256)) * 400
 """What TFTP has under the name `file`; 102,400 bytes, 200 blocks."""
 

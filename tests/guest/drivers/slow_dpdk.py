@@ -12,7 +12,7 @@ import pytest
 from images import variants
 from images.job import Job
 from images.machine import Machine
-from tests.guest.drivers.conftest import IOMMU
+from tests.guest.conftest import IOMMU
 from tests.guest.guest_disk import DRIVER
 from tests.server_process import ServerProcess
 

@@ -14,9 +14,6 @@ DRIVERS: Final = "/sys/bus/pci/drivers"
 DENSE_FROM: Final = 32
 """From so many VFs on they have functions of devices; below, each a device of its own."""
 
-IOMMU: Final = ("-device", "intel-iommu,caching-mode=on,intremap=off")
-"""What gives a machine an IOMMU; the guest uses it with `intel_iommu=on`."""
-
 
 def guest_options(total: int, *more: str, ecam: str = "") -> list[str]:
     """Options of a server whose SR-IOV is for a guest, with so many VFs."""
@@ -89,7 +86,7 @@ class Owned:
         disks = [self.disk(guest, number) for number in numbers]
         command = guest_disk.IOVERIFY + " --count {count} --block 4096 --report-ms 100000"
         jobs = [
-            guest.start(command.format(disk=disk, offset="0", length="4M", depth=4, count=count))
+            guest.start(command.format(disk=disk, offset="0", length="1M", depth=4, count=count))
             for disk in disks
         ]
         for job in jobs:

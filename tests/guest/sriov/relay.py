@@ -1,4 +1,4 @@
-"""A socket between a client and the server, for a test to cut: what a client that dies looks like to the server."""
+"""A socket between a client and the server, for a test to cut: to the server its client is gone then."""
 
 from __future__ import annotations
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from images.machine import Machine
-from tests.guest.guest_disk import start_io, wait_written, finish
-from tests.guest.sriov.guest_sriov import DRIVERS, IOMMU, Owned, guest_options, misplace
+from tests.guest.conftest import IOMMU
+from tests.guest.guest_disk import finish, start_io, wait_written
+from tests.guest.sriov.guest_sriov import DRIVERS, Owned, guest_options, misplace
 from tests.server_process import ServerProcess
 
 MISPLACED = r"virtio\.pf: BAR 0 of VF 2 is at {found:#x}, and the SR-IOV capability says {wanted:#x} \(2 BARs"
@@ -16,11 +17,16 @@ MISPLACED = r"virtio\.pf: BAR 0 of VF 2 is at {found:#x}, and the SR-IOV capabil
 
 @pytest.fixture(scope="module")
 def translated() -> Iterator[tuple[Machine, Owned]]:
-    """A guest with four VFs, all below an IOMMU that translates; the server is asked to program their BARs."""
+    """A guest with four VFs, all below an IOMMU that translates; the server may program their BARs."""
     with ServerProcess(*guest_options(4, "--disk", "ram:16M", ecam="auto"), log_level="debug") as server:
         owned = Owned(server, 4)
-        settings = {"append": "intel_iommu=on", "arguments": IOMMU}
-        with Machine(devices=owned.devices(), spare_ports=1, memory_mib=384, **settings) as guest:
+        with Machine(
+            devices=owned.devices(),
+            spare_ports=1,
+            memory_mib=384,
+            append="intel_iommu=on",
+            arguments=IOMMU,
+        ) as guest:
             guest.wait_ready(timeout=120)
             yield guest, owned
 
@@ -70,7 +76,7 @@ def test_vfio(translated: tuple[Machine, Owned]) -> None:
 
 
 def test_pf_reset_under_its_vfs(translated: tuple[Machine, Owned]) -> None:
-    """FLR of a PF whose VFs are enabled (vfio-pci holds it): all VFs are reset, and their drivers are not told.
+    """FLR of a PF whose VFs are enabled (vfio-pci has it): VFs are reset, and their drivers are not told.
 
     Linux enables them again, where they were. Disabled and enabled they work, and QEMU never minded.
     """
@@ -108,7 +114,7 @@ def status(owned: Owned, number: int) -> int:
 
 
 def test_programming_is_blocked(translated: tuple[Machine, Owned]) -> None:
-    """An IOMMU that translates keeps the server from programming BARs: it says where they are, and should be."""
+    """An IOMMU that translates keeps the server from programming BARs: it says where they are."""
     guest, owned = translated
     wanted = owned.bars(2)[0][0]
     misplace(guest, owned, 2)
@@ -126,7 +132,7 @@ def test_programming_is_blocked(translated: tuple[Machine, Owned]) -> None:
 
 
 def test_above_4_gib() -> None:
-    """5 GiB of memory, and an IOMMU that passes through (`iommu=pt`): BARs that are elsewhere are programmed."""
+    """5 GiB of memory, and an IOMMU that passes through (`iommu=pt`): BARs elsewhere are programmed."""
     with ServerProcess(*guest_options(4, "--disk", "ram:16M", ecam="auto")) as server:
         owned = Owned(server, 4)
         with Machine(
@@ -139,7 +145,6 @@ def test_above_4_gib() -> None:
             guest.wait_ready(timeout=120)
             owned.enable(guest, 4)
             before = [owned.bars(number) for number in range(1, 5)]
-            print(before)
             assert all(wanted == found > 1 << 32 for bars in before for wanted, found in bars)
             assert guest.check(f"cat {owned.folder(1)}/iommu_group/type").strip() == "identity"
             owned.verify(guest, 0, 1, 2, 3, 4)
@@ -149,5 +154,8 @@ def test_above_4_gib() -> None:
             owned.enable(guest, 4)
             server.wait_log("2 BARs of VFs were programmed", since=mark)
             assert [owned.bars(number) for number in range(1, 5)] == before
+            # It may have been too late for VF 2, on a machine that is busy: Linux waits for 100 ms.
+            owned.enable(guest, 0)
+            owned.enable(guest, 4)
             owned.verify(guest, 1, 2, 3, 4)
             assert "Traceback" not in server.log

@@ -12,7 +12,7 @@ from tests.server_process import ServerProcess
 def test_reassigned_and_without_ari(
     server: Callable[..., ServerProcess], machine: Callable[..., Machine]
 ) -> None:
-    """`pci=realloc` may give VF BARs other addresses than the firmware's, `pci=noari` looks for VFs elsewhere."""
+    """`pci=realloc` may give VF BARs other addresses, `pci=noari` other numbers to VFs that have ARI."""
     owned = Owned(server(*guest_options(4, "--disk", "ram:8M")), 4)
     guest = machine(devices=owned.devices(), spare_ports=1, append="pci=realloc,noari")
     for number in (4, 2):
@@ -22,7 +22,7 @@ def test_reassigned_and_without_ari(
 
 
 def test_without_messages(server: Callable[..., ServerProcess], machine: Callable[..., Machine]) -> None:
-    """With `pci=nomsi` the PF works by INTx. VFs have none, as SR-IOV demands: their drivers say so and fail."""
+    """With `pci=nomsi` the PF works by INTx. VFs have none, as SR-IOV demands: their drivers fail cleanly."""
     owned = Owned(server(*guest_options(2, "--disk", "ram:8M")), 2)
     guest = machine(devices=owned.devices(), spare_ports=1, append="pci=nomsi")
     for times in (1, 2):

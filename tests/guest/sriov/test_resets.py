@@ -27,7 +27,7 @@ def test_function_level_reset_of_a_vf(owner: Owner) -> None:
 
 
 def test_pf_unbound_and_bound(owner: Owner) -> None:
-    """Without its driver a PF has no VFs: the driver takes them along. A PF that was reset meanwhile is as new."""
+    """A PF's driver takes the VFs along when it goes, and can have new ones, also after a reset meanwhile."""
     guest, disks = owner.guest, owner.disks
     disks.enable(guest, 3)
     for reset in (False, True):

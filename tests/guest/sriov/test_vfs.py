@@ -89,7 +89,9 @@ def test_off_and_on(owner: Owner) -> None:
     """Off and on five times, another number each: what was written to a VF's disk stays there."""
     guest, disks = owner.guest, owner.disks
     disks.enable(guest, 4)
-    guest.check(f"dd if=/dev/urandom bs=1M count=1 | tee /tmp/noise | dd of={disks.disk(guest, 1)} bs=1M seek=8")
+    guest.check(
+        f"dd if=/dev/urandom bs=1M count=1 | tee /tmp/noise | dd of={disks.disk(guest, 1)} bs=1M seek=8"
+    )
     wanted = guest.check("md5sum </tmp/noise")
     read = "dd if={} bs=1M skip=8 count=1 iflag=direct 2>/dev/null | md5sum"
     open_files = disks.server.open_files
@@ -150,9 +152,7 @@ def test_two_pfs(owner: Owner, unit: str) -> None:
     guest = owner.guest
     owner.networks.enable(guest, 2)
     owner.disks.enable(guest, 4)
-    leaving, staying = (
-        (owner.disks, owner.networks) if unit == "disks" else (owner.networks, owner.disks)
-    )
+    leaving, staying = (owner.disks, owner.networks) if unit == "disks" else (owner.networks, owner.disks)
     leaving.enable(guest, 0)
     assert staying.enabled(guest) == staying.total
     leaving.enable(guest, 1)
