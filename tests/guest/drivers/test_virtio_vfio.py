@@ -9,7 +9,7 @@ import pytest
 
 from images import variants
 from images.machine import Machine
-from tests.guest.drivers.conftest import IOMMU
+from tests.guest.conftest import IOMMU
 from tests.guest.guest_disk import disk_of, verify
 from tests.server_process import ServerProcess
 

@@ -10,7 +10,7 @@ import pytest
 
 from pymodel.build import Options, build
 from pymodel.devices.block.ram_disk import RamDisk
-from pymodel.pci.vf_slot import VfSlot
+from pymodel.pci.sriov.vf_slot import VfSlot
 from tests.fuzz.local import LocalHost
 
 ECAM = 0xE000_0000
