@@ -65,13 +65,12 @@ def test_bars_elsewhere(server: Callable[..., ServerProcess], machine: Callable[
         monitor = QMP(connection)
         monitor.negotiate()
         neither.enable(guest, 2)
-        told = [monitor.wait_event("VF_BARS_MISPLACED")["data"] for _ in range(2)]
+        told = monitor.wait_event("VF_BARS_MISPLACED")["data"]
     line = neither.server.wait_log(r"virtio\.pf: BAR \d of VF \d is at 0x")
-    for each in told:
-        bars = neither.bars(int(each["vf"].removeprefix("vf")))
-        assert (each["wanted"], each["found"]) == bars[each["bar"] // 2]
-        assert each["wanted"] != each["found"]
-    assert f"is at {told[0]['found']:#x}, and the SR-IOV capability says {told[0]['wanted']:#x}" in line
+    bars = neither.bars(int(told["vf"].removeprefix("vf")))
+    assert (told["wanted"], told["found"]) == bars[told["bar"] // 2]
+    assert told["count"] == sum(wanted != found for n in (1, 2) for wanted, found in neither.bars(n)) > 0
+    assert f"is at {told['found']:#x}, and the SR-IOV capability says {told['wanted']:#x}" in line
     assert "--ecam auto" in line
     neither.verify(guest, 0)
     assert all("Traceback" not in owned.server.log for owned in (found, given, neither))
