@@ -18,6 +18,7 @@ from tests.server_process import ServerProcess
 from tests.wire.driving import bring_up, works
 from tests.wire.raw_client import RawClient
 from tests.wire.running import running, sockets, until
+from vfu_client.drivers.block import BlockDriver
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.owner import OwnerDriver
 from vfu_client.vfio.connection import Connection
@@ -351,6 +352,23 @@ def test_group_follows_vf_enable(server: ServerProcess) -> None:
         assert owner.context_size(1, freeze=True) == whole
         with pytest.raises(AdminError):
             owner.mode_get(2)
+
+
+def test_context_moves(server: ServerProcess) -> None:
+    """The context of such a VF is as any other: a disk's content goes from one to another."""
+    with OwnerDriver.open(server.socket("pf")) as owner:
+        with seated(server, 1, 2):
+            owner.enable_vfs(2)
+        with BlockDriver.open(server.socket("vf1")) as disk:
+            disk.write(7, b"\x5a" * 512)
+            owner.mode_set(1, FREEZE)
+            parts = [part.copy() for part in owner.context_read(1)]
+        owner.mode_set(2, FREEZE)
+        owner.context_write(2, parts)
+        owner.mode_set(2, ACTIVE)
+        with BlockDriver.open(server.socket("vf2")) as disk:
+            assert disk.read(7).tobytes() == b"\x5a" * 512
+        owner.disable_vfs()
 
 
 # -- where VFs' BARs are -------------------------------------------------------------------------------------
