@@ -271,7 +271,7 @@ def test_placeholder(server: ServerProcess, pf: PciFunction) -> None:
         assert vf.bar_read(0, 0x14, 1) == 0xFF
         assert vf.bar_read(2, 0, 4) == 0xFFFFFFFF
         vf.bar_write(0, 0x14, 1, 1)
-        vf.set_command(6)
+        vf.set_command(4)
         enable(pf, 1)
         after = vf.config_bytes()
         assert after[0:4] == bytes.fromhex("f41a4210")
@@ -280,6 +280,27 @@ def test_placeholder(server: ServerProcess, pf: PciFunction) -> None:
         assert vf.bar_read(0, 0x14, 1) == 0
         # Nothing else differs.
         assert [at for at in range(4096) if before[at] != after[at]] == [2, 10, 11]
+
+
+def test_memory_space_stays(server: ServerProcess, pf: PciFunction) -> None:
+    """QEMU maps BARs by a VF's own Memory Space Enable, which outlasts VF Enable; no other bit does."""
+    with seated(server, 1) as vfs:
+        vfs[1].set_command(6)
+        for _ in range(2):
+            enable(pf, 1)
+            assert vfs[1].config_read(4, 2) == 2
+            vfs[1].set_command(4)
+            disable(pf)
+        enable(pf, 1)
+        vfs[1].clear_command(2)
+        disable(pf)
+        enable(pf, 1)
+        assert vfs[1].config_read(4, 2) == 0
+        vfs[1].set_command(2)
+        disable(pf)
+        vfs[1].connection.device_reset()
+        enable(pf, 1)
+        assert vfs[1].config_read(4, 2) == 0
 
 
 def test_off_and_on(server: ServerProcess, pf: PciFunction) -> None:
