@@ -18,8 +18,14 @@ _BIOS: Final = range(0xE0000, 0x100000)
 
 _LOW_MEMORY: Final = 1 << 32
 _PIECE: Final = 1 << 20
-_PIECES_AT_ONCE: Final = 16
-_TABLE_MAX: Final = 1 << 20
+_AT_ONCE: Final = 16
+"""Pieces and tables that a step looks at."""
+
+_TABLE_MAX: Final = 1 << 16
+"""Bytes of a table, which are added up."""
+
+_TABLES_MAX: Final = 4096
+"""Tables, and what only begins like one: a guest has some dozens, unless it means harm."""
 
 _RSDP: Final = struct.Struct("<8sB6sBIIQ")
 _HEADER: Final = struct.Struct("<4sIB")
@@ -27,6 +33,11 @@ _HEADER_SIZE: Final = 36
 _MCFG_SIZE: Final = 44
 _ENTRY: Final = struct.Struct("<QHBBI")
 _ENTRY_ALIGNMENT: Final = 1 << 20
+
+ECAM_SIZE: Final = 256 << 20
+"""Of all buses of a segment."""
+
+ADDRESSES: Final = 1 << 64
 
 
 class McfgSearch:
@@ -38,39 +49,45 @@ class McfgSearch:
 
     def __init__(self, memory: Dma) -> None:
         self._memory = memory
-        self._pieces = iter(range(_LOW_MEMORY - _PIECE, -1, -_PIECE))
-        self._begun = False
+        self._tables = 0
+        self._search = self._look()
         self.done = False
         self.found: set[int] = set()
 
     def step(self) -> None:
         """Look at some more; `done` when there is no more. Raises nothing for what a guest may have there."""
-        if not self._begun:
-            self._begun = True
-            self.found.update(self._named_by_bios())
-            self.done = bool(self.found)
+        for count, _ in enumerate(self._search, 1):
+            if self._tables > _TABLES_MAX:
+                # What was not looked at may say something else.
+                self.found.clear()
+                break
+            if count == _AT_ONCE:
+                return
+        self.done = True
+
+    def _look(self) -> Iterator[None]:
+        """All that there is to look at; each turn is a piece of memory or a table."""
+        yield from self._named_by_bios()
+        if self.found:
             return
-        looked = 0
-        for start in self._pieces:
+        for start in range(_LOW_MEMORY - _PIECE, -1, -_PIECE):
             try:
                 piece = self._memory.read(start, _PIECE)
             except MemoryFault:
                 continue
             at = piece.find(b"MCFG")
             while at != -1:
-                self.found.update(self._bases(start + at))
+                self._add(start + at)
+                yield
                 at = piece.find(b"MCFG", at + 1)
-            looked += 1
-            if looked == _PIECES_AT_ONCE:
-                return
-        self.done = True
+            yield
 
     @property
     def base(self) -> int | None:
         """The address of ECAM, where the search is done and found one only."""
         return next(iter(self.found)) if self.done and len(self.found) == 1 else None
 
-    def _named_by_bios(self) -> Iterator[int]:
+    def _named_by_bios(self) -> Iterator[None]:
         """What the RSDP in the BIOS's own area leads to. Firmware of UEFI has none there."""
         try:
             area = self._memory.read(_BIOS.start, len(_BIOS))
@@ -82,10 +99,13 @@ class McfgSearch:
                 root, width = (xsdt, 8) if revision >= 2 and xsdt else (rsdt, 4)
                 tables = self._table(root)[_HEADER_SIZE:]
                 for entry in range(0, len(tables) - width + 1, width):
-                    yield from self._bases(int.from_bytes(tables[entry : entry + width], "little"))
+                    self._add(int.from_bytes(tables[entry : entry + width], "little"))
+                    yield
+                yield
 
     def _table(self, address: int) -> bytes:
         """A table whose length and checksum are right, else nothing."""
+        self._tables += 1
         try:
             _, length, _ = _HEADER.unpack(self._memory.read(address, _HEADER.size))
             if not _HEADER_SIZE <= length <= _TABLE_MAX:
@@ -95,11 +115,12 @@ class McfgSearch:
             return b""
         return table if not sum(table) & 0xFF else b""
 
-    def _bases(self, address: int) -> Iterator[int]:
+    def _add(self, address: int) -> None:
         """What a table says, if it is an MCFG, of PCI segment 0."""
         table = self._table(address)
         if not table.startswith(b"MCFG") or (len(table) - _MCFG_SIZE) % _ENTRY.size:
             return
         for base, segment, first, last, _ in _ENTRY.iter_unpack(table[_MCFG_SIZE:]):
-            if segment == 0 and first <= last and base and not base % _ENTRY_ALIGNMENT:
-                yield base
+            sound = 0 < base <= ADDRESSES - ECAM_SIZE and not base % _ENTRY_ALIGNMENT
+            if segment == 0 and first <= last and sound:
+                self.found.add(base)

@@ -112,6 +112,7 @@ BROKEN = mcfg(0xE000_0000)[:-1] + b"\1"
         mcfg(0xE000_0000, segment=1),
         mcfg(0xE000_1000),
         mcfg(0),
+        mcfg((1 << 64) - (255 << 20)),
         mcfg(0xE000_0000, first=1, last=0),
         table(b"MCFG", bytes(8 + 15)),
         table(b"MCFG", b""),
@@ -125,6 +126,7 @@ BROKEN = mcfg(0xE000_0000)[:-1] + b"\1"
         "segment",
         "address",
         "zero",
+        "end",
         "buses",
         "entry",
         "empty",
@@ -153,6 +155,58 @@ def test_broken_pointers(pointer: bytes) -> None:
     memory.put(0x3000, mcfg(0xB000_0000))
     memory.put(3 * MIB, mcfg(0xB000_0000))
     assert search(memory).base == 0xB000_0000
+
+
+def full_of(data: bytes) -> LowMemory:
+    """Memory with `data` again and again, from 1 MiB on."""
+    memory = LowMemory()
+    memory.put(MIB, data * (3 * MIB // len(data)))
+    return memory
+
+
+@pytest.mark.parametrize("length", [36, 1 << 16, 1 << 20])
+def test_a_guest_that_means_harm(length: int) -> None:
+    """Looking at all that is named like a table would take hours: it is given up, in steps that are short."""
+    memory = full_of(struct.pack("<4sI8x", b"MCFG", length))
+    memory.put(0x1234, mcfg(0xE000_0000))
+    dma = CountingDma(memory)
+    found = McfgSearch(dma)
+    while not found.done:
+        before = dma.bytes
+        found.step()
+        assert dma.bytes - before <= 17 * MIB
+    assert dma.bytes < 300 * MIB
+    assert not found.found
+
+
+def test_a_root_table_that_means_harm() -> None:
+    """The same for what a table of the BIOS leads to."""
+    memory = full_of(struct.pack("<4sI8x", b"MCFG", 1 << 16))
+    root = table(b"RSDT", struct.pack("<16000I", *range(MIB, MIB + 16 * 16000, 16)))
+    memory.put(0x2000, root)
+    for at in range(0xE0000, 0x100000, 32):
+        memory.put(at, rsdp(rsdt=0x2000)[:20])
+    dma = CountingDma(memory)
+    found = McfgSearch(dma)
+    while not found.done:
+        before = dma.bytes
+        found.step()
+        assert dma.bytes - before <= 2 * MIB
+    assert dma.bytes < 300 * MIB
+
+
+class CountingDma(Dma):
+    """Counts what is read of memory."""
+
+    def __init__(self, memory: FakeMemory) -> None:
+        super().__init__(None)
+        self.target = memory
+        self.bytes = 0
+
+    def read(self, address: int, length: int) -> bytes:
+        data = super().read(address, length)
+        self.bytes += length
+        return data
 
 
 @settings(deadline=None, max_examples=50)
