@@ -18,6 +18,7 @@ _FUNCTIONS: Final = 8
 """Of a device."""
 _DEVICES: Final = 32
 """Of a bus."""
+_ADDRESS_MASK: Final = (1 << 64) - 1
 _BAR_FLAGS: Final = pci.BAR_MEMORY_64 | pci.BAR_PREFETCH
 
 
@@ -159,7 +160,7 @@ class SriovCapability:
 
     def vf_bar(self, bar: int, number: int) -> int:
         """The address of a BAR of VF `number`, from 1 on, as the capability has it (9.3.3.14)."""
-        return self._address(bar) + (number - 1) * self.aperture(bar)
+        return (self._address(bar) + (number - 1) * self.aperture(bar)) & _ADDRESS_MASK
 
     def _address(self, bar: int) -> int:
         """A VF BAR; with seats one that is 0 is where the VFs' own BARs are."""

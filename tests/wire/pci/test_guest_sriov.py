@@ -492,6 +492,21 @@ def test_ecam_needs_bus_master(serve: Callable[..., ServerProcess]) -> None:
             pf.posted()
 
 
+def test_ecam_and_the_last_address(serve: Callable[..., ServerProcess]) -> None:
+    """VF BARs that a guest puts where not all VFs have room wrap around."""
+    server = serve("--sriov", "guest", "--total-vfs", "2", "--ecam", hex(ECAM), "--disk", "ram:1M")
+    with RawClient(server.socket("pf")) as pf, seated(server, 1, 2), guest_memory(pf):
+        pf.write(CONFIG, 4, b"\x06\0")
+        pf.write(CONFIG, VF_BAR, b"\xff" * 8)
+        pf.write(CONFIG, NUM_VFS, b"\2\0")
+        pf.write(CONFIG, CONTROL, b"\x09\0")
+        for _ in range(255):
+            pf.posted()
+        pf.write(CONFIG, 0xFF8, b"\5\0\0\0")
+        assert pf.posted()[1] == struct.pack("<I", 0xFFFF_C000)
+        assert server.ask("query-functions", function="vf2")[0]["bars"][0]["wanted"] == 0
+
+
 # -- the command line ----------------------------------------------------------------------------------------
 
 
@@ -503,6 +518,7 @@ def test_ecam_needs_bus_master(serve: Callable[..., ServerProcess]) -> None:
         (["--sriov", "guest", "--vfs", "1"], "a guest enables VFs itself"),
         (["--vfs", "1", "--ecam", "auto"], "--ecam is for --sriov guest"),
         (["--sriov", "guest", "--total-vfs", "1", "--ecam", "0x1000"], "ECAM is at a multiple of 0x100000"),
+        (["--sriov", "guest", "--total-vfs", "1", "--ecam", "0xfffffffff0100000"], "no 0x10000000 bytes"),
         (["--sriov", "guest", "--total-vfs", "1", "--ecam", "here"], "neither an address nor `auto`"),
     ],
 )
