@@ -54,6 +54,10 @@ class GuestMemory(Protocol):
             view[:] = np.frombuffer(data, np.uint8)[start : start + len(view)]
             start += len(view)
 
+    def is_mapped(self, address: int, length: int) -> bool:
+        """Whether any of [address, address + length), which is within 2**64, is memory, shared or not."""
+        ...
+
     def load_u16(self, address: int) -> int:
         """One aligned 16-bit load with acquire order."""
         ...

@@ -62,6 +62,11 @@ class Dma:
         if self._record is not None and self._record.active:
             self._record.add(address, len(data))
 
+    def is_mapped(self, address: int, length: int) -> bool:
+        """See `GuestMemory`; nothing is while the gate is closed."""
+        target = self.target
+        return target is not None and target.is_mapped(address, length)
+
     def load_u16(self, address: int) -> int:
         """See `GuestMemory`."""
         target = self.target

@@ -62,6 +62,11 @@ class LocalMemory(GuestMemory):
             address, length = address + len(part), length - len(part)
         return views
 
+    def is_mapped(self, address: int, length: int) -> bool:
+        return any(
+            start < address + length and address < start + len(view) for start, view, _ in self._regions
+        )
+
     def _word(self, address: int, write: bool) -> Bytes:
         at, view = self._find(address, write)
         if at + 2 > len(view) or at & 1:

@@ -43,6 +43,9 @@ class FakeMemory(GuestMemory):
             address, length = address + count, length - count
         return views
 
+    def is_mapped(self, address: int, length: int) -> bool:
+        return length > 0 and address < len(self.data)
+
     def load_u16(self, address: int) -> int:
         return int(self.data[address]) | int(self.data[address + 1]) << 8
 

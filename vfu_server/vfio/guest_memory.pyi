@@ -65,6 +65,9 @@ class GuestMemory:
     def write(self, address: int, data: bytes) -> None:
         """Copy `data` in. Raises `MemoryFault` with nothing written."""
 
+    def is_mapped(self, address: int, length: int) -> bool:
+        """Whether any of [address, address + length), which is within 2**64, is in a region of any kind."""
+
     def load_u16(self, address: int) -> int:
         """One 16-bit load with acquire order. Raises `MemoryFault`."""
 

@@ -279,6 +279,9 @@ cdef class GuestMemory:
             part[:] = np_frombuffer(data, "u1", len(part), done)
             done += len(part)
 
+    def is_mapped(self, uint64_t address, uint64_t length):
+        return length != 0 and self.overlapping(address, address + (length - 1)) != NULL
+
     def load_u16(self, object address):
         cdef char *place = self.at(checked(address), 2, False)
         return load_acquire(aligned(place, address))

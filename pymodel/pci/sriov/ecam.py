@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pymodel.pci.dma import Dma
-from pymodel.pci.sriov.mcfg import McfgSearch
+from pymodel.pci.sriov.mcfg import ECAM_SIZE, McfgSearch
 from pymodel.registers import Register
 from pymodel.spec import pci
 
@@ -106,13 +106,23 @@ class Ecam:
             self._pf.log.warning("the guest's memory has no table MCFG: where ECAM is, is not known")
 
     def _ask(self, address: int) -> None:
+        if not self._is_free(address):
+            self._wanted = ()
+            return
         for bus in range(1, 256):
             self._pf.post_write(address + (bus << 20) + AT + _BUS, bus.to_bytes(4, "little"))
+
+    def _is_free(self, address: int) -> bool:
+        """Whether ECAM may be there. Not where the guest has memory, which nothing may write to."""
+        if self._pf.memory.is_mapped(address, ECAM_SIZE):
+            self._pf.log.warning("%#x, where ECAM should be, is memory: nothing is programmed", address)
+            return False
+        return True
 
     def write_bus(self, bus: int) -> None:
         """The answer. Nothing is done where nobody asked."""
         wanted, self._wanted = self._wanted, ()
-        if self._address is None or not 0 < bus < 256:
+        if not wanted or self._address is None or not 0 < bus < 256 or not self._is_free(self._address):
             return
         for each in wanted:
             register = self._address + (bus << 20) + (each.devfn << 12) + _FIRST_BAR + 4 * each.bar

@@ -492,6 +492,23 @@ def test_ecam_needs_bus_master(serve: Callable[..., ServerProcess]) -> None:
             pf.posted()
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_ecam_that_is_memory(serve: Callable[..., ServerProcess], shared: bool) -> None:
+    """An address that is wrong, or taken behind an IOMMU: nothing is written to a guest's memory."""
+    server = serve("--sriov", "guest", "--total-vfs", "1", "--ecam", hex(ECAM), "--disk", "ram:1M")
+    with RawClient(server.socket("pf")) as pf, seated(server, 1), guest_memory(pf) as fd:
+        pf.map(fd if shared else None, ECAM + (200 << 20), 0x1000)
+        pf.write(CONFIG, 4, b"\x06\0")
+        pf.write(CONFIG, VF_BAR, (0xFD00_0000).to_bytes(4, "little"))
+        pf.write(CONFIG, NUM_VFS, b"\1\0")
+        pf.write(CONFIG, CONTROL, b"\x09\0")
+        server.wait_log(r"WARNING virtio\.pf: 0xb0000000, where ECAM should be, is memory")
+        server.wait_log(r"WARNING virtio\.pf: BAR 0 of VF 1 is at 0x0, and .* 0xfd000000")
+        pf.socket.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            pf.posted()
+
+
 def test_ecam_and_the_last_address(serve: Callable[..., ServerProcess]) -> None:
     """VF BARs that a guest puts where not all VFs have room wrap around."""
     server = serve("--sriov", "guest", "--total-vfs", "2", "--ecam", hex(ECAM), "--disk", "ram:1M")

@@ -191,6 +191,10 @@ def test_memory_is_the_clients(device: Device, client: RawClient) -> None:
             memory.store_u16(0x12010, 0xBEEF)
             assert memory.load_u16(0x12010) == 0xBEEF
             memory.fence()
+            assert memory.is_mapped(0x12FFF, 1 << 40)
+            assert memory.is_mapped(0, 0x10001)
+            assert not memory.is_mapped(0, 0x10000)
+            assert not memory.is_mapped(0x13000, (1 << 64) - 0x13000)
 
         device.do(use)
         assert os.pread(two, 2, 0) == b"\1\2"
