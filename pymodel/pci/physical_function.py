@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -170,10 +171,25 @@ class PhysicalFunction(Function):
             self._host.post_write(address, data)
 
     def _gate_changed(self) -> None:
+        was_open = self.may_access
         super()._gate_changed()
+        if self._slots is not None and self.may_access and not was_open:
+            self._tell_of_missing(self._slots)
         if self._ecam is not None and self.placement is not None and self.may_access:
             self._ecam.prepare()
             self.placement.prepare()
+
+    def _tell_of_missing(self, slots: VfSlots) -> None:
+        """A driver begins, which finds fewer VFs than there could be: a hole is hardly meant."""
+        count = slots.attached
+        if count < len(slots.by_number):
+            self.log.log(
+                logging.WARNING if slots.has_hole else logging.INFO,
+                "TotalVFs is %d of %d: vf%d has no client",
+                count,
+                len(slots.by_number),
+                count + 1,
+            )
 
     def service(self) -> None:
         """See `Function`; also called where a client moved BARs of VFs."""

@@ -181,6 +181,11 @@ class VfSlots:
         """How many have a client, from VF 1 on without a hole."""
         return next((n - 1 for n, slot in self.by_number.items() if not slot.attached), len(self.by_number))
 
+    @property
+    def has_hole(self) -> bool:
+        """Whether a VF has a client and one before it has none."""
+        return sum(slot.attached for slot in self.by_number.values()) > self.attached
+
     def base(self, bar: int, aperture: int) -> int | None:
         """The address of VF 1's BAR, if those of all that are attached are `aperture` apart; else None."""
         found = [self.by_number[number].bar_address(bar) for number in range(1, self.attached + 1)]

@@ -189,6 +189,17 @@ def test_total_vfs_is_what_is_attached(server: ServerProcess, pf: PciFunction) -
     assert total() == (0, 0)
 
 
+@pytest.mark.parametrize(("seats", "level"), [((1, 2), "INFO   "), ((1, 2, 4), "WARNING")])
+def test_missing_clients_are_told(
+    server: ServerProcess, pf: PciFunction, seats: tuple[int, ...], level: str
+) -> None:
+    """Once a driver begins, which refuses to enable more and does not say why."""
+    with seated(server, *seats):
+        mark = server.mark()
+        pf.set_command(4)
+        server.wait_log(rf"{level} virtio\.pf: TotalVFs is 2 of 4: vf3 has no client", since=mark)
+
+
 def test_num_vfs(server: ServerProcess, pf: PciFunction) -> None:
     """NumVFs is at most TotalVFs, and fixed while VF Enable is set."""
     with seated(server, 1, 2):
