@@ -16,8 +16,8 @@ REPAIR_SECONDS: Final = 1.0
 """How long programming them may take before it is told that they are not where they should be."""
 
 _HINT: Final = (
-    "accesses of their drivers go nowhere. Have them programmed by the server (--ecam auto) or by `vfu-qemu"
-    " place`, then disable and enable the VFs"
+    "accesses of their drivers go nowhere, or to another VF. If QEMU has the VFs where `vfu-qemu` says, have"
+    " them programmed by the server (--ecam auto) or by `vfu-qemu place`, then disable and enable the VFs"
 )
 
 
