@@ -40,7 +40,11 @@ STATUS_PERIOD = 0.001
 
 
 class NegotiationError(Exception):
-    """The device lacks a feature that the driver needs, or refused the ones that it took."""
+    """The device lacks a feature that the driver needs, refused the ones that it took, or is not there."""
+
+
+NOTHING = 0xFF
+"""What a device status reads as where nothing answers."""
 
 
 class IntxLine(Interrupt):
@@ -138,10 +142,18 @@ class VirtioPci(VirtioStructures):
         self.common.write("device_status", self.status | bits)
 
     def reset(self, timeout: float = DEFAULT_TIMEOUT) -> None:
-        """Reset the device and wait until the status reads 0; raises `TimeoutError`. Queues are forgotten."""
+        """Reset the device and wait until the status reads 0; raises `TimeoutError`. Queues are forgotten.
+
+        Raises `NegotiationError` where no device answers.
+        """
         self.common.write("device_status", 0)
         deadline = time.monotonic() + timeout
-        while self.status:
+        while status := self.status:
+            if status == NOTHING:
+                raise NegotiationError(
+                    "no device answers: of a VF, VF Enable or VF Memory Space Enable may be off,"
+                    " or it is not in D0"
+                )
             if time.monotonic() > deadline:
                 raise TimeoutError(f"device status still {self.status:#x} after {timeout:.3g} s")
             time.sleep(STATUS_PERIOD)

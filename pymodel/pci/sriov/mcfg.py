@@ -33,6 +33,8 @@ _HEADER_SIZE: Final = 36
 _MCFG_SIZE: Final = 44
 _ENTRY: Final = struct.Struct("<QHBBI")
 _ENTRY_ALIGNMENT: Final = 1 << 20
+_ALL_BUSES: Final = (0, 0, 255)
+"""PCI segment, first and last bus."""
 
 ECAM_SIZE: Final = 256 << 20
 """Of all buses of a segment."""
@@ -116,11 +118,11 @@ class McfgSearch:
         return table if not sum(table) & 0xFF else b""
 
     def _add(self, address: int) -> None:
-        """What a table says, if it is an MCFG, of PCI segment 0."""
+        """What a table says, if it is an MCFG, of PCI segment 0 with all its buses."""
         table = self._table(address)
         if not table.startswith(b"MCFG") or (len(table) - _MCFG_SIZE) % _ENTRY.size:
             return
         for base, segment, first, last, _ in _ENTRY.iter_unpack(table[_MCFG_SIZE:]):
             sound = 0 < base <= ADDRESSES - ECAM_SIZE and not base % _ENTRY_ALIGNMENT
-            if segment == 0 and first <= last and sound:
+            if sound and (segment, first, last) == _ALL_BUSES:
                 self.found.add(base)

@@ -23,7 +23,7 @@ from vfu_client.owner.admin import AdminError
 from vfu_client.owner.owner import OwnerDriver
 from vfu_client.vfio.connection import Connection
 from vfu_client.vfio.pci import PciFunction
-from vfu_client.virtio.function import VirtioPci
+from vfu_client.virtio.function import NegotiationError, VirtioPci
 
 CONFIG = 7
 """vfio's region of configuration space."""
@@ -312,6 +312,15 @@ def test_memory_space_stays(server: ServerProcess, pf: PciFunction) -> None:
         vfs[1].connection.device_reset()
         enable(pf, 1)
         assert vfs[1].config_read(4, 2) == 0
+
+
+def test_a_driver_that_comes_too_early(server: ServerProcess, pf: PciFunction) -> None:
+    """A driver is told at once that there is no VF yet."""
+    with (
+        pytest.raises(NegotiationError, match="no device answers: of a VF, VF Enable"),
+        BlockDriver.open(server.socket("vf1")),
+    ):
+        pass
 
 
 def test_off_and_on(server: ServerProcess, pf: PciFunction) -> None:
