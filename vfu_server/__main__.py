@@ -27,7 +27,8 @@ from pymodel.admin.context_commands import context_commands
 from pymodel.admin.rules import Rules
 from pymodel.devices.registry import DEVICES
 from pymodel.pci.function import Delays
-from pymodel.pci.sriov.mcfg import ADDRESSES, ECAM_SIZE
+from pymodel.pci.sriov.mcfg import ADDRESSES
+from pymodel.spec import pci
 from pymodel.transport.features import OPTIONAL
 from vfu_server import budget
 from vfu_server.bounded_log import BoundedHandler
@@ -51,7 +52,7 @@ VFS_MAX: Final = 255
 
 QUEUES_MAX: Final = 256
 
-ECAM_ALIGNMENT: Final = 1 << 20
+ECAM_ALIGNMENT: Final = 1 << pci.ECAM_BUS_SHIFT
 
 
 def parser() -> argparse.ArgumentParser:
@@ -362,8 +363,8 @@ def _ecam(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is neither an address nor `auto`") from None
     if not 0 < value < 1 << 64 or value % ECAM_ALIGNMENT:
         raise argparse.ArgumentTypeError(f"{text}: ECAM is at a multiple of {ECAM_ALIGNMENT:#x}")
-    if value > ADDRESSES - ECAM_SIZE:
-        raise argparse.ArgumentTypeError(f"{text}: there are no {ECAM_SIZE:#x} bytes of ECAM")
+    if value > ADDRESSES - pci.ECAM_SIZE:
+        raise argparse.ArgumentTypeError(f"{text}: there are no {pci.ECAM_SIZE:#x} bytes of ECAM")
     return value
 
 

@@ -12,7 +12,6 @@ from pymodel.spec import pci
 from vfu_client.qemu.address import Address
 from vfu_client.qemu.qtest import CONFIG_ADDRESS, CONFIG_DATA, QTest
 
-BAR_FIRST, BAR_LAST = 0x10, 0x24
 ROM_ADDRESS = 0x30
 COMMAND = 0x04
 CACHE_LINE_SIZE = 0x0C
@@ -22,7 +21,7 @@ HEADER_WORDS = (
     0,
     COMMAND,
     CACHE_LINE_SIZE,
-    *range(BAR_FIRST, BAR_LAST + 4, 4),
+    *range(pci.BAR_FIRST, pci.BAR_END, 4),
     ROM_ADDRESS,
     CAPABILITIES,
     0x3C,
@@ -146,7 +145,7 @@ class PciState:
         """(offset, size) of what is written before the MSI-X table, in order: the command register opens the
         BARs.
         """
-        registers = [(offset, 4) for offset in (*range(BAR_FIRST, BAR_LAST + 4, 4), ROM_ADDRESS)]
+        registers = [(offset, 4) for offset in (*range(pci.BAR_FIRST, pci.BAR_END, 4), ROM_ADDRESS)]
         registers += [(CACHE_LINE_SIZE, 1), (INTERRUPT_LINE, 1)]
         express = self.capabilities.get(pci.CAP_ID_EXPRESS)
         if express is not None:
@@ -173,7 +172,7 @@ class PciState:
             return []
         vectors = (self.register(msix + pci.MSIX_CONTROL, 2) & pci.MSIX_MAX_VECTORS - 1) + 1
         table = self.register(msix + pci.MSIX_TABLE, 4)
-        bar = BAR_FIRST + 4 * (table & 7)
+        bar = pci.BAR_FIRST + 4 * (table & 7)
         base = self.register(bar, 4)
         if base & pci.BAR_MEMORY_64:
             base |= self.register(bar + 4, 4) << 32

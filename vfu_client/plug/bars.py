@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
+from pymodel.spec import pci
 from vfu_client.plug.server import Bar, Served, Server, ServerError
 from vfu_client.qemu.address import Address
 from vfu_client.qemu.qtest import CONFIG_ADDRESS, CONFIG_DATA, QTest
@@ -20,8 +21,6 @@ SETTLE_SECONDS = 5.0
 """For the server to see what was written."""
 
 POLL_SECONDS = 0.1
-
-BAR_FIRST = 0x10
 
 ECAM_NOWHERE = (1 << 64) - 1
 
@@ -76,7 +75,7 @@ async def place(server: Server, qemu: RunningQemu, qtest: Path | None, say: Say)
     if misplaced:
         where = await _addresses(served, qemu, sorted({bar.vf for bar in misplaced}))
         writes = [
-            (where[bar.vf], BAR_FIRST + 4 * bar.number + 4 * half, bar.wanted >> 32 * half & 0xFFFFFFFF)
+            (where[bar.vf], pci.BAR_FIRST + 4 * bar.number + 4 * half, bar.wanted >> 32 * half & 0xFFFFFFFF)
             for bar in misplaced
             for half in (0, 1)
         ]
@@ -147,7 +146,9 @@ def _write_ecam(path: Path, ecam: int, writes: Sequence[tuple[Address, int, int]
     """Each register in one access, so that the guest can go on."""
     commands = []
     for at, register, value in writes:
-        address = ecam + (at.bus << 20 | at.slot << 15 | at.function << 12 | register)
+        address = ecam + (
+            at.bus << pci.ECAM_BUS_SHIFT | (at.slot << 3 | at.function) << pci.ECAM_FUNCTION_SHIFT | register
+        )
         commands.append(f"writel {address:#x} {value:#x}")
     with QTest(path) as qtest:
         qtest.run(commands)

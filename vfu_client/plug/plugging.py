@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vfu_client.plug.arrangement import Device, placed
-from vfu_client.plug.bars import Say, await_addresses, devices_of, place
+from vfu_client.plug.bars import POLL_SECONDS, Say, await_addresses, devices_of, place
 from vfu_client.plug.server import PF, Served, Server
 from vfu_client.qemu.running import Port, QemuError, RunningQemu
 
@@ -18,8 +18,6 @@ ADD_SECONDS = 90.0
 
 GONE_SECONDS = 30.0
 """For a guest to let go of a device."""
-
-POLL_SECONDS = 0.1
 
 UNPLUG_ABORTS = (11, 1, 3)
 """The last QEMU that is known to abort when a vfio-user-pci device with MSI-X is unplugged."""

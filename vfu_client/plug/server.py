@@ -32,7 +32,6 @@ class Bar:
 class Sriov:
     """Where a guest has the VFs: their numbers on the bus count from that of the PF, which is 0."""
 
-    total_vfs: int
     enabled_vfs: int
     first_vf_offset: int
     vf_stride: int
@@ -115,8 +114,7 @@ class Server(Monitor):
             self.folder,
             tuple(by_name),
             frozenset(name for name, row in by_name.items() if row["client-attached"]),
-            sriov
-            and Sriov(sriov["total-vfs"], sriov["num-vfs"], sriov["first-vf-offset"], sriov["vf-stride"]),
+            sriov and Sriov(sriov["num-vfs"], sriov["first-vf-offset"], sriov["vf-stride"]),
             tuple(_bars(by_name.items())),
         )
 

@@ -58,11 +58,11 @@ class Seats(Protocol):
         ...
 
 
-def _register(name: str, reset: int = 0, writable: int = 0, part: int = 0, width: int = 0) -> Register:
+def _register(name: str, reset: int = 0, part: int = 0, width: int = 0) -> Register:
     dtype, offset = _FIELDS[name][:2]  # type: ignore[index]
     width = width or dtype.itemsize
     label = name if width == dtype.itemsize else f"{name}{part}"
-    return Register(label, offset + part * width, width, reset, writable)
+    return Register(label, offset + part * width, width, reset)
 
 
 class AriCapability:
@@ -158,9 +158,10 @@ class SriovCapability:
         """Bytes from a VF's BAR to that of the next: its size, and a system page at least (9.3.3.13)."""
         return max(self._bars[bar], self._page_size << pci.SRIOV_PAGE_SHIFT)
 
-    def vf_bar(self, bar: int, number: int) -> int:
-        """The address of a BAR of VF `number`, from 1 on, as the capability has it (9.3.3.14)."""
-        return (self._address(bar) + (number - 1) * self.aperture(bar)) & _ADDRESS_MASK
+    def vf_bars(self, bar: int, vfs: int) -> list[int]:
+        """The addresses of a BAR of the first `vfs` VFs, as the capability has them (9.3.3.14)."""
+        first, aperture = self._address(bar), self.aperture(bar)
+        return [(first + number * aperture) & _ADDRESS_MASK for number in range(vfs)]
 
     def _address(self, bar: int) -> int:
         """A VF BAR; with seats one that is 0 is where the VFs' own BARs are."""

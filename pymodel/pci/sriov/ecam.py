@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pymodel.pci.dma import Dma
-from pymodel.pci.sriov.mcfg import ECAM_SIZE, McfgSearch
+from pymodel.pci.sriov.mcfg import McfgSearch
 from pymodel.registers import Register
 from pymodel.spec import pci
 
@@ -21,7 +21,6 @@ AT: Final = 0xFF0
 """Where the capability is: far behind those of other devices, whose registers are written too."""
 
 _BUS: Final = pci.VSEC_HEADER_SIZE
-_FIRST_BAR: Final = 0x10
 
 _PAUSE_SECONDS: Final = 0.001
 """Between two steps of a search, in which the client is served."""
@@ -110,11 +109,11 @@ class Ecam:
             self._wanted = ()
             return
         for bus in range(1, 256):
-            self._pf.post_write(address + (bus << 20) + AT + _BUS, bus.to_bytes(4, "little"))
+            self._pf.post_write(address + (bus << pci.ECAM_BUS_SHIFT) + AT + _BUS, bus.to_bytes(4, "little"))
 
     def _is_free(self, address: int) -> bool:
         """Whether ECAM may be there. Not where the guest has memory, which nothing may write to."""
-        if self._pf.memory.is_mapped(address, ECAM_SIZE):
+        if self._pf.memory.is_mapped(address, pci.ECAM_SIZE):
             self._pf.log.warning("%#x, where ECAM should be, is memory: nothing is programmed", address)
             return False
         return True
@@ -125,6 +124,7 @@ class Ecam:
         if not wanted or self._address is None or not 0 < bus < 256 or not self._is_free(self._address):
             return
         for each in wanted:
-            register = self._address + (bus << 20) + (each.devfn << 12) + _FIRST_BAR + 4 * each.bar
+            function = bus << pci.ECAM_BUS_SHIFT | each.devfn << pci.ECAM_FUNCTION_SHIFT
+            register = self._address + function + pci.BAR_FIRST + 4 * each.bar
             self._pf.post_write(register, (each.address & 0xFFFFFFFF).to_bytes(4, "little"))
             self._pf.post_write(register + 4, (each.address >> 32).to_bytes(4, "little"))

@@ -1,20 +1,13 @@
-"""Finds ECAM, the memory-mapped configuration space, in a guest: by its ACPI table MCFG, never by a guess.
-
-The table is "PCI Express Memory-mapped Configuration Space base address description table" of the PCI
-Firmware Specification; its header, and how it is found, are in ACPI 6.5, 5.2.5 to 5.2.8.
-"""
+"""Finds ECAM, the memory-mapped configuration space, in a guest: by its ACPI table MCFG, never by a guess."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from typing import Final
 
 from pymodel.errors import MemoryFault
 from pymodel.pci.dma import Dma
-
-_BIOS: Final = range(0xE0000, 0x100000)
-"""Where the RSDP of a machine without UEFI is, at a multiple of 16."""
+from pymodel.spec import acpi, pci
 
 _LOW_MEMORY: Final = 1 << 32
 _PIECE: Final = 1 << 20
@@ -27,17 +20,8 @@ _TABLE_MAX: Final = 1 << 16
 _TABLES_MAX: Final = 4096
 """Tables, and what only begins like one: a guest has some dozens, unless it means harm."""
 
-_RSDP: Final = struct.Struct("<8sB6sBIIQ")
-_HEADER: Final = struct.Struct("<4sIB")
-_HEADER_SIZE: Final = 36
-_MCFG_SIZE: Final = 44
-_ENTRY: Final = struct.Struct("<QHBBI")
-_ENTRY_ALIGNMENT: Final = 1 << 20
 _ALL_BUSES: Final = (0, 0, 255)
 """PCI segment, first and last bus."""
-
-ECAM_SIZE: Final = 256 << 20
-"""Of all buses of a segment."""
 
 ADDRESSES: Final = 1 << 64
 
@@ -77,11 +61,11 @@ class McfgSearch:
                 piece = self._memory.read(start, _PIECE)
             except MemoryFault:
                 continue
-            at = piece.find(b"MCFG")
+            at = piece.find(acpi.MCFG_SIGNATURE)
             while at != -1:
                 self._add(start + at)
                 yield
-                at = piece.find(b"MCFG", at + 1)
+                at = piece.find(acpi.MCFG_SIGNATURE, at + 1)
             yield
 
     @property
@@ -92,14 +76,16 @@ class McfgSearch:
     def _named_by_bios(self) -> Iterator[None]:
         """What the RSDP in the BIOS's own area leads to. Firmware of UEFI has none there."""
         try:
-            area = self._memory.read(_BIOS.start, len(_BIOS))
+            area = self._memory.read(acpi.BIOS_START, acpi.BIOS_END - acpi.BIOS_START)
         except MemoryFault:
             return
         for at in range(0, len(area), 16):
-            if area.startswith(b"RSD PTR ", at) and not sum(area[at : at + 20]) & 0xFF:
-                _, _, _, revision, rsdt, _, xsdt = _RSDP.unpack_from(area.ljust(at + _RSDP.size, b"\0"), at)
+            if area.startswith(acpi.RSDP_SIGNATURE, at) and not sum(area[at : at + acpi.RSDP_SUMMED]) & 0xFF:
+                _, _, _, revision, rsdt, _, xsdt = acpi.RSDP.unpack_from(
+                    area.ljust(at + acpi.RSDP.size, b"\0"), at
+                )
                 root, width = (xsdt, 8) if revision >= 2 and xsdt else (rsdt, 4)
-                tables = self._table(root)[_HEADER_SIZE:]
+                tables = self._table(root)[acpi.HEADER_SIZE :]
                 for entry in range(0, len(tables) - width + 1, width):
                     self._add(int.from_bytes(tables[entry : entry + width], "little"))
                     yield
@@ -109,8 +95,8 @@ class McfgSearch:
         """A table whose length and checksum are right, else nothing."""
         self._tables += 1
         try:
-            _, length, _ = _HEADER.unpack(self._memory.read(address, _HEADER.size))
-            if not _HEADER_SIZE <= length <= _TABLE_MAX:
+            _, length, _ = acpi.HEADER.unpack(self._memory.read(address, acpi.HEADER.size))
+            if not acpi.HEADER_SIZE <= length <= _TABLE_MAX:
                 return b""
             table = self._memory.read(address, length)
         except MemoryFault:
@@ -120,9 +106,9 @@ class McfgSearch:
     def _add(self, address: int) -> None:
         """What a table says, if it is an MCFG, of PCI segment 0 with all its buses."""
         table = self._table(address)
-        if not table.startswith(b"MCFG") or (len(table) - _MCFG_SIZE) % _ENTRY.size:
+        if not table.startswith(acpi.MCFG_SIGNATURE) or (len(table) - acpi.MCFG_SIZE) % acpi.MCFG_ENTRY.size:
             return
-        for base, segment, first, last, _ in _ENTRY.iter_unpack(table[_MCFG_SIZE:]):
-            sound = 0 < base <= ADDRESSES - ECAM_SIZE and not base % _ENTRY_ALIGNMENT
+        for base, segment, first, last, _ in acpi.MCFG_ENTRY.iter_unpack(table[acpi.MCFG_SIZE :]):
+            sound = 0 < base <= ADDRESSES - pci.ECAM_SIZE and not base % (1 << pci.ECAM_BUS_SHIFT)
             if sound and (segment, first, last) == _ALL_BUSES:
                 self.found.add(base)

@@ -62,7 +62,7 @@ class Placement:
 
     def wanted(self, number: int) -> dict[int, int]:
         """Where the capability has the BARs of VF `number`, by BAR."""
-        return {bar: self._sriov.vf_bar(bar, number) for bar in self._slots.by_number[number].bars}
+        return {bar: self._sriov.vf_bars(bar, number)[-1] for bar in self._slots.by_number[number].bars}
 
     def found(self, number: int, bar: int) -> int:
         """Where the client has a BAR of VF `number`."""
@@ -80,12 +80,13 @@ class Placement:
 
     def misplaced(self, vfs: int) -> list[Misplaced]:
         """The BARs of the first `vfs` VFs, of those that are attached, that are elsewhere."""
+        wanted = {bar: self._sriov.vf_bars(bar, vfs) for bar in self._slots.by_number[1].bars}
         return [
-            Misplaced(number, bar, wanted, found)
+            Misplaced(number, bar, addresses[number - 1], found)
             for number in range(1, vfs + 1)
             if self._slots.by_number[number].attached
-            for bar, wanted in self.wanted(number).items()
-            if (found := self.found(number, bar)) != wanted
+            for bar, addresses in wanted.items()
+            if (found := self.found(number, bar)) != addresses[number - 1]
         ]
 
     def forget(self) -> None:

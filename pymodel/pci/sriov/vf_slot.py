@@ -23,8 +23,7 @@ PLACEHOLDER: Final[Mapping[int, int]] = {
     0x0B: 0xFF,
 }
 
-_COMMAND: Final = 0x04
-_BARS: Final = range(0x10, 0x28)
+_BARS: Final = range(pci.BAR_FIRST, pci.BAR_END)
 
 
 class VfSlot:
@@ -67,7 +66,7 @@ class VfSlot:
         with self.lock:
             self.vf.enable()
             if self._memory_space:
-                self.vf.config_write(_COMMAND, pci.COMMAND_MEMORY.to_bytes(2, "little"))
+                self.vf.config_write(pci.COMMAND, pci.COMMAND_MEMORY.to_bytes(2, "little"))
             self.enabled = True
         return self.vf
 
@@ -91,8 +90,8 @@ class VfSlot:
         self._memory_space = False
 
     def _note_bars(self, offset: int, data: bytes) -> None:
-        if offset <= _COMMAND < offset + len(data):
-            self._memory_space = bool(data[_COMMAND - offset] & pci.COMMAND_MEMORY)
+        if offset <= pci.COMMAND < offset + len(data):
+            self._memory_space = bool(data[pci.COMMAND - offset] & pci.COMMAND_MEMORY)
         if offset >= _BARS.stop or offset + len(data) <= _BARS.start:
             return
         for at, byte in enumerate(data, offset):
