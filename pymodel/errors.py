@@ -9,7 +9,10 @@
         ├── InvalidField     EINVAL, Q_INVALID_FIELD: bad content
         ├── InvalidGroup     EINVAL, Q_INVALID_GROUP
         ├── InvalidMember    EINVAL, Q_INVALID_MEMBER
-        ├── NoSuchCapability ENXIO: a capability that the device does not have
+        ├── NoSuchResource   ENXIO: a capability or resource object that is not there
+        ├── AlreadyExists    EEXIST: a resource object that is there
+        ├── ResourceBusy     EBUSY: a capability that its resource objects still need
+        ├── NoSpace          ENOSPC: no room for another resource object
         └── NoMemory         ENOMEM, Q_NORESOURCE: nothing has changed, it can be tried again
 
 Any other exception that reaches the edge is a bug of ours.
@@ -69,10 +72,30 @@ class InvalidMember(CommandError):
     qualifier = admin.Q_INVALID_MEMBER
 
 
-class NoSuchCapability(CommandError):
-    """A capability id that CAP_ID_LIST_QUERY does not name (P-DEV-28)."""
+class NoSuchResource(CommandError):
+    """A capability that CAP_ID_LIST_QUERY does not name, or a resource object that is not there (P-DEV-28,
+    P-DEV-32).
+    """
 
     status = admin.STATUS_ENXIO
+
+
+class AlreadyExists(CommandError):
+    """The id of a resource object that is there (P-DEV-31)."""
+
+    status = admin.STATUS_EEXIST
+
+
+class ResourceBusy(CommandError):
+    """A capability that is taken away from the resource objects that there are (P-DEV-27)."""
+
+    status = admin.STATUS_EBUSY
+
+
+class NoSpace(CommandError):
+    """A resource object beyond the driver's limit (P-DEV-33)."""
+
+    status = admin.STATUS_ENOSPC
 
 
 class NoMemory(CommandError):

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from pymodel.admin.capabilities import CAPABILITY_COMMANDS
+from pymodel.admin.capabilities import capability_commands
 from pymodel.admin.context_commands import context_commands
 from pymodel.admin.dispatch import Call, Dispatcher, GroupCommand, MemberCommand, Owner, Reply, Table
 from pymodel.admin.lists import LONGEST_LIST, Lists
+from pymodel.admin.parts_commands import parts_commands
+from pymodel.admin.resources import Resources
 from pymodel.admin.rules import Rules, Sent
 from pymodel.errors import CommandError, MemoryFault, NoMemory
 from pymodel.memory import Buffer
@@ -26,7 +28,14 @@ from pymodel.spec import admin as spec
 _COMMAND = struct.Struct("<HH12xQ")
 _RESULT = struct.Struct("<HH4x")
 
-_STATUS_NAMES = {spec.STATUS_EINVAL: "EINVAL", spec.STATUS_ENXIO: "ENXIO", spec.STATUS_ENOMEM: "ENOMEM"}
+_STATUS_NAMES = {
+    spec.STATUS_ENXIO: "ENXIO",
+    spec.STATUS_ENOMEM: "ENOMEM",
+    spec.STATUS_EBUSY: "EBUSY",
+    spec.STATUS_EEXIST: "EEXIST",
+    spec.STATUS_EINVAL: "EINVAL",
+    spec.STATUS_ENOSPC: "ENOSPC",
+}
 _QUALIFIER_NAMES = {
     spec.Q_INVALID_COMMAND: "Q_INVALID_COMMAND",
     spec.Q_INVALID_OPCODE: "Q_INVALID_OPCODE",
@@ -75,11 +84,14 @@ class AdminQueue:
             spec.LIST_QUERY: GroupCommand("LIST_QUERY", self._list_query),
             spec.LIST_USE: GroupCommand("LIST_USE", self._list_use),
         }
+        self._resources = Resources()
+        capabilities = capability_commands(self._resources)
         tables: dict[int, Table] = {
-            spec.GROUP_SELF: {**lists, **CAPABILITY_COMMANDS},
+            spec.GROUP_SELF: {**lists, **capabilities},
             spec.GROUP_SRIOV: {
                 **lists,
-                **({} if strict else CAPABILITY_COMMANDS),
+                **({} if strict else capabilities),
+                **parts_commands(self._resources),
                 **context_commands(context_opcodes),
             },
         }
@@ -126,8 +138,10 @@ class AdminQueue:
                 self._held[held.buffer.queue] = held
                 raise
 
-    def members_leave(self) -> None:
-        """VF Enable is being cleared, or NumVFs lowered."""
+    def members_leave(self, leaving: Iterable[Member]) -> None:
+        """VF Enable is being cleared, or NumVFs lowered: these are going."""
+        for member in leaving:
+            self._resources.member_leaves(member)
         if self._rules is not None and self._held:
             self._rules.broken("P-DRV-06", "pf", "VF Enable", "cleared while a command is outstanding")
 
@@ -142,6 +156,7 @@ class AdminQueue:
         for queue in list(self._held):
             self.drop(queue)
         self._lists.reset()
+        self._resources.reset()
         for member in self._owner.members.values():
             with member.lock:
                 member.owner_reset()

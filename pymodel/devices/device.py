@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from pymodel.memory import Consumer
+from pymodel.migration.parts import PartsOfType
 from pymodel.migration.state import DeviceField, Mark
 
 
@@ -40,7 +41,7 @@ class Notifier(Protocol):
         ...
 
 
-class Device(Consumer, Protocol):
+class Device(Consumer, PartsOfType, Protocol):
     """A device type: its identity, its configuration, and, as the consumer of its queues, what it does.
 
     `reset` brings back the state after a device reset; what is stored on a disk is not part of it.

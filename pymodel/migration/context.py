@@ -115,14 +115,24 @@ class Row:
         }.items():
             object.__setattr__(self, name, value)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the value."""
+        return self._value.size
+
     def encode(self, source: FunctionState | QueueState) -> bytes:
         """The field, with its header, as `source` has it."""
+        return self._field.pack(self.type, 0, self._value.size, *self._packable(source))
+
+    def value(self, source: FunctionState | QueueState) -> bytes:
+        """The field's value alone."""
+        return self._value.pack(*self._packable(source))
+
+    def _packable(self, source: FunctionState | QueueState) -> tuple[Any, ...]:
         values = self._values(source)
         if self._is_wide:
-            values = (values.to_bytes(self._value.size, "little"),)
-        elif len(self.members) == 1:
-            values = (values,)
-        return self._field.pack(self.type, 0, self._value.size, *values)
+            return (values.to_bytes(self._value.size, "little"),)
+        return (values,) if len(self.members) == 1 else tuple(values)
 
     def decode(self, raw: bytes) -> Members:
         """The members of a received value. Raises `InvalidField` for reserved bits and values (A-12)."""
@@ -153,8 +163,8 @@ def _exists(queue: QueueState) -> bool:
     return queue.index >= 0
 
 
-def _enabled(queue: QueueState) -> bool:
-    return queue.enable != 0
+def _placed(queue: QueueState) -> bool:
+    return queue.enable != 0 and not queue.lost
 
 
 TABLE: tuple[Row, ...] = (
@@ -173,7 +183,7 @@ TABLE: tuple[Row, ...] = (
         spec.VQ_SPLIT_STATE_VALUE,
         rename={"flags": "interrupt_owed"},
         limits={"flags": spec.VQ_STATE_F_INTERRUPT_OWED},
-        per_queue=_enabled,
+        per_queue=_placed,
         packed=False,
     ),
     Row(
@@ -181,7 +191,7 @@ TABLE: tuple[Row, ...] = (
         spec.VQ_PACKED_STATE_VALUE,
         rename={"flags": "interrupt_owed"},
         limits={"flags": spec.VQ_STATE_F_INTERRUPT_OWED},
-        per_queue=_enabled,
+        per_queue=_placed,
         packed=True,
     ),
     Row(spec.ISR_STATUS, spec.ISR_STATUS_VALUE),

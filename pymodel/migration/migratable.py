@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from pymodel.migration.parts import PartsOfType
 from pymodel.migration.state import FunctionState, Mark
 
 
@@ -32,6 +33,11 @@ class Migratable(Protocol):
 
     def device_fields(self) -> dict[int, int]:
         """The device type's own field types: exact length, or LENGTH_VARIES."""
+        ...
+
+    @property
+    def parts_of_type(self) -> PartsOfType:
+        """The device type's own device parts."""
         ...
 
     @property

@@ -7,7 +7,7 @@ are snapshots (a RAM disk copies on write).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from pymodel.memory import Bytes
@@ -29,7 +29,8 @@ class QueueState:
     """One virtqueue: its common configuration, and the ring position of an enabled one.
 
     A split ring is at `last_avail_idx` and `used_idx`, a packed one at `last_avail` and `last_used`; each
-    has the other format's at its start.
+    has the other format's at its start. `lost`: that of a split ring stands in its memory only, to be read
+    when the function goes on.
     """
 
     index: int
@@ -47,6 +48,7 @@ class QueueState:
     last_avail: int = 0x8000
     last_used: int = 0x8000
     interrupt_owed: bool = False
+    lost: bool = False
 
 
 @dataclass(slots=True)
@@ -83,6 +85,10 @@ class FunctionState:
     content: bytes = b""
     """The name of the content that the device holds (`Mark`), empty where that is not known."""
     device: list[DeviceField] = field(default_factory=list)
+
+    def copy(self) -> FunctionState:
+        """Another one that can be changed; the values of device fields are shared."""
+        return replace(self, queues=[replace(queue) for queue in self.queues], device=list(self.device))
 
     @property
     def packed(self) -> bool:

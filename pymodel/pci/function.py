@@ -18,6 +18,7 @@ from pymodel.devices.device import Device
 from pymodel.host import FUNCTION_ATTACHED, FUNCTION_DETACHED, NOBODY, Host, Observer
 from pymodel.memory import Consumer
 from pymodel.migration.member import MODE_NAMES, Member
+from pymodel.migration.parts import PartsOfType
 from pymodel.migration.state import FunctionState, Mark
 from pymodel.pci.capability import Capability
 from pymodel.pci.config_space import ConfigSpace, Identity
@@ -200,6 +201,11 @@ class Function:
         else:
             call()
 
+    def device_was_reset(self) -> None:
+        """See `Bus`."""
+        if self.member is not None:
+            self.member.device_reset()
+
     def memory_lost(self, reason: str) -> None:
         """Memory that the driver counts on cannot be had: what was read from it is not to be trusted."""
         self.transport.broken(reason)
@@ -361,6 +367,11 @@ class Function:
     def device_fields(self) -> dict[int, int]:
         """See `Migratable`."""
         return self.transport.device.field_lengths()
+
+    @property
+    def parts_of_type(self) -> PartsOfType:
+        """See `Migratable`."""
+        return self.transport.device
 
     @property
     def content_size(self) -> int:

@@ -141,7 +141,7 @@ class PhysicalFunction(Function):
 
     def _enable_vfs(self, wanted: int) -> None:
         if wanted < len(self.vfs):
-            self.admin.members_leave()
+            self.admin.members_leave([member for number, member in self._members.items() if number > wanted])
         self.log.info("%d VFs enabled", wanted)
         for number in sorted(self.vfs, reverse=True):
             if number > wanted:

@@ -96,6 +96,10 @@ class Ring:
         """Go to a position that `check` accepted. Comes after `place`."""
         raise NotImplementedError
 
+    def find(self, memory: GuestMemory) -> None:
+        """Go to the position that guest memory tells, where all that was taken before is used."""
+        raise NotImplementedError
+
     def pending(self, memory: GuestMemory) -> bool:
         """Whether a buffer is available. Raises `BrokenQueue` where more are than there can be."""
         raise NotImplementedError

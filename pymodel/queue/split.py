@@ -73,6 +73,10 @@ class SplitRing(Ring):
         self._last_avail = self._seen = state.last_avail_idx
         self._used = state.used_idx
 
+    def find(self, memory: GuestMemory) -> None:
+        """See `Ring`. A packed ring's memory does not tell: a chain overwrites only its first descriptor."""
+        self._last_avail = self._seen = self._used = memory.load_u16(self.device + _IDX)
+
     def pending(self, memory: GuestMemory) -> bool:
         """See `Ring`. The driver's index is read when what it said last is used up."""
         if self._seen != self._last_avail:

@@ -30,6 +30,7 @@ cdef class Virtqueue:
     cdef public bint waiting
     cdef public bint untouched
     cdef public Ring ring
+    cdef bint _lost
     cdef object _memory
     cdef list _completed
     cdef object _line

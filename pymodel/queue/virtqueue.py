@@ -105,6 +105,8 @@ class Virtqueue:
         self.owed = False
         self.waiting = False
         self.untouched = True
+        # Whether the position is in the ring's memory only.
+        self._lost = False
         self.negotiated(0)
         self.abandon()
 
@@ -166,6 +168,7 @@ class Virtqueue:
             device=self.device,
             # Of what was shown and not decided on yet, rather one too many.
             interrupt_owed=self.owed or self.ring.unanswered > 0,
+            lost=self._lost,
         )
         self.ring.capture(state)
         if self.outstanding and self._refetchable:
@@ -208,6 +211,7 @@ class Virtqueue:
         if state.enable:
             self.enable()
             self.ring.restore(state)
+            self._lost = state.lost
         self.owed = state.interrupt_owed
         self.untouched = False
 
@@ -218,6 +222,9 @@ class Virtqueue:
         """
         self.waiting = False
         self._memory = memory
+        if self._lost:
+            self.ring.find(memory)
+            self._lost = False
         self.ring.suppress_kicks(memory)
         try:
             more = self._rounds(memory, consumer)

@@ -53,6 +53,10 @@ class Bus(Protocol):
         """Call `call` after `seconds`, then service the function; at once if `seconds` is 0."""
         ...
 
+    def device_was_reset(self) -> None:
+        """A device reset is over."""
+        ...
+
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
         """Tell who observes this function (`pymodel.host.Observer`)."""
         ...

@@ -97,6 +97,7 @@ class Transport:
         self._drop_held()
         self._clear()
         self._scheduler.reset_consumers()
+        self.bus.device_was_reset()
         self._tell_status(before)
 
     @property

@@ -18,6 +18,7 @@ from pymodel.admin.queue import AdminQueue
 from pymodel.errors import InvalidField, MemoryFault
 from pymodel.memory import Buffer, Bytes, GuestMemory, Segments
 from pymodel.migration.member import Member
+from pymodel.migration.parts import Part
 from pymodel.migration.state import DeviceField, FunctionState, Mark, QueueState
 
 EXTENT, CHANGE, TABLE, MAC = 0x200, 0x201, 0x100, 0x101
@@ -181,6 +182,18 @@ class FakeFunction:
 
     def device_fields(self) -> dict[int, int]:
         return {EXTENT: 0xFFFFFFFF, CHANGE: 0xFFFFFFFF, TABLE: 0xFFFFFFFF, MAC: 6}
+
+    @property
+    def parts_of_type(self) -> FakeFunction:
+        return self
+
+    part_types: tuple[int, ...] = ()
+
+    def encode_parts(self, state: FunctionState) -> list[Part]:
+        return []
+
+    def decode_parts(self, found: list[Part], state: FunctionState) -> None:
+        pass
 
     @property
     def content_size(self) -> int:

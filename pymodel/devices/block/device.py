@@ -23,7 +23,8 @@ from pymodel.devices.block.request import HEADER, Request, pieces, private
 from pymodel.devices.device import Notifier
 from pymodel.errors import BrokenQueue, InvalidCommand, InvalidField, MemoryFault
 from pymodel.memory import Buffer, Bytes
-from pymodel.migration.state import DeviceField, Mark
+from pymodel.migration.parts import Part
+from pymodel.migration.state import DeviceField, FunctionState, Mark
 from pymodel.spec import block, virtio
 
 # block.RANGE: sector, num_sectors, flags.
@@ -40,6 +41,7 @@ class BlockDevice:
     class_code = 0x018000  # mass storage controller, other
     config_length = block.CONFIG.itemsize
     in_order = True
+    part_types = ()
     waits = ()
 
     def __init__(self, disk: Disk, *, name: str, queues: int) -> None:
@@ -330,6 +332,13 @@ class BlockDevice:
             block_content.check(self._disk, fields)
         elif fields:
             raise InvalidField("disk content, but the disk here is a file")
+
+    def encode_parts(self, state: FunctionState) -> list[Part]:
+        """See `PartsOfType`: the standard has none for a block device."""
+        return []
+
+    def decode_parts(self, found: list[Part], state: FunctionState) -> None:
+        """See `PartsOfType`."""
 
     def reserve(self, fields: list[DeviceField]) -> None:
         """The chunks of a disk in memory."""

@@ -11,6 +11,7 @@ from typing import Final
 from pymodel.devices.device import Notifier
 from pymodel.devices.net import context as net_context
 from pymodel.devices.net import offer as net_offer
+from pymodel.devices.net import parts as net_parts
 from pymodel.devices.net.announce import Announcer
 from pymodel.devices.net.control import DATA_MAX, Command, Refused, carry_out
 from pymodel.devices.net.counters import NetCounters
@@ -21,8 +22,9 @@ from pymodel.devices.net.settings import Settings, default_mac
 from pymodel.devices.net.transmit import Transmitter
 from pymodel.errors import BrokenQueue
 from pymodel.memory import Buffer
-from pymodel.migration.state import DeviceField, Mark
-from pymodel.spec import net, virtio
+from pymodel.migration.parts import Part
+from pymodel.migration.state import DeviceField, FunctionState, Mark
+from pymodel.spec import net, parts, virtio
 
 QUEUE_SIZE: Final = 256
 CONTROL_QUEUE_SIZE: Final = 64
@@ -50,6 +52,7 @@ class NetDevice:
     config_length = net.CONFIG.itemsize
     content_size = 0
     in_order = True
+    part_types = (parts.NET_CVQ_CFG,)
 
     def __init__(self, backend: NetBackend, *, name: str, queues: int) -> None:
         self._port = backend.port
@@ -332,6 +335,14 @@ class NetDevice:
         """See `Device`: address and status may be others, the limits may not."""
         net_offer.check_configuration(config, self._config())
         net_context.decode(fields, self._settings, self._pairs)
+
+    def encode_parts(self, state: FunctionState) -> list[Part]:
+        """See `PartsOfType`."""
+        return net_parts.encode(state, self._pairs)
+
+    def decode_parts(self, found: list[Part], state: FunctionState) -> None:
+        """See `PartsOfType`."""
+        net_parts.decode(found, state, self._pairs)
 
     def reserve(self, fields: list[DeviceField]) -> None:
         """Nothing large."""

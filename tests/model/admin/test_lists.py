@@ -24,15 +24,15 @@ def test_query() -> None:
     driver = Driver()
     answer = driver.raw(0, 1, 0)
     assert (answer.status, answer.used) == (OK, 8 + 16)
-    assert int.from_bytes(answer.result, "little") == 0x383 | 0x3FF << 0x40
+    assert int.from_bytes(answer.result, "little") == 0x3FF83 | 0x3FF << 0x40
     assert driver.raw(0, 0, 0).result == b"\x83\3" + bytes(6)
-    assert int.from_bytes(Driver(strict=True).raw(0, 1, 0).result, "little") == 3 | 0x3FF << 0x40
+    assert int.from_bytes(Driver(strict=True).raw(0, 1, 0).result, "little") == 0x3FC03 | 0x3FF << 0x40
 
 
 @pytest.mark.spec("DEV-01")
 def test_without_the_drafts_commands() -> None:
     driver = Driver(base=None)
-    assert driver.raw(0, 1, 0).result == b"\x83\3" + bytes(6)
+    assert driver.raw(0, 1, 0).result == b"\x83\xff\3" + bytes(5)
     assert driver.adm(0).status == INVALID_OPCODE
 
 
@@ -40,7 +40,7 @@ def test_without_the_drafts_commands() -> None:
 def test_query_is_as_long_as_its_largest_opcode(base: int, length: int) -> None:
     answer = Driver(base=base).raw(0, 1, 0, room=8192)
     assert len(answer.result) == length
-    assert int.from_bytes(answer.result, "little") == 0x383 | 0x3FF << base
+    assert int.from_bytes(answer.result, "little") == 0x3FF83 | 0x3FF << base
 
 
 @pytest.mark.parametrize("base", [0, 0x12, 0x7FF7, 0x8000])
@@ -145,15 +145,17 @@ def test_capability_commands_of_self_follow_the_sriov_list(strict: bool) -> None
 
 
 @pytest.mark.spec("P-DEV-23", "P-DEV-28")
-def test_no_capability_yet() -> None:
+def test_capabilities() -> None:
     """As Linux asks: only the SR-IOV list was used, the commands go to the Self group."""
     driver = Driver()
     assert driver.raw(7, 0, 0).status == INVALID_OPCODE
     assert driver.raw(1, 1, 0, (7 << 7).to_bytes(8, "little")).status == OK
     listed = driver.raw(7, 0, 0, room=16)
-    assert (listed.status, listed.result) == (OK, bytes(8))
-    assert driver.raw(8, 0, 0, bytes(8)).status == (6, 1)
-    assert driver.raw(9, 0, 0, bytes(10)).status == (6, 1)
+    assert (listed.status, listed.result) == (OK, b"\1" + bytes(7))
+    assert driver.raw(8, 0, 0, bytes(8)).result[:2] == b"\xff\xff"
+    assert driver.raw(8, 0, 0, b"\1" + bytes(7)).status == (6, 1)
+    assert driver.raw(9, 0, 0, bytes(8) + b"\x04\x04").status == OK
+    assert driver.raw(9, 0, 0, b"\0\x08" + bytes(8)).status == (6, 1)
 
 
 @pytest.mark.spec("P-DEV-26")

@@ -130,7 +130,7 @@ def _without_order(driver: Checked) -> None:
 def _disables_vfs(driver: Checked) -> None:
     driver.owner.functions[1].in_transition = True
     assert driver.adm(MODE_SET, data=bytes(8)).used is None
-    driver.queue.members_leave()
+    driver.queue.members_leave([])
 
 
 BREACHES: list[tuple[Callable[[Checked], None], set[str]]] = [
