@@ -34,6 +34,7 @@ from images.workspace import IMAGES, SetupError
 
 KERNEL_ARGUMENTS = (
     "console=ttyS1 quiet panic=-1 tsc=reliable no_timer_check mitigations=off random.trust_cpu=on"
+    " cryptomgr.notests"  # a quarter of the time until the guest is ready
 )
 FIRST_PORT = 0x10
 """Device number of the first root port; what is below port N is 0000:(N+1):00.0 in the guest."""
