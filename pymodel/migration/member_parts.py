@@ -43,7 +43,7 @@ class MemberParts:
         self._refuse_content()
         found = parts.parse(data)
         if found:
-            state = (self._staged or self._function.capture()).copy()
+            state = self._function.capture() if self._staged is None else self._staged.copy()
             parts.apply(found, state, self._shape(), self._function.parts_of_type)
             self._function.check(state)
             self._staged = state

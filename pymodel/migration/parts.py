@@ -10,7 +10,7 @@ import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -31,8 +31,7 @@ _FIELD = struct.Struct("<HH4x")
 _PADDING = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """One part: which it is, by type and selector (8 bytes), and its value."""
 
     type: int

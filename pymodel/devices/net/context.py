@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -35,12 +35,12 @@ _OFFLOADS: Final = struct.Struct("<Q")
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field: its length, the value for settings, and what the settings are after a value."""
+    """One field: its length, the value for settings, and what a value says of them."""
 
     length: int
     encode: Callable[[Settings], bytes]
-    decode: Callable[[bytes, Settings, int], Settings]
-    """Takes the value, the settings before it, and how many queue pairs there are. Raises `InvalidField`."""
+    decode: Callable[[bytes, int], dict[str, Any]]
+    """Takes the value, and how many queue pairs there are; gives settings by name. Raises `InvalidField`."""
 
 
 def encode(settings: Settings) -> list[DeviceField]:
@@ -52,13 +52,14 @@ def encode(settings: Settings) -> list[DeviceField]:
 
 def decode(fields: list[DeviceField], settings: Settings, pairs: int) -> Settings:
     """`settings` with what the fields say, on a device of `pairs` queue pairs. Raises `InvalidField`."""
+    found: dict[str, Any] = {}
     for part in fields:
         value = b"".join(buffer.tobytes() for buffer in part.value)
         try:
-            settings = FIELDS[part.type].decode(value, settings, pairs)
+            found |= FIELDS[part.type].decode(value, pairs)
         except InvalidField as error:
             raise InvalidField(f"field {part.type:#06x}: {error}") from None
-    return settings
+    return replace(settings, **found) if found else settings
 
 
 def _no_reserved(reserved: bytes) -> None:
@@ -70,12 +71,12 @@ def _encode_modes(settings: Settings) -> bytes:
     return _MODE.pack(*(name in settings.modes for name in MODES), b"")
 
 
-def _decode_modes(value: bytes, settings: Settings, pairs: int) -> Settings:
+def _decode_modes(value: bytes, pairs: int) -> dict[str, Any]:
     *modes, reserved = _MODE.unpack(value)
     _no_reserved(reserved)
     if max(modes) > 1:
         raise InvalidField(f"a mode is {max(modes)}")
-    return replace(settings, modes=frozenset(name for name, on in zip(MODES, modes, strict=True) if on))
+    return {"modes": frozenset(name for name, on in zip(MODES, modes, strict=True) if on)}
 
 
 def _encode_macs(settings: Settings) -> bytes:
@@ -85,7 +86,7 @@ def _encode_macs(settings: Settings) -> bytes:
     return head + b"".join(mac for table in tables for mac in sorted(table.addresses))
 
 
-def _decode_macs(value: bytes, settings: Settings, pairs: int) -> Settings:
+def _decode_macs(value: bytes, pairs: int) -> dict[str, Any]:
     if len(value) < _MACS.size:
         raise InvalidField(f"length {len(value)} is too short")
     *counts, flags, reserved = _MACS.unpack_from(value)
@@ -103,42 +104,44 @@ def _decode_macs(value: bytes, settings: Settings, pairs: int) -> Settings:
         if overflow and found:
             raise InvalidField("addresses in a table that overflowed")
         tables.append(MacTable(frozenset(found), overflow))
-    return replace(settings, unicast=tables[0], multicast=tables[1])
+    return {"unicast": tables[0], "multicast": tables[1]}
 
 
 def _encode_vlans(settings: Settings) -> bytes:
     return sum(1 << vlan for vlan in settings.vlans).to_bytes(net.VLANS // 8, "little")
 
 
-def _decode_vlans(value: bytes, settings: Settings, pairs: int) -> Settings:
+def _decode_vlans(value: bytes, pairs: int) -> dict[str, Any]:
+    if not any(value):
+        return {"vlans": frozenset()}
     bits = np.unpackbits(np.frombuffer(value, np.uint8), bitorder="little")
-    return replace(settings, vlans=frozenset(np.flatnonzero(bits).tolist()))
+    return {"vlans": frozenset(np.flatnonzero(bits).tolist())}
 
 
 def _encode_pairs(settings: Settings) -> bytes:
     return _PAIRS.pack(settings.pairs, b"")
 
 
-def _decode_pairs(value: bytes, settings: Settings, pairs: int) -> Settings:
+def _decode_pairs(value: bytes, pairs: int) -> dict[str, Any]:
     count, reserved = _PAIRS.unpack(value)
     _no_reserved(reserved)
     if not 1 <= count <= pairs:
         raise InvalidField(f"{count} queue pairs, here there are {pairs}")
-    return replace(settings, pairs=count)
+    return {"pairs": count}
 
 
 def _encode_hash(settings: Settings) -> bytes:
     return _HASH.pack(settings.hash_types, len(settings.hash_key), b"", settings.hash_key)
 
 
-def _decode_hash(value: bytes, settings: Settings, pairs: int) -> Settings:
+def _decode_hash(value: bytes, pairs: int) -> dict[str, Any]:
     types, length, reserved, key = _HASH.unpack(value)
     _no_reserved(reserved)
     if types & ~HASH_TYPES:
         raise InvalidField(f"hash types {types:#x}")
     if length > RSS_KEY_MAX or any(key[length:]):
         raise InvalidField(f"a key of {length} bytes")
-    return replace(settings, hash_types=types, hash_key=key[:length])
+    return {"hash_types": types, "hash_key": key[:length]}
 
 
 def _encode_rss(settings: Settings) -> bytes:
@@ -148,7 +151,7 @@ def _encode_rss(settings: Settings) -> bytes:
     return _RSS.pack(len(rss.table), rss.unclassified, b"") + struct.pack(f"<{len(rss.table)}H", *rss.table)
 
 
-def _decode_rss(value: bytes, settings: Settings, pairs: int) -> Settings:
+def _decode_rss(value: bytes, pairs: int) -> dict[str, Any]:
     if len(value) < _RSS.size:
         raise InvalidField(f"length {len(value)} is too short")
     count, unclassified, reserved = _RSS.unpack_from(value)
@@ -158,18 +161,18 @@ def _decode_rss(value: bytes, settings: Settings, pairs: int) -> Settings:
     table = struct.unpack_from(f"<{count}H", value, _RSS.size)
     if max(unclassified, *table, 0) >= pairs or (unclassified and not count):
         raise InvalidField(f"queue pair {max(unclassified, *table, 0)}, here there are {pairs}")
-    return replace(settings, rss=Rss(unclassified, table) if count else None)
+    return {"rss": Rss(unclassified, table) if count else None}
 
 
 def _encode_offloads(settings: Settings) -> bytes:
     return _OFFLOADS.pack(settings.offloads_off)
 
 
-def _decode_offloads(value: bytes, settings: Settings, pairs: int) -> Settings:
+def _decode_offloads(value: bytes, pairs: int) -> dict[str, Any]:
     (off,) = _OFFLOADS.unpack(value)
     if off & ~GUEST_OFFLOADS:
         raise InvalidField(f"offloads {off:#x}")
-    return replace(settings, offloads_off=off)
+    return {"offloads_off": off}
 
 
 FIELDS: Final[dict[int, Field]] = {
