@@ -14,7 +14,7 @@ from pymodel.admin.dispatch import Call, MemberCommand, Reply, Table
 from pymodel.admin.resources import Resources
 from pymodel.errors import InvalidField, NoMemory, NoSuchResource
 from pymodel.migration.member import Dialect, Member
-from pymodel.migration.parts import header
+from pymodel.migration.parts import Part, header
 from pymodel.spec import admin as spec
 from pymodel.spec import context, parts
 
@@ -28,8 +28,8 @@ MOST_BYTES = 256 << 10
 _Handler = Callable[[Resources, Member, Call], Reply | None]
 
 
-def _object(call: Call) -> int:
-    """The id of the DEV_PARTS object that a command is about."""
+def named_object(call: Call) -> int:
+    """The id of the DEV_PARTS object that a command is about. Raises `NoSuchResource` for another type."""
     named = call.fields(spec.RESOURCE_OBJ)
     if named["type"] != spec.RESOURCE_OBJ_DEV_PARTS:
         raise NoSuchResource(f"resource objects of type {int(named['type']):#x}")
@@ -45,29 +45,30 @@ def _operation(call: Call) -> int:
 
 
 def _create(resources: Resources, member: Member, call: Call) -> Reply:
-    id_, operation = _object(call), _operation(call)
+    id_, operation = named_object(call), _operation(call)
     resources.create(id_, member, operation)
     return Reply(note=f"object {id_}, to {'set' if operation else 'get'}")
 
 
 def _modify(resources: Resources, member: Member, call: Call) -> Reply:
-    resources.modify(_object(call), member, _operation(call))
+    resources.modify(named_object(call), member, _operation(call))
     return Reply()
 
 
 def _query(resources: Resources, member: Member, call: Call) -> Reply:
-    operation = resources.find(_object(call), member)
+    operation = resources.find(named_object(call), member)
     return Reply(np.array((operation, 0), spec.DEV_PARTS_OBJ).tobytes())
 
 
 def _destroy(resources: Resources, member: Member, call: Call) -> Reply:
-    id_ = _object(call)
+    id_ = named_object(call)
     resources.destroy(id_, member)
     return Reply(note=f"object {id_}")
 
 
-def _metadata_get(resources: Resources, member: Member, call: Call) -> Reply:
-    resources.use(_object(call), member, spec.DEV_PARTS_OBJ_GET)
+def metadata(resources: Resources, member: Member, call: Call) -> bytes:
+    """What METADATA_GET answers where there is room for it. Raises `CommandError`."""
+    resources.use(named_object(call), member, spec.DEV_PARTS_OBJ_GET)
     kind = int(call.fields(spec.DEV_PARTS_GET_DATA)["kind"])
     if kind > spec.METADATA_LIST:
         raise InvalidField(f"metadata of type {kind}")
@@ -76,15 +77,20 @@ def _metadata_get(resources: Resources, member: Member, call: Call) -> Reply:
     result = np.array((number, 0), spec.METADATA_RESULT).tobytes()
     if kind == spec.METADATA_LIST:
         result += b"".join(header(part) for part in found)
-        if call.writable.length < _RESULT_AT + len(result):
-            raise NoMemory(
-                f"{len(result)} bytes of headers, and room for {call.writable.length - _RESULT_AT}"
-            )
-    return Reply(result, note=f"{number}")
+    return result
 
 
-def _parts_get(resources: Resources, member: Member, call: Call) -> Reply:
-    resources.use(_object(call), member, spec.DEV_PARTS_OBJ_GET)
+def _metadata_get(resources: Resources, member: Member, call: Call) -> Reply:
+    result = metadata(resources, member, call)
+    size = spec.METADATA_RESULT.itemsize
+    if len(result) > size and call.writable.length < _RESULT_AT + len(result):
+        raise NoMemory(f"{len(result)} bytes of headers, and room for {call.writable.length - _RESULT_AT}")
+    return Reply(result, note=f"{int(np.frombuffer(result[:size], spec.METADATA_RESULT)[0]['number'])}")
+
+
+def selected_parts(resources: Resources, member: Member, call: Call) -> list[Part]:
+    """What PARTS_GET answers where there is room for it. Raises `CommandError` and `MemoryFault`."""
+    resources.use(named_object(call), member, spec.DEV_PARTS_OBJ_GET)
     kind = int(call.fields(spec.DEV_PARTS_GET_DATA)["kind"])
     if kind > spec.PARTS_ALL:
         raise InvalidField(f"parts of type {kind}")
@@ -92,6 +98,11 @@ def _parts_get(resources: Resources, member: Member, call: Call) -> Reply:
     if kind == spec.PARTS_SELECTED:
         wanted = _selected(_rest(call, spec.DEV_PARTS_GET_DATA.itemsize))
         found = [part for part in found if (part.type, part.selector) in wanted]
+    return found
+
+
+def _parts_get(resources: Resources, member: Member, call: Call) -> Reply:
+    found = selected_parts(resources, member, call)
     data = b"".join(header(part) + part.value for part in found)
     # Not a multiple of 8 in length: who sends it back unread would send padding too (docs/wire.md).
     written = call.writable.put(_RESULT_AT, data)
@@ -105,9 +116,14 @@ def _selected(data: bytes) -> set[tuple[int, bytes]]:
     return {(int(head["type"]), head["selector"].tobytes()) for head in heads}
 
 
+def brought_parts(call: Call) -> bytes:
+    """The parts that a PARTS_SET brings, unread. Raises `InvalidField` for too many, `MemoryFault`."""
+    return _rest(call, spec.RESOURCE_OBJ.itemsize)
+
+
 def _parts_set(resources: Resources, member: Member, call: Call) -> Reply:
-    resources.use(_object(call), member, spec.DEV_PARTS_OBJ_SET)
-    data = _rest(call, spec.RESOURCE_OBJ.itemsize)
+    resources.use(named_object(call), member, spec.DEV_PARTS_OBJ_SET)
+    data = brought_parts(call)
     count = member.set_parts(data)
     return Reply(note=f"{count} parts, {len(data)} bytes")
 

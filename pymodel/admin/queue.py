@@ -18,7 +18,8 @@ from pymodel.admin.dispatch import Call, Dispatcher, GroupCommand, MemberCommand
 from pymodel.admin.lists import LONGEST_LIST, Lists
 from pymodel.admin.parts_commands import parts_commands
 from pymodel.admin.resources import Resources
-from pymodel.admin.rules import Rules, Sent
+from pymodel.admin.rule import Sent
+from pymodel.admin.rules import Rules
 from pymodel.errors import CommandError, MemoryFault, NoMemory
 from pymodel.memory import Buffer
 from pymodel.migration.member import Member
@@ -173,6 +174,7 @@ class AdminQueue:
             command,
             member,
             context=call.opcode - self._base if is_member and self._base is not None else None,
+            resources=self._resources,
             listed=self._lists.offered(call.group),
             used=self._lists.used(call.group),
             outstanding=len(self._held),

@@ -35,6 +35,12 @@ class Resources:
         self._objects: dict[int, _Object] = {}
         self.limits = [0, 0]
 
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def __contains__(self, id_: int) -> bool:
+        return id_ in self._objects
+
     def reset(self) -> None:
         """Owner reset: no objects, limits of 0 (P-DEV-29, P-DEV-30, P-DEV-40)."""
         self._drop(self._objects)

@@ -17,7 +17,7 @@ from pymodel.admin.rules import Rules
 from pymodel.devices.device import Device
 from pymodel.host import FUNCTION_ATTACHED, FUNCTION_DETACHED, NOBODY, Host, Observer
 from pymodel.memory import Consumer
-from pymodel.migration.member import MODE_NAMES, Member
+from pymodel.migration.member import MODE_NAMES, Dialect, Member
 from pymodel.migration.parts import PartsOfType
 from pymodel.migration.state import FunctionState, Mark
 from pymodel.pci.capability import Capability
@@ -269,11 +269,12 @@ class Function:
         return not self.frozen
 
     def _check_config_access(self, kind: str) -> None:
-        """Note it where a driver touches device configuration of a function that is not Active (DRV-05)."""
-        if self._rules is not None and self.gate.mode != context.MODE_ACTIVE:
-            self._rules.broken(
-                "DRV-05", self.name, f"a {kind} of device configuration", f"in {MODE_NAMES[self.gate.mode]}"
-            )
+        """Note it where a driver touches device configuration of a function that is not Active."""
+        if self._rules is None or self.member is None or self.gate.mode == context.MODE_ACTIVE:
+            return
+        rule = "P-DRV-18" if self.member.dialect is Dialect.PARTS else "DRV-05"
+        mode = MODE_NAMES[self.gate.mode]
+        self._rules.broken(rule, self.name, f"a {kind} of device configuration", f"in {mode}")
 
     def bar_read(self, bar: int, offset: int, length: int) -> bytes:
         """Read a BAR; all ones where nothing answers."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.server_process import ServerProcess
+from tests.wire.arrival import arrive
 from tests.wire.draft_rig import context, field, parse, patched, value
 from vfu_client.drivers.block import FEATURES, BlockDriver
 from vfu_client.owner.admin import AdminError
@@ -47,22 +48,6 @@ def read(owner: OwnerDriver) -> bytes:
     """The whole context."""
     owner.context_discard(1)
     return b"".join(piece.tobytes() for piece in owner.context_read(1))
-
-
-def arrive(driver: BlockDriver, device: VirtioPci) -> None:
-    """The guest of `driver` finds itself on another function: what QEMU would move, and nothing of virtio."""
-    device.function.set_command(6)
-    device.enable_interrupts()
-    assert device.msix is not None
-    device.features = driver.device.features
-    device._notify_offsets, device._notify_values = (
-        driver.device._notify_offsets,
-        driver.device._notify_values,
-    )
-    queue = driver.queues[0]
-    queue.interrupt = device.msix.interrupts[1]
-    queue._notify = device.notify
-    driver.device = device
 
 
 @pytest.mark.parametrize("wrap", [1, 0], ids=["first-lap", "second-lap"])
@@ -114,7 +99,7 @@ def test_a_packed_ring_moves(
             owners[target].context_write(1, stream)
             assert read(owners[target]) == stream
             left = driver.device
-            arrive(driver, arrived)
+            arrive(driver, arrived, driver.queues)
             owners[target].mode_set(1, ACTIVE)
             for request in waiting:
                 driver.finish(request)
