@@ -1,11 +1,12 @@
-"""Which tests show which requirement of the draft: recorded in every run, written to docs/requirements.md.
+"""Which tests show which rule of `tests/rules.py`: recorded in every run, written to docs/requirements.md.
 
     python -m tests.requirements --write         make the table from the tests and the last results
     python -m tests.requirements --check         the table names all tests of today and says that all pass
     python -m tests.requirements --check --run   ... and the last run had each of them, and each passed
 
-A test names its requirements with `@pytest.mark.spec("DEV-05")`. Each needs one at the wire ring. The results
-are in build/requirements.json: a run of all tests replaces it, any other run brings it up to date.
+A test names its requirements with `@pytest.mark.spec("DEV-05")`. Each needs one at the wire ring, or a reason
+why there is none. The results are in build/requirements.json: a run of all tests replaces it, any other run
+brings it up to date.
 """
 
 from __future__ import annotations
@@ -23,72 +24,38 @@ from typing import Final
 
 import pytest
 
+from tests.rules import DRAFT, REQUIREMENTS, VIRTIO, Requirement
+
 ROOT: Final = Path(__file__).resolve().parent.parent
 TABLE: Final = ROOT / "docs" / "requirements.md"
 RESULTS: Final = ROOT / "build" / "requirements.json"
-ID: Final = re.compile(r"(DEV|DRV)-\d\d")
+ID: Final = re.compile(r"(P-)?(DEV|DRV)-\d\d")
 RINGS: Final = ("wire", "model", "guest")
 PROPERTY: Final = "requirements"
 
-# ID: (level, what it asks for)
-REQUIREMENTS: Final[Mapping[str, tuple[str, str]]] = {
-    "DEV-01": ("MUST", "offer all of the context commands, or none"),
-    "DEV-02": ("MUST", "succeed in setting the mode that is in force"),
-    "DEV-03": ("MUST", "refuse a mode that is none of the three"),
-    "DEV-04": ("MUST", "keep the mode when a MODE_SET fails"),
-    "DEV-05": ("MUST", "refuse to leave Freeze while a written context is partial"),
-    "DEV-06": ("MUST", "answer READs after the whole context with two zeros"),
-    "DEV-07": ("MUST", "let the context be read in every mode"),
-    "DEV-08": ("MUST", "drop a partly read context on DISCARD"),
-    "DEV-09": ("MUST", "then answer SIZE_GET and READ as if nothing had been read"),
-    "DEV-10": ("MUST", "list START_MARKER, END_MARKER and DISCARD in FIELDS_QUERY"),
-    "DEV-11": ("MUST", "take a complete context more than once"),
-    "DEV-12": ("MUST", "refuse WRITE outside Freeze"),
-    "DEV-13": ("MUST NOT", "start a PCI transaction unless Active"),
-    "DEV-14": ("MUST", "end all outstanding PCI transactions before MODE_SET is answered"),
-    "DEV-15": ("MUST", "accept driver notifications in Stop"),
-    "DEV-16": ("MAY", "change context fields in Stop"),
-    "DEV-17": ("MUST", "answer PCI reads in Stop with valid data"),
-    "DEV-18": ("MUST", "have PCI's own interfaces work alike in every mode"),
-    "DEV-19": ("MUST NOT", "raise PME unless Active"),
-    "DEV-20": ("MUST NOT", "change a context field in Freeze"),
-    "DEV-21": ("MAY", "change context fields on the way from Stop to Freeze"),
-    "DEV-22": ("MUST NOT", "touch rings, or what they point to, unless Active"),
-    "DEV-23": ("MUST NOT", "send a configuration change notification unless Active"),
-    "DEV-24": ("MUST", "drop a partly written context on DISCARD"),
-    "DEV-25": ("MUST NOT", "let writes to virtio registers change anything in Freeze"),
-    "DEV-26": ("MAY", "answer reads of virtio registers in Freeze with anything (we tell the truth)"),
-    "DEV-27": ("MUST", "ignore writes to the PCI_CFG capability in Freeze"),
-    "DEV-28": ("MUST", "answer reads of the PCI_CFG capability alike in every mode"),
-    "DEV-29": ("MUST", "answer MODE_SET, WRITE and READ after an FLR that is under way"),
-    "DEV-30": ("MUST", "answer them after a device reset that is under way"),
-    "DEV-31": ("MUST", "answer them after a power state change that is under way"),
-    "DEV-32": ("MUST", "refuse a WRITE whose field has another length than the device's"),
-    "DEV-33": ("MUST", "begin a context that is read with START_MARKER"),
-    "DEV-34": ("MUST", "end a context that is read with END_MARKER"),
-    "DEV-35": ("MAY", "send START_MARKER and END_MARKER in different responses"),
-    "DEV-36": ("MAY", "send them in one response"),
-    "DEV-37": ("MUST", "apply the contexts of one WRITE in their order"),
-    "DEV-38": ("MUST", "apply the occurrences of one field in their order"),
-    "DRV-01": ("SHOULD", "read a context to its end"),
-    "DRV-02": ("MAY", "write a context before leaving Freeze"),
-    "DRV-03": ("MUST", "write complete contexts"),
-    "DRV-04": ("MUST NOT", "ask for Stop or Active with a partial context"),
-    "DRV-05": ("SHOULD NOT", "access device configuration in Stop or Freeze"),
-    "DRV-06": ("MUST NOT", "write the PCI_CFG capability in Freeze"),
-    "DRV-07": ("MUST", "begin a written context with START_MARKER"),
-    "DRV-08": ("MUST", "end a written context with END_MARKER"),
-    "DRV-09": ("MUST", "have END_MARKER end the last WRITE of a context"),
-}
-
 HEAD: Final = """\
-# Requirements of the draft, and their tests
+# Requirements, and their tests
 
-Made by `.venv/bin/python -m tests.requirements --write`; do not edit. The draft is the one that
-[architecture.md](architecture.md) names; DEV is what the device owes, DRV what an owner driver owes, in our
-words. The tests are those of `tests/wire`: a client over vfio-user against a server process. Tests of the
-model, and those with guests, that are marked with the same requirement are counted behind them.
+Made by `.venv/bin/python -m tests.requirements --write`; do not edit. DEV is what the device owes, DRV what
+an owner driver owes, in our words. The tests are those of `tests/wire`: a client over vfio-user against a
+server process. Tests of the model, and those with guests, that are marked with the same requirement are
+counted behind them. Where no test can show a rule, the table says why.
+"""
+SECTIONS: Final[Mapping[str, Mapping[str, Requirement]]] = {
+    """
+## The draft
 
+The one that [architecture.md](architecture.md) names.
+""": DRAFT,
+    """
+## Virtio 1.4
+
+Its rules for group administration commands, the queue that carries them, capabilities, resource objects,
+device parts and the legacy interface. Where it says two things, [wire.md](wire.md#device-parts) has our
+reading.
+""": VIRTIO,
+}
+COLUMNS: Final = """
 | ID | level | requirement | tests | result |
 | --- | --- | --- | --- | --- |
 """
@@ -118,7 +85,7 @@ class Marked:
 
 
 def marked(items: Iterable[pytest.Item]) -> list[Marked]:
-    """The items that name a requirement of the draft."""
+    """The items that name a requirement."""
     found = []
     for item in items:
         names = [str(name) for mark in item.iter_markers("spec") for name in mark.args]
@@ -203,18 +170,26 @@ def load() -> dict[str, str]:
 
 
 def render(tests: Sequence[Marked], outcomes: Mapping[str, str]) -> str:
-    """The table. A requirement has passed when all its tests have."""
-    lines = []
-    for name, (level, text) in REQUIREMENTS.items():
-        mine = [test for test in tests if name in test.ids]
-        worst = {outcomes.get(test.nodeid, "not run") for test in mine} - {"passed"} or {"passed"}
-        result = ", ".join(sorted(worst)) if mine else "no test"
-        lines.append(f"| {name} | {level} | {text} | {_cell(mine)} | {result} |")
-    return HEAD + "\n".join(lines) + "\n"
+    """The tables. A requirement has passed when all its tests have."""
+    parts = [HEAD]
+    for title, requirements in SECTIONS.items():
+        rows = [_row(name, requirement, tests, outcomes) for name, requirement in requirements.items()]
+        parts += [title, COLUMNS, *rows]
+    return "".join(parts)
 
 
-def _cell(tests: Sequence[Marked]) -> str:
-    """The tests of one requirement."""
+def _row(name: str, asked: Requirement, tests: Sequence[Marked], outcomes: Mapping[str, str]) -> str:
+    """The line of one requirement."""
+    mine = [test for test in tests if name in test.ids]
+    worst = {outcomes.get(test.nodeid, "not run") for test in mine} - {"passed"} or {"passed"}
+    result = ", ".join(sorted(worst)) if mine else "no test"
+    cells = [f"none: {asked.untested}"] if asked.untested else []
+    cell = "; ".join(cells + _cells(mine))
+    return f"| {name} | {asked.level} | {asked.text} | {cell} | {result} |\n"
+
+
+def _cells(tests: Sequence[Marked]) -> list[str]:
+    """The tests of one requirement: those of each file, and how many there are elsewhere."""
     files: dict[str, list[str]] = {}
     for test in sorted(tests, key=lambda test: (test.file, test.nodeid)):
         names = files.setdefault(test.file, []) if test.ring == "wire" else []
@@ -224,13 +199,18 @@ def _cell(tests: Sequence[Marked]) -> str:
     for ring in RINGS[1:]:
         count = len({(test.file, test.function) for test in tests if test.ring == ring})
         parts += [f"{count} of the {ring}" if ring == "model" else f"{count} with guests"] if count else []
-    return "; ".join(parts)
+    return parts
 
 
 def complaints(tests: Sequence[Marked], outcomes: Mapping[str, str]) -> list[str]:
     """What is wrong with the tests or their outcomes."""
     at_wire = {name for test in tests if test.ring == "wire" for name in test.ids}
-    found = [f"{name} has no test at the wire" for name in REQUIREMENTS if name not in at_wire]
+    found = []
+    for name, requirement in REQUIREMENTS.items():
+        if name not in at_wire and not requirement.untested:
+            found.append(f"{name} has no test at the wire")
+        elif name in at_wire and requirement.untested:
+            found.append(f"{name} has a test at the wire, and a reason why there is none")
     for test in tests:
         unknown = [name for name in test.ids if name not in REQUIREMENTS]
         if unknown:
