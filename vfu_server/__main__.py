@@ -299,7 +299,7 @@ def _serve(
         observer=monitor,
         rules=rules,
     )
-    share = _share(options.total_vfs + 1, device.msix_vectors, descriptors)
+    share = _share(options.total_vfs + 1, device.vectors_needed, descriptors)
     try:
         with Server(device, folder, share) as server, monitor.serving(device, lambda: server.threads, rules):
             server.run(ready=lambda: _ready(folder.path), stop=stop)

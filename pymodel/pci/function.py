@@ -80,9 +80,10 @@ class Function:
         self._observer = observer
         self._rules = rules
         self._host: Host | None = None
-        vectors = len(device.queue_sizes) + 1 + (admin is not None)
-        self.msix = MsiX(vectors, MSIX_BAR, self.interrupts_owed, lambda: self.interrupts.pending())  # noqa: PLW0108 - made later
-        self.msix_vectors = vectors
+        # One for each queue, and one for configuration changes.
+        needed = self.vectors_needed = len(device.queue_sizes) + 1 + (admin is not None)
+        self.msix = MsiX(needed, MSIX_BAR, self.interrupts_owed, lambda: self.interrupts.pending())  # noqa: PLW0108 - made later
+        self.msix_vectors = self.msix.vectors
         self.member = Member(self, lock, name, observer) if is_member else None
         self._power = PowerManagement(self._change_power)
         self.gate = Gate(self._power, self.member)

@@ -91,7 +91,10 @@ MSIX_PBA = 8
 MSIX_CONTROL_MASK_ALL = 0x4000
 MSIX_CONTROL_ENABLE = 0x8000
 MSIX_ENTRY = np.dtype([("address", "<u8"), ("data", "<u4"), ("control", "<u4")])
+# Offset in it, a bit of that word, and bits of an address that a driver leaves 0.
+MSIX_ENTRY_CONTROL = 12
 MSIX_ENTRY_MASKED = 1
+MSIX_ADDRESS_RESERVED = 0x3
 MSIX_MAX_VECTORS = 0x800
 
 # Extended capabilities.

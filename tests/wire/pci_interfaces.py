@@ -35,7 +35,7 @@ def pci_interfaces(rig: Rig) -> dict[str, Any]:
     msix.write_entry(2, 0x1234_5678_9ABC, 0x55)
     seen["masks"] = masks
     seen["entry"] = msix.read_entry(2)
-    seen["pending"] = [msix.pending(vector) for vector in range(msix.vectors)]
+    seen["pending"] = [msix.pending(vector) for vector in range(len(msix.interrupts))]
     power = function.find_capability(0x01)
     states = []
     for state in (3, 1, 0):

@@ -54,7 +54,7 @@ def identity(qtest: QTest, address: Address) -> int:
 
 @dataclass(frozen=True)
 class PciState:
-    """One function's registers: 32-bit words of its configuration space, by offset, and of its MSI-X table.
+    """One function's registers: 32-bit words of its configuration space, by offset, and its MSI-X table.
 
     Not all of it is read, as each read may be a message to the server, and as a read of virtio's PCI_CFG data
     has side effects. `capabilities` says where the first capability of each id begins.
@@ -63,7 +63,7 @@ class PciState:
     address: Address
     words: dict[int, int]
     capabilities: dict[int, int]
-    table: list[int]
+    table: bytearray
 
     @classmethod
     def read(cls, qtest: QTest, address: Address) -> PciState:
@@ -72,7 +72,7 @@ class PciState:
         The guest may stand between its own write of the address register and that of the data, so the
         register gets its old value back.
         """
-        state = cls(address, {}, {}, [])
+        state = cls(address, {}, {}, bytearray())
         selected = qtest.run([f"inl {CONFIG_ADDRESS:#x}"])[0]
         try:
             state._read_words(qtest, HEADER_WORDS)
@@ -92,7 +92,9 @@ class PciState:
             state._read_words(qtest, wanted)
         finally:
             qtest.run([f"outl {CONFIG_ADDRESS:#x} {selected:#x}"])
-        state.table.extend(qtest.run([f"readl {at:#x}" for at in state._table_addresses()]))
+        if place := state._table_place():
+            (table,) = qtest.run([_read(*place)])
+            state.table.extend(table.to_bytes(place[1]))
         return state
 
     def _read_words(self, qtest: QTest, offsets: Sequence[int]) -> None:
@@ -111,10 +113,10 @@ class PciState:
         commands = [f"inl {CONFIG_ADDRESS:#x}", address.select(0), f"inl {CONFIG_DATA:#x}"]
         for offset, size in self._plain():
             commands += address.write(offset, size, self.register(offset, size))
-        words = self._table_addresses()
-        commands += [f"writel {at:#x} {word:#x}" for at, word in zip(words, self.table, strict=True)]
-        checks = [f"readl {at:#x}" for at in words]
-        selected, _, identity, *answers = qtest.run(commands + checks)
+        place = self._table_place()
+        if place:
+            commands += [f"write {place[0]:#x} {place[1]:#x} 0x{self.table.hex()}", _read(*place)]
+        selected, _, identity, *answers = qtest.run(commands)
         try:
             if identity != self.register(0, 4):
                 expected = f"{self.register(0, 2):04x}:{self.register(2, 2):04x}"
@@ -122,7 +124,7 @@ class PciState:
                     f"at {address} is {identity & 0xFFFF:04x}:{identity >> 16:04x}, at the source there was"
                     f" {expected}: start the destination with the source's options"
                 )
-            if words and answers[-len(words) :] != self.table:
+            if place and answers[-1].to_bytes(place[1]) != self.table:
                 raise PciStateError(
                     f"the BARs of {address} do not answer: the bridges above it differ from the source's"
                 )
@@ -165,16 +167,20 @@ class PciState:
             registers.append((power + pci.PM_PMCSR, 2))
         return registers
 
-    def _table_addresses(self) -> list[int]:
-        """The guest addresses of the MSI-X table's words; none while the BARs are closed."""
+    def _table_place(self) -> tuple[int, int] | None:
+        """The guest address of the MSI-X table and its bytes; None while the BARs are closed."""
         msix = self.capabilities.get(pci.CAP_ID_MSIX)
         if msix is None or not self.register(COMMAND, 2) & pci.COMMAND_MEMORY:
-            return []
+            return None
         vectors = (self.register(msix + pci.MSIX_CONTROL, 2) & pci.MSIX_MAX_VECTORS - 1) + 1
         table = self.register(msix + pci.MSIX_TABLE, 4)
         bar = pci.BAR_FIRST + 4 * (table & 7)
         base = self.register(bar, 4)
         if base & pci.BAR_MEMORY_64:
             base |= self.register(bar + 4, 4) << 32
-        start = (base & ~pci.BAR_FLAGS) + (table & ~7)
-        return [start + 4 * word for word in range(vectors * pci.MSIX_ENTRY.itemsize // 4)]
+        return (base & ~pci.BAR_FLAGS) + (table & ~7), vectors * pci.MSIX_ENTRY.itemsize
+
+
+def _read(address: int, size: int) -> str:
+    """The command that reads memory."""
+    return f"read {address:#x} {size:#x}"

@@ -60,7 +60,7 @@ class QTest:
 
     def run(self, commands: Sequence[str]) -> list[int]:
         """Carry out commands in order; the value that each one answered, 0 where it has none. Raises
-        QTestError.
+        QTestError. The value of `read` is that of its bytes, the first being the highest.
         """
         values: list[int] = []
         if self._socket.fileno() < 0:

@@ -1,4 +1,4 @@
-"""MSI-X of one function: the table in its BAR, and an eventfd for each vector."""
+"""MSI-X of one function: the table in its BAR, and eventfds for the vectors that are used."""
 
 from __future__ import annotations
 
@@ -36,11 +36,14 @@ class Msix:
     def control(self, value: int) -> None:
         self._function.config_write(self.offset + pci.MSIX_CONTROL, 2, value)
 
-    def enable(self) -> None:
-        """Write every table entry, unmasked, hand an eventfd for every vector over, and switch MSI-X on."""
-        while len(self.interrupts) < self.vectors:
+    def enable(self, vectors: int) -> None:
+        """Write so many table entries, as far as there are, unmasked; hand over an eventfd for each, and
+        switch MSI-X on.
+        """
+        vectors = min(vectors, self.vectors)
+        while len(self.interrupts) < vectors:
             self.interrupts.append(Interrupt(self._function.connection))
-        for vector in range(self.vectors):
+        for vector in range(vectors):
             self.write_entry(vector, MESSAGE_ADDRESS, vector)
         fds = [interrupt.fileno() for interrupt in self.interrupts]
         self._function.connection.set_eventfds(protocol.IRQ_MSIX, 0, fds)

@@ -194,11 +194,14 @@ class VirtioPci(VirtioStructures):
             self.common.write("config_msix_vector", 0)
 
     def enable_interrupts(self, use_msix: bool = True) -> None:
-        """Switch MSI-X on with an eventfd for each vector, or off and the interrupt pin on."""
+        """Switch MSI-X on with a vector for the configuration and for each queue, or off and the pin on."""
         if use_msix:
             if self.msix is None:
                 self.msix = Msix(self.function)
-            self.msix.enable()
+            queues = self.common.read("num_queues")
+            if self.common.has("admin_queue_num"):
+                queues += self.common.read("admin_queue_num")
+            self.msix.enable(1 + queues)
             return
         if self.msix is not None:
             self.msix.disable()
@@ -234,7 +237,7 @@ class VirtioPci(VirtioStructures):
         self.common.write("queue_size", size)
         interrupt: Interrupt | None = self.intx
         if self.msix is not None and self.msix.interrupts:
-            chosen = min(index + 1, self.msix.vectors - 1) if vector is None else vector
+            chosen = min(index + 1, len(self.msix.interrupts) - 1) if vector is None else vector
             self.common.write("queue_msix_vector", chosen)
             if self.common.read("queue_msix_vector") != chosen:
                 raise NegotiationError(f"queue {index} refused vector {chosen}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.server_process import ServerProcess
@@ -17,19 +19,18 @@ BOTH = pytest.mark.parametrize("name", ["pf", "vf1"])
 
 @BOTH
 def test_capability(shared: ServerProcess, name: str) -> None:
-    """A vector for each queue and one for configuration changes; table and PBA apart, in one BAR."""
+    """Table and PBA each in a page of its own, and the table's is full: 256 vectors of 16 bytes."""
     with Connection(shared.socket(name)) as connection:
         function = PciFunction(connection)
         at = function.find_capability(0x11)
-        vectors = 4 if name == "pf" else 3
-        assert function.config_read(at + 2, 2) == vectors - 1
-        assert connection.irq_info(2).count == vectors
+        assert function.config_read(at + 2, 2) == 255
+        assert connection.irq_info(2).count == 256
         table, pending = function.config_read(at + 4, 4), function.config_read(at + 8, 4)
-        assert table & 7 == pending & 7 == 2
-        assert (pending & ~7) >= (table & ~7) + 16 * vectors
-        assert (pending & ~7) + 8 <= connection.region_info(2).size
+        assert table == 2
+        assert pending == 0x1000 | 2
+        assert connection.region_info(2).size == 0x2000
         function.config_write(at + 2, 2, 0xFFFF)
-        assert function.config_read(at + 2, 2) == 0xC000 | vectors - 1
+        assert function.config_read(at + 2, 2) == 0xC000 | 255
         function.config_write(at + 4, 4, 0)
         assert function.config_read(at + 4, 4) == table
 
@@ -44,8 +45,24 @@ def test_table(shared: ServerProcess) -> None:
         assert msix.read_entry(1) == (0, 0, 0)
         connection.region_write(2, 2 * 16 + 4, (0x55).to_bytes(8, "little"))
         assert msix.read_entry(2) == (0x55_FEE0_1000, 0, 1)
-        connection.region_write(2, 3 * 16, b"\xff" * 16)  # past the table
-        assert connection.region_read(2, 3 * 16, 16) == bytes(16)
+        assert msix.read_entry(255) == (0, 0, 0)
+        msix.write_entry(255, 0x4FEE0_0000, 7, 1)
+        assert msix.read_entry(255) == (0x4FEE0_0000, 7, 1)
+        connection.region_write(2, 0x1000, b"\xff" * 16)  # past the table
+        assert connection.region_read(2, 0x1000, 16) == bytes(16)
+
+
+@pytest.mark.parametrize(("queues", "vectors"), [(255, 256), (256, 512)])
+def test_the_table_fills_its_pages(serve: Callable[..., ServerProcess], queues: int, vectors: int) -> None:
+    """As many queues as a page of entries has room for, and one more: two pages, full as well."""
+    server = serve("--vfs", "1", "--queues", str(queues), "--disk", "ram:1M")
+    with Connection(server.socket("vf1")) as connection:
+        function = PciFunction(connection)
+        at = function.find_capability(0x11)
+        assert function.config_read(at + 2, 2) + 1 == connection.irq_info(2).count == vectors
+        assert function.config_read(at + 8, 4) == 16 * vectors | 2
+        assert 16 * vectors % 0x1000 == 0
+        assert connection.region_info(2).size >= 16 * vectors + 0x1000
 
 
 @BOTH
@@ -125,7 +142,7 @@ def test_vector_that_does_not_exist(shared: ServerProcess, field: str) -> None:
     """Mapping failed: reads back NO_VECTOR; the greatest vector works; so does unmapping."""
     with driven(shared.socket("vf1")) as block:
         common = block.device.common
-        for value, becomes in ((2, 2), (3, 0xFFFF), (0, 0), (0x7FF, 0xFFFF), (1, 1), (0xFFFF, 0xFFFF)):
+        for value, becomes in ((2, 2), (255, 255), (256, 0xFFFF), (0, 0), (0x7FF, 0xFFFF), (0xFFFF, 0xFFFF)):
             common.write(field, value)
             assert common.read(field) == becomes
 

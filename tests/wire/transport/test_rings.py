@@ -279,7 +279,7 @@ def test_four_queues(serve: Callable[..., ServerProcess]) -> None:
         assert struct.unpack("<H", device.config_bytes(34, 2)) == (4,)
         disk = BlockDriver(device, queues=4)
         assert device.msix is not None
-        assert device.msix.vectors == 5
+        assert len(device.msix.interrupts) == 5
         for turn in range(8):
             requests = []
             for queue in range(4):
