@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +28,8 @@ class ServerProcess:
 
     `log` is what it wrote on stderr so far. Leaving the context kills it if it runs, and removes `folder`.
     """
+
+    program: Sequence[str] = (sys.executable, "-m", "vfu_server")
 
     def __init__(self, *options: str, device: str = "blk", log_level: str = "info") -> None:
         self.options = ["--device", device, "--log-level", log_level, *options]
@@ -48,7 +51,7 @@ class ServerProcess:
 
     def start(self) -> None:
         """Start it, again after `stop`, and wait for its `ready`. Raises ServerError."""
-        command = [sys.executable, "-m", "vfu_server", "--socket-dir", str(self.folder), *self.options]
+        command = [*self.program, "--socket-dir", str(self.folder), *self.options]
         try:
             self._process = program.start(command, self.folder / "log", ready=f"ready {self.folder}\n")
         except program.NotReadyError as error:

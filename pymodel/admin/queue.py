@@ -20,7 +20,7 @@ from pymodel.admin.parts_commands import parts_commands
 from pymodel.admin.resources import Resources
 from pymodel.admin.rule import Sent
 from pymodel.admin.rules import Rules
-from pymodel.errors import CommandError, MemoryFault, NoMemory
+from pymodel.errors import BrokenQueue, CommandError, MemoryFault, NoMemory
 from pymodel.memory import Buffer
 from pymodel.migration.member import Member
 from pymodel.spec import admin as spec
@@ -150,7 +150,7 @@ class AdminQueue:
         """Reset of one admin queue: its held command is forgotten, never completed."""
         held = self._held.pop(queue, None)
         if held is not None:
-            _give_up(held)
+            _give_up(held.member)
 
     def reset(self) -> None:
         """Reset of the owner: as `drop` for every queue; the lists start anew, members stay (A-29)."""
@@ -188,6 +188,7 @@ class AdminQueue:
         # memory before this returns.
         buffer.writable.probe(write=True)
         name, subject = f"opcode {call.opcode:#x}", f"group {call.group}"
+        member: Member | None = None
         try:
             command, member = self._dispatcher.find(call)
             name = command.name
@@ -212,6 +213,14 @@ class AdminQueue:
             )
             buffer.complete(_answer(buffer, error.status, error.qualifier, Reply()))
             return
+        except BrokenQueue:
+            raise
+        except Exception:  # noqa: BLE001 - a mistake of ours, and drivers wait for an answer without end
+            self._log.exception("%s %s: the server made a mistake, EINVAL is answered", name, subject)
+            buffer.complete(_answer(buffer, spec.STATUS_EINVAL, spec.Q_INVALID_COMMAND, Reply()))
+            if member is not None:
+                _give_up(member)
+            return
         self._log.debug("%s %s: OK%s", name, subject, f", {reply.note}" if reply.note else "")
         buffer.complete(_answer(buffer, spec.STATUS_OK, spec.Q_OK, reply))
 
@@ -234,10 +243,11 @@ class AdminQueue:
         return Reply(note=f"{int.from_bytes(call.data[:LONGEST_LIST], 'little'):#x}")
 
 
-def _give_up(held: _Held) -> None:
-    with held.member.lock:
-        held.member.abandon_stop()
-        held.member.abandon_write()
+def _give_up(member: Member) -> None:
+    """Have a member forget what a command that is not answered in the end had begun."""
+    with member.lock:
+        member.abandon_stop()
+        member.abandon_write()
 
 
 def _answer(buffer: Buffer, status: int, qualifier: int, reply: Reply) -> int:

@@ -23,7 +23,7 @@ from pymodel.pci.sriov.vf_slot import VfSlot, VfSlots
 from pymodel.pci.virtual_function import VirtualFunction
 from pymodel.spec import pci, virtio, virtio_pci
 
-ADMIN_QUEUE_SIZE = 64
+ADMIN_QUEUE_SIZE = 1024
 
 
 class PhysicalFunction(Function):

@@ -14,10 +14,10 @@ cdef class Chain:
     cpdef add(self, address, long long length, int flags)
 
 @cython.locals(chain=Chain, index=int, length=cython.longlong, flags=int, following=int)
-cpdef Chain walk(memory, table, int size, int head, bint indirect)
+cpdef Chain walk(memory, table, int size, int head, int table_max)
 
 @cython.locals(count=cython.longlong, rest=cython.longlong)
-cpdef list read_table(memory, table, long long length, int limit, bint indirect)
+cpdef list read_table(memory, table, long long length, int table_max)
 
 @cython.locals(count=int, index=int, size=cython.longlong, flags=int, following=int)
 cdef _walk_table(list descriptors, Chain chain)

@@ -60,11 +60,11 @@ class Chain:
             raise BrokenQueue("a descriptor chain of more than 2^32 bytes")
 
 
-def walk(memory: GuestMemory, table: int, size: int, head: int, indirect: bool) -> Chain:
+def walk(memory: GuestMemory, table: int, size: int, head: int, table_max: int) -> Chain:
     """Follow the chain that starts at descriptor `head` of a split queue's table of `size` descriptors.
 
-    Raises `BrokenQueue` for a chain that loops, leaves its table or breaks another rule, `MemoryFault`
-    for a table that is not mapped.
+    `table_max` is that of `read_table`. Raises `BrokenQueue` for a chain that loops, leaves its table or
+    breaks another rule, `MemoryFault` for a table that is not mapped.
     """
     chain = Chain()
     chain.id = index = head
@@ -75,7 +75,7 @@ def walk(memory: GuestMemory, table: int, size: int, head: int, indirect: bool) 
         if flags & _INDIRECT:
             if flags & _NEXT:
                 raise BrokenQueue("a descriptor with both INDIRECT and NEXT")
-            _walk_table(read_table(memory, address, length, size, indirect), chain)
+            _walk_table(read_table(memory, address, length, table_max), chain)
             return chain
         chain.add(address, length, flags)
         if not flags & _NEXT:
@@ -85,17 +85,17 @@ def walk(memory: GuestMemory, table: int, size: int, head: int, indirect: bool) 
 
 
 def read_table(
-    memory: GuestMemory, table: int, length: int, limit: int, indirect: bool
+    memory: GuestMemory, table: int, length: int, table_max: int
 ) -> list[tuple[int, int, int, int]]:
-    """Copy an indirect table. It may hold no more descriptors than the queue, so that a walk ends.
+    """Copy an indirect table. It may hold no more than `table_max` descriptors, so that a walk ends.
 
-    Raises `BrokenQueue` for a table of another length, or where `indirect` says that none may come.
+    Raises `BrokenQueue` for a table of another length, or where `table_max` is 0: none may come.
     """
-    if not indirect:
+    if not table_max:
         raise BrokenQueue("an indirect descriptor, but INDIRECT_DESC was not negotiated")
     count, rest = divmod(length, _SIZE)
-    if rest or not 0 < count <= limit:
-        raise BrokenQueue(f"an indirect table of {length} bytes for a queue of {limit}")
+    if rest or not 0 < count <= table_max:
+        raise BrokenQueue(f"an indirect table of {length} bytes, where {table_max} descriptors may be")
     return list(_DESC.iter_unpack(memory.read(table, length)))
 
 

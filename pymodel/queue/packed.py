@@ -36,8 +36,12 @@ class PackedRing(Ring):
 
     name = "packed"
 
-    def __init__(self, index: int, *, event_idx: bool, indirect: bool, in_order: bool) -> None:
-        super().__init__(index, event_idx=event_idx, indirect=indirect, in_order=in_order)
+    def __init__(
+        self, index: int, *, event_idx: bool, indirect: bool, in_order: bool, long_tables: int = 0
+    ) -> None:
+        super().__init__(
+            index, event_idx=event_idx, indirect=indirect, in_order=in_order, long_tables=long_tables
+        )
         self._avail, self._avail_wrap = 0, 1
         self._used, self._used_wrap = 0, 1
         # Descriptors from the next one on that were seen already: taken, and given back.
@@ -124,7 +128,7 @@ class PackedRing(Ring):
             if flags & _INDIRECT:
                 if count > 1 or flags & _NEXT:
                     raise BrokenQueue("an indirect descriptor in a chain of a packed ring")
-                table = read_table(memory, address, length, size, self.indirect)
+                table = read_table(memory, address, length, self.table_max)
                 for address, length, _, flags in table:
                     chain.add(address, length, flags)
                 break

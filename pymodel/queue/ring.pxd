@@ -12,6 +12,8 @@ cdef class Ring:
     cdef public bint event_idx
     cdef public bint indirect
     cdef public bint in_order
+    cdef public int long_tables
+    cdef public int table_max
     cdef public int size
     cdef public object desc
     cdef public object driver

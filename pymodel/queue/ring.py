@@ -34,15 +34,21 @@ class Ring:
 
     A fresh one stands for a queue that is not enabled. Positions are plain integers; what they mean is the
     format's matter. `unanswered` counts what was used since it was last decided about an interrupt.
+    `table_max`: how many descriptors an indirect table may have, as many as the ring and `long_tables` at
+    least; 0 without INDIRECT_DESC.
     """
 
     name = ""
 
-    def __init__(self, index: int, *, event_idx: bool, indirect: bool, in_order: bool) -> None:
+    def __init__(
+        self, index: int, *, event_idx: bool, indirect: bool, in_order: bool, long_tables: int = 0
+    ) -> None:
         self.index = index
         self.event_idx = event_idx
         self.indirect = indirect
         self.in_order = in_order
+        self.long_tables = long_tables
+        self.table_max = 0
         self.size = 0
         self.desc = 0
         self.driver = 0
@@ -52,6 +58,7 @@ class Ring:
     def place(self, size: int, desc: int, driver: int, device: int) -> None:
         """The queue was enabled: its size in descriptors, its three guest addresses."""
         self.size = size
+        self.table_max = max(size, self.long_tables) if self.indirect else 0
         self.desc = desc
         self.driver = driver
         self.device = device

@@ -26,8 +26,12 @@ class SplitRing(Ring):
 
     name = "split"
 
-    def __init__(self, index: int, *, event_idx: bool, indirect: bool, in_order: bool) -> None:
-        super().__init__(index, event_idx=event_idx, indirect=indirect, in_order=in_order)
+    def __init__(
+        self, index: int, *, event_idx: bool, indirect: bool, in_order: bool, long_tables: int = 0
+    ) -> None:
+        super().__init__(
+            index, event_idx=event_idx, indirect=indirect, in_order=in_order, long_tables=long_tables
+        )
         self._last_avail = 0
         self._used = 0
         # The driver's index when it was last read: what lies before it needs no other look.
@@ -98,7 +102,7 @@ class SplitRing(Ring):
         head = memory.load_u16(self.driver + _ENTRIES + 2 * slot)
         if head >= self.size:
             raise BrokenQueue(f"queue {self.index}: descriptor {head} in a ring of {self.size}")
-        chain = walk(memory, self.desc, self.size, head, self.indirect)
+        chain = walk(memory, self.desc, self.size, head, self.table_max)
         self._last_avail = (self._last_avail + 1) & 0xFFFF
         return chain
 

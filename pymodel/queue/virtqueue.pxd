@@ -38,6 +38,7 @@ cdef class Virtqueue:
     cdef long long _taken
     cdef bint _in_order
     cdef bint _refetchable
+    cdef int _long_tables
     cdef int _shown_notify_data
 
     cpdef run(self, memory, consumer)

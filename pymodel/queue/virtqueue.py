@@ -78,13 +78,15 @@ class Virtqueue:
     taken and not used. `waiting` says that the last `run` ended because the consumer took no more.
     `untouched` is for a queue from which nothing was ever taken. `requests` and `bytes` count what was taken
     ever, and how much was read and written by it. `in_order`: whether the consumer finishes buffers in the
-    order in which they come, negotiated or not.
+    order in which they come, negotiated or not. `long_tables`: an indirect table may have so many
+    descriptors, however few the ring has.
     """
 
-    def __init__(self, index: int, max_size: int, *, in_order: bool = False) -> None:
+    def __init__(self, index: int, max_size: int, *, in_order: bool = False, long_tables: int = 0) -> None:
         self.index = index
         self.max_size = max_size
         self._refetchable = in_order
+        self._long_tables = long_tables
         self.notify_data = (NOTIFY_DATA + index) & 0xFFFF
         self.outstanding = 0
         # Since the function was made; nothing resets them.
@@ -123,7 +125,7 @@ class Virtqueue:
 
     def negotiated(self, features: int) -> None:
         """Take the negotiated features that make the ring's rules. The queue is not enabled."""
-        self.ring = _ring(self.index, features)
+        self.ring = _ring(self.index, features, self._long_tables)
         self._in_order = self.ring.in_order
         self._shown_notify_data = self.notify_data if features >> virtio.F_NOTIF_CONFIG_DATA & 1 else 0
 
@@ -178,7 +180,7 @@ class Virtqueue:
     def check(self, state: QueueState, features: int) -> None:
         """Raise `InvalidField`, with the reason, for a state that this queue cannot be in with `features`."""
         name = f"queue {self.index}"
-        ring = _ring(self.index, features)
+        ring = _ring(self.index, features, 0)
         if state.notify_off != self.index:
             raise InvalidField(f"{name}: notify_off {state.notify_off}, here it is {self.index}")
         if not 0 < state.size <= self.max_size:
@@ -344,7 +346,7 @@ class Virtqueue:
         self.owed = False
 
 
-def _ring(index: int, features: int) -> Ring:
+def _ring(index: int, features: int, long_tables: int) -> Ring:
     """A fresh ring by the rules that `features` make."""
     kind = PackedRing if features >> virtio.F_RING_PACKED & 1 else SplitRing
     return kind(
@@ -352,4 +354,5 @@ def _ring(index: int, features: int) -> Ring:
         event_idx=bool(features >> virtio.F_EVENT_IDX & 1),
         indirect=bool(features >> virtio.F_INDIRECT_DESC & 1),
         in_order=bool(features >> virtio.F_IN_ORDER & 1),
+        long_tables=long_tables,
     )

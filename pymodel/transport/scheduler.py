@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from pymodel.devices.device import Device
 from pymodel.memory import HOW_TO_SHARE, Consumer
 from pymodel.queue.virtqueue import Virtqueue
 from pymodel.transport.bus import Bus
 from pymodel.transport.delay_line import Delayed, DelayLine
+
+ADMIN_TABLE_MAX: Final = 1 << 14
+"""Descriptors that an indirect table of the admin queue may have, 64 MiB in pages: Linux makes one of each
+page of a result, whatever the queue's size.
+"""
 
 
 class Scheduler:
@@ -39,7 +45,9 @@ class Scheduler:
         }
         self._consumers: dict[int, Consumer] = dict.fromkeys(self.queues, device)
         if admin is not None:
-            self.queues[self._admin_index] = Virtqueue(self._admin_index, admin_queue_size)
+            self.queues[self._admin_index] = Virtqueue(
+                self._admin_index, admin_queue_size, long_tables=ADMIN_TABLE_MAX
+            )
             self._consumers[self._admin_index] = admin
         self._distinct: list[Consumer] = [device] if admin is None else [device, admin]
         self.notifications = 0

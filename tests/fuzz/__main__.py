@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--wire", action="store_true", help="attack a server process")
     parser.add_argument("--replay", type=Path, help="play a saved finding instead")
     options = parser.parse_args(arguments)
-    logging.disable(logging.CRITICAL)
+    logging.getLogger("virtio").propagate = False
     world = "wire" if options.wire else "model"
     if options.replay is not None:
         steps = [(name, values) for name, values in json.loads(options.replay.read_text())["steps"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import threading
@@ -116,6 +117,17 @@ class LocalHost:
         self.awake = True
 
 
+class Mistakes(logging.Handler):
+    """Raises where the model logs an exception that it did not let out."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            raise Finding(record.getMessage())
+
+
 class LocalWorld:
     """The model, built as the server builds it."""
 
@@ -131,6 +143,8 @@ class LocalWorld:
         options = Options(device=device, backends=backends, vfs=3, total_vfs=3, queues=queues)
         self._pf = build(options, lock=threading.RLock)
         self.hosts: dict[str, LocalHost] = {}
+        self._mistakes = Mistakes()
+        logging.getLogger("virtio").addHandler(self._mistakes)
 
     def function(self, name: str) -> Function:
         return self._pf if name == "pf" else self._pf.vfs[int(name[2:])]
@@ -173,6 +187,7 @@ class LocalWorld:
 
     def close(self) -> None:
         """Nothing outlives it."""
+        logging.getLogger("virtio").removeHandler(self._mistakes)
 
 
 class LocalConnection(Connection):

@@ -362,6 +362,36 @@ def test_log_lines(caplog: pytest.LogCaptureFixture) -> None:
     )
 
 
+def test_a_mistake_of_ours_is_answered(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """EINVAL (22), Q_INVALID_COMMAND (1), with a traceback in the log; what follows is served as ever."""
+    driver = Driver().open()
+    with monkeypatch.context() as wrong:
+        wrong.setattr(FakeFunction, "quiesce", lambda self: self.nothing)
+        assert driver.mode(1) == INVALID_COMMAND
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.getMessage().startswith("DEV_MODE_SET vf1: the server made a mistake")
+    assert driver.mode_get() == 0
+    assert driver.mode(1) == OK
+
+
+def test_a_mistake_of_ours_in_a_command_that_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue goes on, and so does the member: its gate is open again."""
+    driver = Driver().open()
+    function, member = driver.owner.functions[1], driver.owner.members[1]
+    function.outstanding = 1
+    answer = driver.adm(1, data=b"\1")
+    assert (answer.used, member.active) == (None, False)
+    function.outstanding = 0
+    with monkeypatch.context() as wrong:
+        wrong.setattr(FakeFunction, "quiesce", lambda self: 1 // 0)
+        driver.queue.service()
+    assert answer.status == INVALID_COMMAND
+    assert member.active
+    assert driver.mode(1) == OK
+
+
 @pytest.mark.spec("P-DEV-06")
 def test_no_memory_for_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """ENOMEM (12), Q_NORESOURCE (6), and nothing has changed: the same command succeeds later."""

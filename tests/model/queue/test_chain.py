@@ -28,7 +28,7 @@ def walked(*entries: Entry, head: int = 0, size: int = 8, inner: tuple[Entry, ..
     memory = FakeMemory(1 << 16)
     table(memory, *entries)
     table(memory, *inner, at=TABLE)
-    return walk(memory, 0, size, head, indirect=True)
+    return walk(memory, 0, size, head, size)
 
 
 def test_direct() -> None:
@@ -85,11 +85,24 @@ def test_two_to_the_32_bytes_are_allowed() -> None:
     assert walked((1, 0xFFFFFFFF, NEXT, 1), (1, 1, 0, 0)).size == 1 << 32
 
 
+@pytest.mark.parametrize(("most", "good"), [(8, False), (99, False), (100, True)])
+def test_a_table_longer_than_the_queue(most: int, good: bool) -> None:
+    """As long as it may be, whatever the size of the queue."""
+    memory = FakeMemory(1 << 16)
+    table(memory, (TABLE, 16 * 100, INDIRECT, 0))
+    table(memory, *((slot, 1, NEXT * (slot < 99), slot + 1) for slot in range(100)), at=TABLE)
+    if good:
+        assert walk(memory, 0, 8, 0, most).readable == [(slot, 1) for slot in range(100)]
+    else:
+        with pytest.raises(BrokenQueue, match="1600 bytes"):
+            walk(memory, 0, 8, 0, most)
+
+
 def test_not_negotiated() -> None:
     memory = FakeMemory(1 << 16)
     table(memory, (TABLE, 16, INDIRECT, 0))
     with pytest.raises(BrokenQueue, match="negotiated"):
-        walk(memory, 0, 8, 0, indirect=False)
+        walk(memory, 0, 8, 0, 0)
 
 
 @pytest.mark.parametrize("where", [1 << 16, (1 << 64) - 16])
@@ -97,9 +110,9 @@ def test_tables_that_are_not_mapped(where: int) -> None:
     memory = FakeMemory(1 << 16)
     table(memory, (where, 16, INDIRECT, 0))
     with pytest.raises(MemoryFault):
-        walk(memory, 0, 8, 0, indirect=True)
+        walk(memory, 0, 8, 0, 8)
     with pytest.raises(MemoryFault):
-        walk(memory, where, 8, 0, indirect=True)
+        walk(memory, where, 8, 0, 8)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -115,7 +128,7 @@ def test_random_tables(seed: int) -> None:
             flags = randomly.choice([0, 1, 1, 1, 2, 3, 3, 4, randomly.randrange(1 << 16)])
             table(memory, (address, length, flags, randomly.randrange(size + 1)), at=slot)
         try:
-            chain = walk(memory, 0, size, randomly.randrange(size), indirect=True)
+            chain = walk(memory, 0, size, randomly.randrange(size), size)
         except BrokenQueue:
             continue
         assert 1 <= len(chain.readable) + len(chain.writable) <= 2 * size

@@ -47,7 +47,7 @@ def test_a_walk_ends_and_invents_nothing(
         memory.data[at : at + len(raw)] = np.frombuffer(raw, np.uint8)
     before = memory.data.copy()
     try:
-        chain = walk(memory, TABLE, SIZE, head, indirect=indirect)
+        chain = walk(memory, TABLE, SIZE, head, SIZE * indirect)
     except (BrokenQueue, MemoryFault):
         return
     finally:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.server_process import ServerProcess
+<<<<<<< HEAD
 from tests.wire.admin_rig import (
     ADMIN_VQ,
     COMMAND,
@@ -26,6 +28,10 @@ from tests.wire.admin_rig import (
     header,
 )
 from tests.wire.driving import NEXT, WRITE
+=======
+from tests.wire.driving import INDIRECT_DESC, NEXT, VERSION_1, WRITE, driven
+from vfu_client.owner.admin import AdminQueue
+>>>>>>> c169984 (Give the admin queue 1024 entries, long tables and always an answer)
 from vfu_client.vfio.sriov import SrIov
 from vfu_client.virtio.function import VirtioPci
 from vfu_client.virtio.packed import PackedQueue
@@ -260,3 +266,78 @@ def test_a_looping_command_breaks_the_pf_only(admin: Admin) -> None:
     assert admin.device.status & 64
     admin.reset()
     assert admin.status(QUERY) == OK
+
+
+def test_a_large_queue(admin: Admin) -> None:
+    """It has 1024 entries, and takes as many commands at once."""
+    assert admin.queue.queue.size == 1024
+    commands = [admin.queue.submit(QUERY, group=SRIOV, result=16, kick=False) for _ in range(1023)]
+    commands.append(admin.queue.submit(QUERY, group=SRIOV, result=16))
+    replies = admin.queue.wait_all(commands, timeout=20)
+    assert len({reply.result for reply in replies}) == 1
+
+
+@pytest.mark.parametrize(("length", "good"), [(9, True), (16384, True), (16385, False)])
+def test_a_long_indirect_table(admin: Admin, length: int, good: bool) -> None:
+    """An indirect table may be longer than the queue, as Linux makes them, up to 16384 descriptors."""
+    device = admin.device
+    device.reset()
+    device.initialize(
+        wanted=(VERSION_1, INDIRECT_DESC, ADMIN_VQ, SR_IOV, *admin.more), required=(VERSION_1, ADMIN_VQ)
+    )
+    admin.queue = AdminQueue(device, size=8, timeout=10)
+    device.driver_ok()
+    command, answer = device.memory.allocate(24), device.memory.allocate(8 * length)
+    command.view[:] = list(header(QUERY))
+    answer.view[:] = 0xEE
+    rooms = [(answer.address + 8 * at, 8) for at in range(length - 1)]
+    admin.queue.queue.add([command.segment], rooms, indirect=True)
+    admin.queue.queue.kick()
+    if good:
+        (done,) = admin.queue.queue.wait(10)
+        assert done.length == 24
+        assert answer.view[:8].tobytes() == bytes(8)
+        assert int.from_bytes(answer.view[8:24].tobytes(), "little") == admin.listed(SRIOV)
+        assert answer.view[24] == 0xEE
+    else:
+        assert device.msix is not None
+        device.msix.interrupts[0].wait(10)
+        assert device.status & 64
+
+
+def test_a_long_indirect_table_elsewhere(shared: ServerProcess) -> None:
+    """On other queues it breaks the device: a driver must not make one."""
+    with driven(shared.socket("pf"), size=8) as block:
+        parts = [block.header()] + [block.room(1) for _ in range(8)]
+        block.queue.add([parts[0].segment], [part.segment for part in parts[1:]], indirect=True)
+        block.queue.kick()
+        block.wait_broken()
+
+
+FAULTY = """
+import sys
+from pymodel.migration.member import Member
+from vfu_server.__main__ import main
+
+def fields(self):
+    raise ZeroDivisionError("for a test")
+
+Member.fields = fields
+sys.exit(main())
+"""
+
+
+class FaultyServer(ServerProcess):
+    """A server with a mistake in CTX_FIELDS_QUERY."""
+
+    program = (sys.executable, "-c", FAULTY)
+
+
+def test_a_mistake_of_the_server_is_answered() -> None:
+    """EINVAL, Q_INVALID_COMMAND and a traceback in the log; the PF and its queue go on."""
+    with FaultyServer("--vfs", "1") as server, administered(server) as admin:
+        assert admin.use(admin.listed(SRIOV)) == OK
+        for _ in range(3):
+            assert admin.status(0x45, member=1) == COMMAND
+            assert admin.status(MODE_GET, member=1) == OK
+        assert "ZeroDivisionError: for a test" in server.log
