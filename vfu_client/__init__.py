@@ -7,5 +7,6 @@ from here; all else from where it stands.
 from vfu_client.drivers.block import BlockDriver
 from vfu_client.drivers.net import NetDriver
 from vfu_client.owner.owner import OwnerDriver
+from vfu_client.owner.parts import DeviceParts
 
-__all__ = ["BlockDriver", "NetDriver", "OwnerDriver"]
+__all__ = ["BlockDriver", "DeviceParts", "NetDriver", "OwnerDriver"]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from vfu_client.move.move import DOWNTIME_LIMIT_MOST_MS, DOWNTIME_LIMIT_MS
 from vfu_client.move.moved_vf import MovedVf, Vf
-from vfu_client.owner.cli import opcodes
 from vfu_client.owner.owner import CONTEXT_OPCODES
+from vfu_client.owner.subcommand import opcodes
 
 EXAMPLE = """\
 Both QEMUs have the same options, apart from the sockets of the VFs, and besides

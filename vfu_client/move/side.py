@@ -13,7 +13,7 @@ from vfu_client.move.pci_state import identity
 from vfu_client.move.pf import Pf, SideError
 from vfu_client.move.qemu import Qemu
 from vfu_client.owner.admin import AdminError
-from vfu_client.owner.cli import explain
+from vfu_client.owner.explain import explain
 from vfu_client.owner.owner import CONTEXT_OPCODES, DriverRuleError
 from vfu_client.owner.stream import BadContextError
 from vfu_client.qemu.address import Address

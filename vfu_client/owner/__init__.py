@@ -1,1 +1,1 @@
-"""The driver of a physical function: its admin queue, and contexts for people to read."""
+"""The driver of a physical function: its admin queue, device parts, and what people read."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -72,9 +72,40 @@ HEXADECIMAL = frozenset(
         "notif_config_data",
         "last_avail",
         "last_used",
+        "vector",
+        "queue_desc",
+        "queue_driver",
+        "queue_device",
+        "queue_notif_config_data",
     }
 )
 SHOWN_BYTES = 32
+
+
+class Item(Protocol):
+    """What people look at, one by one: a field of a context, or a device part."""
+
+    @property
+    def type(self) -> int: ...
+    @property
+    def value(self) -> memoryview: ...
+    @property
+    def key(self) -> tuple[int, int]:
+        """What tells it from others of its stream, in their order."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        ...
+
+    def members(self) -> dict[str, Any]:
+        """The value taken apart."""
+        ...
+
+    def text(self) -> str:
+        """The value in one line."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -107,8 +138,7 @@ class Field:
     def members(self) -> dict[str, Any]:
         """The value taken apart: plain integers, texts and lists of integers; `bytes` where unknown."""
         if self.type in (context.DEVICE_FEATURES, context.DRIVER_FEATURES):
-            bits = int.from_bytes(self.value, "little")
-            return {"bits": [bit for bit in range(bits.bit_length()) if bits >> bit & 1]}
+            return feature_bits(self.value)
         if self.type in (context.BLK_EXTENT, context.BLK_CHANGE) and len(self.value) >= 8:
             data = self.value[8:]
             return {"offset": self.key[1], "length": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -119,9 +149,8 @@ class Field:
         if self.type == context.DEVICE_CFG and self.device_type is not None:
             layout = CONFIG_LAYOUTS.get(self.device_type)
         if layout is not None and self._fits(layout):
-            padded = bytes(self.value).ljust(layout.itemsize, b"\0")
-            return _members(np.frombuffer(padded, layout)[0], len(self.value))
-        return {"bytes": bytes(self.value).hex()} if self.value else {}
+            return structure(self.value, layout)
+        return undecoded(self.value)
 
     def _fits(self, layout: np.dtype[Any]) -> bool:
         """Fixed values have one length; a configuration may lack members at its end."""
@@ -131,20 +160,16 @@ class Field:
 
     def text(self) -> str:
         """The value in one line; long bytes are cut."""
-        members = self.members()
-        if list(members) == ["bytes"]:
-            shown = bytes(self.value[:SHOWN_BYTES]).hex(" ")
-            return f"{shown} ... ({len(self.value)} bytes)" if len(self.value) > SHOWN_BYTES else shown
-        return " ".join(f"{name}={_member_text(name, value)}" for name, value in members.items())
+        return one_line(self.value, self.members())
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A field that two contexts do not have alike; None where one lacks it."""
+    """A field or part that two streams do not have alike; None where one lacks it."""
 
     label: str
-    first: Field | None
-    second: Field | None
+    first: Item | None
+    second: Item | None
 
     def members(self) -> list[str]:
         """The members that differ, by name."""
@@ -178,16 +203,41 @@ def decode(stream: ReadBytes) -> list[Field]:
     return fields
 
 
-def compare(first: list[Field], second: list[Field]) -> Iterator[Difference]:
-    """Where two contexts differ, each field by its last value (DEV-38), in the order of their types."""
-    ones = {field.key: field for field in first}
-    twos = {field.key: field for field in second}
+def compare(first: Sequence[Item], second: Sequence[Item]) -> Iterator[Difference]:
+    """Where two streams differ, each field by its last value (DEV-38), in the order of their types."""
+    ones = {item.key: item for item in first}
+    twos = {item.key: item for item in second}
     for key in sorted(ones | twos):
         one, two = ones.get(key), twos.get(key)
         if one is None or two is None or one.value != two.value:
             known = one or two
             assert known is not None
             yield Difference(known.label, one, two)
+
+
+def feature_bits(value: ReadBytes) -> dict[str, Any]:
+    """The numbers of the features in a value, for `Item.members`."""
+    bits = int.from_bytes(value, "little")
+    return {"bits": [bit for bit in range(bits.bit_length()) if bits >> bit & 1]}
+
+
+def structure(value: ReadBytes, layout: np.dtype[Any]) -> dict[str, Any]:
+    """The members of a structure, of which `value` may lack some at its end, for `Item.members`."""
+    padded = bytes(value).ljust(layout.itemsize, b"\0")
+    return _members(np.frombuffer(padded, layout)[0], len(value))
+
+
+def undecoded(value: ReadBytes) -> dict[str, Any]:
+    """A value that is not known or damaged, for `Item.members`."""
+    return {"bytes": bytes(value).hex()} if len(value) else {}
+
+
+def one_line(value: memoryview, members: dict[str, Any]) -> str:
+    """Members for `Item.text`; bytes that are not taken apart are cut where there are many."""
+    if list(members) == ["bytes"]:
+        shown = bytes(value[:SHOWN_BYTES]).hex(" ")
+        return f"{shown} ... ({len(value)} bytes)" if len(value) > SHOWN_BYTES else shown
+    return " ".join(f"{name}={_member_text(name, item)}" for name, item in members.items())
 
 
 def _members(record: np.void, size: int) -> dict[str, Any]:

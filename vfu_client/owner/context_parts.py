@@ -42,7 +42,8 @@ def as_reset(fields: Iterable[Field]) -> bytes:
 
     What a device holds for its user, such as a disk's content, is left out and so stays as it is.
     """
-    return assemble(Field(field.type, _reset_value(field), 0) for field in fields if field.type in _RESET)
+    reset = ((field.type, reset_value(field)) for field in fields)
+    return assemble(Field(kind, value, 0) for kind, value in reset if value is not None)
 
 
 _RESET = frozenset(
@@ -50,7 +51,10 @@ _RESET = frozenset(
 )
 
 
-def _reset_value(field: Field) -> memoryview:
+def reset_value(field: Field) -> memoryview | None:
+    """What a field has after a reset; None for one that says what a device holds, or is."""
+    if field.type not in _RESET:
+        return None
     if field.type == context.COMMON_CFG:
         common = np.frombuffer(bytes(field.value), context.COMMON_CFG_VALUE).copy()
         for name in ("device_feature_select", "driver_feature_select", "queue_select", "device_status"):

@@ -29,6 +29,7 @@ _READ_RESULT = struct.Struct("<II")
 assert _READ_RESULT.size == context.READ_RESULT.itemsize
 
 CONTEXT_COMMANDS = range(context.MODE_GET, context.WRITE_RECORD_STOP + 1)
+PARTS_COMMANDS = frozenset(range(admin.RESOURCE_OBJ_CREATE, admin.DEV_MODE_SET + 1))
 
 
 class DriverRuleError(Exception):
@@ -80,8 +81,8 @@ class OwnerDriver(Driver):
                 raise
             self.listed = self.commands = frozenset()
             return self.commands
-        known = {admin.LIST_QUERY, admin.LIST_USE} | {self.base + number for number in CONTEXT_COMMANDS}
-        self.commands = self.listed & known
+        contexts = {self.base + number for number in CONTEXT_COMMANDS}
+        self.commands = self.listed & (contexts | PARTS_COMMANDS | {admin.LIST_QUERY, admin.LIST_USE})
         self.admin.list_use(admin.GROUP_SRIOV, self.commands)
         return self.commands
 
@@ -90,14 +91,14 @@ class OwnerDriver(Driver):
 
         Raises `ValueError` as `SrIov.enable` does, `DriverRuleError` as `disable_vfs` does.
         """
-        self._nothing_outstanding()
+        self.check_idle()
         self.sriov.enable(count)
         self._written.clear()
         self.select_commands()
 
     def disable_vfs(self) -> None:
         """Have no VFs. Raises `DriverRuleError` while a command is on its way (P-DRV-02, P-DRV-06)."""
-        self._nothing_outstanding()
+        self.check_idle()
         self.sriov.disable()
         self._written.clear()
         self.select_commands()
@@ -288,7 +289,8 @@ class OwnerDriver(Driver):
         """End the recording, and forget what was recorded."""
         self.command(context.WRITE_RECORD_STOP, vf)
 
-    def _nothing_outstanding(self) -> None:
+    def check_idle(self) -> None:
+        """Raise `DriverRuleError` while a command is on its way."""
         if self.obey and self.admin.queue.in_flight:
             raise DriverRuleError(f"{self.admin.queue.in_flight} admin commands are on their way")
 

@@ -12,6 +12,7 @@ from tests.server_process import ServerProcess
 from vfu_client.owner import cli as owner_cli
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.context import compare, decode
+from vfu_client.owner.explain import explain
 from vfu_client.owner.stream import BadContextError, ContextWalker
 
 START, END = 0, 1
@@ -166,10 +167,13 @@ def test_no_server(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_refusals_say_what_to_do() -> None:
-    assert "freeze first" in owner_cli.explain(AdminError(0x44, 22, 1), 0x40)
-    assert "discard it" in owner_cli.explain(AdminError(0x41, 22, 1), 0x40)
-    assert "--context-opcodes" in owner_cli.explain(AdminError(0x41, 22, 2), 0x40)
-    assert owner_cli.explain(AdminError(0x00, 22, 4), 0x40).startswith("LIST_QUERY refused: EINVAL")
+    assert "freeze first" in explain(AdminError(0x44, 22, 1), 0x40)
+    assert "discard it" in explain(AdminError(0x41, 22, 1), 0x40)
+    assert "parts resume" in explain(AdminError(0x43, 22, 1), 0x40)
+    assert "mode VF active" in explain(AdminError(0x11, 22, 1), 0x40)
+    assert "show FILE" in explain(AdminError(0x10, 22, 3), 0x40)
+    assert "--context-opcodes" in explain(AdminError(0x41, 22, 2), 0x40)
+    assert explain(AdminError(0x00, 22, 4), 0x40).startswith("LIST_QUERY refused: EINVAL")
 
 
 def test_commands_have_names(shared: ServerProcess, capfd: pytest.CaptureFixture[str]) -> None:
@@ -177,12 +181,20 @@ def test_commands_have_names(shared: ServerProcess, capfd: pytest.CaptureFixture
     options = ["--pf", str(shared.socket("pf"))]
     assert owner_cli.main([*options, "commands"]) == 0
     lines = capfd.readouterr().out.splitlines()
-    assert lines[:6] == [
+    assert lines[:14] == [
         "0x0000  LIST_QUERY",
         "0x0001  LIST_USE",
         "0x0007  CAP_ID_LIST_QUERY",
         "0x0008  DEVICE_CAP_GET",
         "0x0009  DRIVER_CAP_SET",
+        "0x000a  RESOURCE_OBJ_CREATE",
+        "0x000b  RESOURCE_OBJ_QUERY",
+        "0x000c  RESOURCE_OBJ_MODIFY",
+        "0x000d  RESOURCE_OBJ_DESTROY",
+        "0x000e  DEV_PARTS_METADATA_GET",
+        "0x000f  DEV_PARTS_GET",
+        "0x0010  DEV_PARTS_SET",
+        "0x0011  DEV_MODE_SET",
         "0x0040  DEV_MODE_GET",
     ]
     assert owner_cli.main([*options, "--json", "commands"]) == 0

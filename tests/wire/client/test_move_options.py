@@ -86,7 +86,7 @@ def test_folders(text: str, servers: dict[str, Path]) -> None:
         ([*ONE, "--vf", "vf1", "--timeout", "x"], "'x': give a whole number"),
         ([*ONE, "--vf", "vf1", "--downtime-limit", "2000001"], "give a whole number from 1 to 2000000"),
         ([*ONE, "--vf", "vf1", "--downtime-limit", "-1"], "give a whole number|expected one argument"),
-        ([*ONE, "--vf", "vf1", "--context-opcodes", "0x9"], "'0x9': give an opcode from 0xa to 0xfff6"),
+        ([*ONE, "--vf", "vf1", "--context-opcodes", "0x12"], "'0x12': give an opcode from 0x13 to 0xfff6"),
         ([*ONE, "--vf", "vf1", "--context-opcodes", "forty"], "'forty': give an opcode"),
     ],
 )

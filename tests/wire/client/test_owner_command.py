@@ -99,8 +99,8 @@ def test_what_is_no_pf(shared: ServerProcess, tmp_path: Path, place: str, why: s
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--context-opcodes", "0x10000", "commands"], "'0x10000': give an opcode from 0xa to 0xfff6"),
-        (["--context-opcodes", "5", "commands"], "'5': give an opcode from 0xa to 0xfff6"),
+        (["--context-opcodes", "0x10000", "commands"], "'0x10000': give an opcode from 0x13 to 0xfff6"),
+        (["--context-opcodes", "5", "commands"], "'5': give an opcode from 0x13 to 0xfff6"),
         (["--context-opcodes", "x", "commands"], "'x': give an opcode"),
         (["context", "read", "vf1", "f", "--buffer", "0"], "'0': give a number of bytes above 0"),
         (
