@@ -67,6 +67,7 @@ async def _move(options: argparse.Namespace) -> tuple[int, Report, dict[str, obj
             Qemu(name, getattr(options, f"{end}_qmp"), getattr(options, f"{end}_qtest")),
             getattr(options, f"{end}_server"),
             context_opcodes=options.context_opcodes,
+            dialect=options.dialect,
         )
         for name, end in ends
     )

@@ -24,8 +24,11 @@ MUST_AGREE = {context.DEVICE_ID: frozenset({"virtio_id"}), context.COMMON_CFG: f
 TYPE_NAMES = {virtio.ID_BLOCK: "a disk", virtio.ID_NET: "a network card"}
 
 
-def unfit(source: Sequence[Field], destination: Sequence[Field]) -> list[str]:
-    """What keeps the destination's device from taking the source's state, in words; nothing where it fits."""
+def unfit(source: Sequence[Field], destination: Sequence[Field], *, same_features: bool = False) -> list[str]:
+    """What keeps the destination's device from taking the source's state, in words; nothing where it fits.
+
+    With `same_features` the device must offer the same, whether or not the guest uses it.
+    """
     ours = {field.type: field for field in source}
     theirs = {field.type: field for field in destination}
     kinds = [_device_type(fields) for fields in (ours, theirs)]
@@ -36,6 +39,10 @@ def unfit(source: Sequence[Field], destination: Sequence[Field]) -> list[str]:
     offered = int.from_bytes(theirs[context.DEVICE_FEATURES].value, "little")
     missing = [str(bit) for bit in range(128) if wanted & ~offered & 1 << bit]
     found = [f"it does not offer feature {', '.join(missing)}, which the guest uses"] if missing else []
+    differing = offered ^ int.from_bytes(ours[context.DEVICE_FEATURES].value, "little")
+    if same_features and differing and not missing:
+        bits = ", ".join(str(bit) for bit in range(128) if differing >> bit & 1)
+        found.append(f"one of both alone offers feature {bits}, and device parts want all alike")
     for difference in compare(list(ours.values()), list(theirs.values())):
         if difference.first is None or difference.second is None:
             continue

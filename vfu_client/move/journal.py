@@ -19,7 +19,7 @@ from typing import Any
 
 PREFIX = "vfu-migrate-"
 NAME = "journal.json"
-VERSION = 1
+VERSION = 2
 ATTEMPTS = 10
 
 

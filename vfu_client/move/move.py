@@ -1,7 +1,7 @@
 """The move of a running guest, with its VFs, from one QEMU and its servers to another.
 
-QEMU copies RAM and CPUs with its own `migrate`. What it leaves out comes from here: the VFs' contexts, the
-PCI registers that QEMU keeps for them, and the memory that the VFs wrote while QEMU copied it. The guest
+QEMU copies RAM and CPUs with its own `migrate`. What it leaves out comes from here: the VFs' state, the PCI
+registers that QEMU keeps for them, and the memory that the VFs wrote while QEMU copied it. The guest
 stands still from QEMU's STOP at the source to its RESUME at the destination. `report.STEPS` names what
 happens.
 """
@@ -19,7 +19,7 @@ from typing import Any
 from vfu_client.move.journal import Journal
 from vfu_client.move.moved_vf import MovedVf
 from vfu_client.move.pci_state import PciState
-from vfu_client.move.pf import Pf, WrittenContext, status_in
+from vfu_client.move.pf import Former, Pf
 from vfu_client.move.report import MoveError, Report, Step
 from vfu_client.move.side import Side, reason
 from vfu_client.move.way_back import AT_REST, WayBack
@@ -63,7 +63,7 @@ class Move:
         self.vfs = list(vfs)
         self.timeout = timeout
         self.downtime_limit_ms = downtime_limit_ms
-        self.report = Report()
+        self.report = Report(dialect=source.dialect)
         # QEMU would take a relative one for a file of its own folder.
         self._ram_socket = None if ram_socket is None else ram_socket.absolute()
         self._before_step = before_step
@@ -149,6 +149,7 @@ class Move:
             "source": self.source.plain(),
             "destination": self.destination.plain(),
             "context_opcodes": self.source.context_opcodes,
+            "dialect": self.source.dialect,
             "vfs": [
                 [[vf.source.number, vf.source.server], [vf.destination.number, vf.destination.server]]
                 for vf in self.vfs
@@ -260,9 +261,9 @@ class Move:
 
     async def _prepare_vf(self, vf: MovedVf) -> None:
         first = await self.source.call(vf.source, Pf.read_first)
-        found = WrittenContext(await self.destination.call(vf.destination, Pf.mode))
-        self._way_back.note(contexts=self._way_back.contexts | {vf.destination: found})
-        await self.destination.call(vf.destination, Pf.prepare, found, first)
+        former = Former(await self.destination.call(vf.destination, Pf.mode))
+        self._way_back.note(contexts=self._way_back.contexts | {vf.destination: former})
+        await self.destination.call(vf.destination, Pf.prepare, former, first)
 
     async def _start_record(self, vf: MovedVf) -> None:
         self._way_back.note(recorded=[*self._way_back.recorded, vf.source])
@@ -334,10 +335,10 @@ class Move:
             await self._each(self._move_context)
 
     async def _move_context(self, vf: MovedVf) -> None:
-        pieces = await self.source.call(vf.source, Pf.freeze_and_read)
-        self.report.context_bytes += sum(len(piece) for piece in pieces)
-        self._statuses[vf] = status_in(pieces)
-        await self.destination.call(vf.destination, Pf.write_context, pieces)
+        state = await self.source.call(vf.source, Pf.read_last)
+        self.report.context_bytes += sum(len(piece) for piece in state)
+        self._statuses[vf] = await self.source.call(vf.source, Pf.status_in, state)
+        await self.destination.call(vf.destination, Pf.write_last, state)
 
     async def _move_machine(self) -> None:
         await self._finish_ram()
@@ -417,7 +418,7 @@ class Move:
             state = (
                 "It is not known whether the guest runs at the destination, so nothing more was touched."
                 " When its QEMU answers again, `vfu-migrate --recover` goes on from here. If the guest does"
-                " not run there: end the destination QEMU, make the source's VFs active with `vfu-owner`,"
+                " not run there: end the destination QEMU, have the source's VFs run with `vfu-owner`,"
                 " and `cont` the source QEMU."
             )
             return MoveError(step, why, state, source_runs=False, report=self.report)

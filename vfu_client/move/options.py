@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from vfu_client.move.dialect import CONTEXT, DIALECTS
 from vfu_client.move.move import DOWNTIME_LIMIT_MOST_MS, DOWNTIME_LIMIT_MS
 from vfu_client.move.moved_vf import MovedVf, Vf
 from vfu_client.owner.owner import CONTEXT_OPCODES
@@ -98,6 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--context-opcodes", type=opcodes, default=CONTEXT_OPCODES, metavar="BASE",
         help="opcode of the servers' first context command (default: 0x40)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dialect", choices=DIALECTS, default=CONTEXT,
+        help="how VFs are moved: by the draft's device contexts, or virtio 1.4's device parts, which leave a"
+        " disk in memory behind (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the result for programs")
     parser.add_argument("--timeline", type=Path, metavar="FILE.svg", help="draw the timeline")

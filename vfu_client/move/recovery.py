@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from vfu_client.move.dialect import DIALECTS
 from vfu_client.move.journal import Journal, JournalError
 from vfu_client.move.moved_vf import MovedVf, Vf
 from vfu_client.move.pf import Pf, SideError
@@ -39,9 +40,11 @@ class Recovery:
                 raise JournalError(f"{journal.folder}: the journal is damaged: {error!r}") from error
 
     def _set_up(self) -> None:
-        base = int(self._notes["context_opcodes"])
+        base, dialect = int(self._notes["context_opcodes"]), self._notes["dialect"]
+        if dialect not in DIALECTS:
+            raise ValueError(f"no dialect {dialect!r}")
         self.source, self.destination = (
-            _side(name, self._notes[name], base) for name in ("source", "destination")
+            _side(name, self._notes[name], base, dialect) for name in ("source", "destination")
         )
         self._vfs = [
             MovedVf(Vf(here, there_name), Vf(there, name))
@@ -79,7 +82,7 @@ class Recovery:
             raise RecoveryError(
                 f"the guest may have gone on at the destination, whose QEMU does not answer ({gone}). If it"
                 " ran there it has written to its disk, and must not go on at the source. If you know that it"
-                " never ran: make the source's VFs active with `vfu-owner`, `migrate_cancel` and `cont` the"
+                " never ran: have the source's VFs run with `vfu-owner`, `migrate_cancel` and `cont` the"
                 f" source QEMU, and remove {self._journal.folder}"
             )
         if self._way_back.continued:
@@ -118,9 +121,10 @@ class Recovery:
             return None
 
 
-def _side(name: str, notes: dict[str, Any], base: int) -> Side:
+def _side(name: str, notes: dict[str, Any], base: int, dialect: str) -> Side:
     servers = {server: Path(folder) for server, folder in notes["servers"].items()}
-    return Side(name, Qemu(name, Path(notes["qmp"]), Path(notes["qtest"])), servers, context_opcodes=base)
+    qemu = Qemu(name, Path(notes["qmp"]), Path(notes["qtest"]))
+    return Side(name, qemu, servers, context_opcodes=base, dialect=dialect)
 
 
 @contextlib.asynccontextmanager

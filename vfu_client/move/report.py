@@ -7,12 +7,12 @@ from typing import Any
 
 STEPS = {
     "check": "look whether the move can be made; nothing is touched",
-    "prepare": "freeze the VFs at the destination, write a first context, record what the VFs write",
+    "prepare": "freeze the VFs at the destination, write a first state, record what the VFs write",
     "copy-ram": "copy the guest's memory while it runs, until QEMU stops the guest",
     "stop-vfs": "the VFs finish what they began, and stop",
     "read-pci": "read BARs, command registers and MSI-X tables",
     "mark-pages": "have QEMU send again what the VFs wrote since the copy began",
-    "move-contexts": "freeze the VFs, read their contexts, write them at the destination",
+    "move-contexts": "freeze the VFs, read their contexts or parts, write them at the destination",
     "finish-ram": "copy the rest of the memory, the CPUs and QEMU's own devices",
     "write-pci": "write BARs, command registers and MSI-X tables at the destination",
     "activate": "the VFs run at the destination",
@@ -41,6 +41,7 @@ class Step:
 class Report:
     """What a move did. `stopped` and `resumed` are seconds since it began, None where that did not happen."""
 
+    dialect: str = "context"
     began: float = 0.0
     """When it began, by this host's CLOCK_MONOTONIC, in seconds."""
     steps: list[Step] = field(default_factory=list)
@@ -61,6 +62,7 @@ class Report:
     def plain(self) -> dict[str, Any]:
         """For programs."""
         return {
+            "dialect": self.dialect,
             "downtime_ms": self.downtime_ms,
             "steps": {step.name: step.milliseconds for step in self.steps},
             "timeline": [

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
+from vfu_client.move.dialect import CONTEXT
 from vfu_client.move.moved_vf import Vf
 from vfu_client.move.pci_state import identity
 from vfu_client.move.pf import Pf, SideError
@@ -15,6 +16,7 @@ from vfu_client.move.qemu import Qemu
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.explain import explain
 from vfu_client.owner.owner import CONTEXT_OPCODES, DriverRuleError
+from vfu_client.owner.part import BadPartsError
 from vfu_client.owner.stream import BadContextError
 from vfu_client.qemu.address import Address
 from vfu_client.qemu.qtest import QTestError
@@ -29,6 +31,7 @@ T = TypeVar("T")
 FAILURES = (
     AdminError,
     BadContextError,
+    BadPartsError,
     DriverRuleError,
     LookupError,
     NegotiationError,
@@ -61,12 +64,14 @@ class Side:
         servers: Mapping[str, Path],
         *,
         context_opcodes: int = CONTEXT_OPCODES,
+        dialect: str = CONTEXT,
     ) -> None:
         self.name = name
         self.qemu = qemu
         self.context_opcodes = context_opcodes
+        self.dialect = dialect
         self._pfs = {
-            server: Pf(f"{name} server {server}".strip(), folder, context_opcodes)
+            server: Pf(f"{name} server {server}".strip(), folder, context_opcodes, dialect)
             for server, folder in servers.items()
         }
         self._threads = {

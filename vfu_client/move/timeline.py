@@ -140,7 +140,7 @@ def _chart(title: str, report: Report, found: Sequence[Row], end: float, top: in
     bottom = first + 4 + ROW * len(found)
     # What a folder's name may hold and XML may not.
     shown = "".join(letter if letter.isprintable() else "?" for letter in title)
-    says = "; ".join([*_stood_still(report), f"{report.pages} pages sent again"])
+    says = "; ".join([*_stood_still(report), f"{report.pages} pages sent again", f"dialect {report.dialect}"])
     parts = [
         f'<text x="12" y="{top}" {FONT} font-weight="bold">{escape(shown)}</text>',
         f'<text x="12" y="{top + 17}" {FONT} fill="#555">{says}</text>',

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from vfu_client.move.moved_vf import MovedVf, Vf
-from vfu_client.move.pf import Pf, WrittenContext
+from vfu_client.move.pf import Former, Pf
 from vfu_client.move.qemu import CAPABILITIES, Qemu
 from vfu_client.move.side import Side, reason
 from vfu_client.qemu.address import Address
@@ -35,8 +35,8 @@ class WayBack:
         self._seconds = seconds
         self._settings: list[tuple[Qemu, dict[str, bool]]] = []
         self._parameters: dict[str, Any] = {}
-        self.contexts: dict[Vf, WrittenContext] = {}
-        """VFs at the destination that were frozen for a context, and how they were found."""
+        self.contexts: dict[Vf, Former] = {}
+        """VFs at the destination that were frozen for the source's state, and how they were found."""
         self.recorded: list[Vf] = []
         """VFs at the source that record what they write, and from some point on stand still."""
         self.places: dict[Vf, Address] = {}
@@ -54,7 +54,7 @@ class WayBack:
             self.keep(self.plain())
 
     def plain(self) -> dict[str, Any]:
-        """The notes, for a journal; the contexts themselves are left out."""
+        """The notes, for a journal; the states themselves are left out."""
         return {
             "settings": {qemu.name: found for qemu, found in self._settings},
             "parameters": self._parameters,
@@ -74,8 +74,7 @@ class WayBack:
         self._settings = [(qemus[name], dict(found)) for name, found in notes["settings"].items()]
         self._parameters = dict(notes["parameters"])
         self.contexts = {
-            Vf(number, server): WrittenContext(mode, forgotten=True)
-            for number, server, mode in notes["contexts"]
+            Vf(number, server): Former(mode, forgotten=True) for number, server, mode in notes["contexts"]
         }
         self.recorded = [Vf(number, server) for number, server in notes["recorded"]]
         self.places = {Vf(number, server): Address(*place) for number, server, *place in notes["places"]}
@@ -145,7 +144,7 @@ class WayBack:
         await self.restore_settings(destination=not self.incoming)
         return runs
 
-    async def _restore(self, vf: Vf, found: WrittenContext) -> bool:
+    async def _restore(self, vf: Vf, found: Former) -> bool:
         return await self.attempt(self._destination.call(vf, Pf.restore, found))
 
     async def _resume(self, vf: Vf) -> bool:

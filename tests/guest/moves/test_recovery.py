@@ -52,10 +52,10 @@ sys.exit(cli.main(sys.argv[3:]))
 
 
 def kill_and_recover(
-    traveller: Traveller, target: Machine, folder: Path, fatal: str, fails: str = ""
+    traveller: Traveller, target: Machine, folder: Path, fatal: str, fails: str = "", *options: str
 ) -> subprocess.CompletedProcess[str]:
     """Have a move killed, and recover it; nothing is left of it then."""
-    words = command(traveller, target)
+    words = command(traveller, target, *options)
     program = [sys.executable, "-c", KILLED, fatal, fails, *words[3:]]
     environment = {**os.environ, "TMPDIR": str(folder)}
     done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, timeout=120)
@@ -112,6 +112,17 @@ def test_goes_back(traveller: Traveller, target: Machine, tmp_path: Path, fatal:
         traveller.check_runs()
     else:
         assert target.wait_exit() == 0
+
+
+def test_goes_back_by_parts(traveller: Traveller, target: Machine, tmp_path: Path) -> None:
+    """The same with device parts, where the destination's VF ran already."""
+    done = kill_and_recover(traveller, target, tmp_path, "continue", "", "--dialect", "parts")
+    (found,) = json.loads(done.stdout)
+    assert (found["recovered"], found["runs_at"], found["warnings"]) == (True, "source", []), done.stderr
+    traveller.check_runs()
+    check_at_rest(traveller.there)
+    (found,) = traveller.there.ask("query-functions", function="vf1")
+    assert found["status"] == 0
 
 
 @pytest.mark.parametrize("fatal", ["cont", "release"])

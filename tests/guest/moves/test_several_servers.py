@@ -193,7 +193,7 @@ def test_one_server_refuses(traveller: Traveller, target: Machine, monkeypatch: 
 def test_a_server_dies_over_a_context(traveller: Traveller, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a command taken that nobody answers any more: no wait lasts for as long as a command may."""
     monkeypatch.setattr(pf, "COMMAND_SECONDS", FOR_EVER)
-    disk, write = traveller.there.servers["disk"], Pf.write_context
+    disk, write = traveller.there.servers["disk"], Pf.write_last
     with ServerProcess("--vfs", "1", device="net") as net:
         there = Host({"disk": disk, "net": net}, {"disk": 1, "net": 1})
 
@@ -201,12 +201,12 @@ def test_a_server_dies_over_a_context(traveller: Traveller, monkeypatch: pytest.
             net.stop(signal.SIGKILL)
             return True
 
-        def write_context(self: Pf, vf: int, pieces: list[Bytes]) -> None:
+        def write_last(self: Pf, vf: int, state: list[Bytes]) -> None:
             if self.name == "destination server net":
                 monkeypatch.setattr(self.owner.admin.queue, "kick", die)
-            write(self, vf, pieces)
+            write(self, vf, state)
 
-        monkeypatch.setattr(Pf, "write_context", write_context)
+        monkeypatch.setattr(Pf, "write_last", write_last)
         with Machine(devices=there.devices(), incoming=True) as target, pytest.raises(MoveError) as caught:
             replace(traveller, there=there).move(target)
     assert caught.value.source_runs, caught.value
@@ -227,8 +227,8 @@ def test_refused_without_one_of_them(traveller: Traveller, target: Machine) -> N
 
 
 def test_there_and_back(traveller: Traveller) -> None:
-    """By the library, then by the command; the connection holds, and nothing of the disk is lost."""
-    for way in ("library", "command"):
+    """By the library, then by the command in each dialect; the connection holds, no sector is lost."""
+    for way in ("library", "context", "parts"):
         target = Machine(devices=traveller.there.devices(), incoming=True).__enter__()
         try:
             if way == "library":
@@ -236,9 +236,12 @@ def test_there_and_back(traveller: Traveller) -> None:
                 assert report.warnings == []
                 assert {step.name for step in report.steps} == set(STEPS)
             else:
-                done = command(traveller, target, "--vf", "disk/vf1", "--vf", "net/vf2:vf1", "--json")
+                net = f"net/vf{traveller.here.numbers['net']}:vf{traveller.there.numbers['net']}"
+                vfs = ("--vf", "disk/vf1", "--vf", net)
+                done = command(traveller, target, *vfs, "--dialect", way, "--json")
                 assert done.returncode == 0, done.stderr
-                assert json.loads(done.stdout)["warnings"] == []
+                told = json.loads(done.stdout)
+                assert (told["dialect"], told["warnings"]) == (way, [])
             traveller.arrived(target)
         finally:
             if traveller.guest is not target:

@@ -9,7 +9,7 @@ import pytest
 from tests.server_process import ServerProcess
 from tests.wire.running import running
 from vfu_client import BlockDriver, NetDriver
-from vfu_client.move.pf import Pf, SideError, WrittenContext
+from vfu_client.move.pf import Former, Pf, SideError
 
 DISK = ("--device", "blk", "--vfs", "1", "--queues", "2", "--disk")
 NET = ("--device", "net", "--vfs", "1")
@@ -45,14 +45,14 @@ def test_unfit_devices(here: tuple[str, ...], there: tuple[str, ...], why: str |
                 fields = source.check_source(1)
                 if why is None:
                     destination.check_destination(1, fields)
-                    destination.prepare(1, WrittenContext(), source.read_first(1))
+                    destination.prepare(1, Former(), source.read_first(1))
                     return
                 with pytest.raises(SideError) as caught:
                     destination.check_destination(1, fields)
                 assert re.search(why, str(caught.value)), caught.value
                 assert str(servers[1].folder) in str(caught.value)
                 with pytest.raises(SideError, match="cannot take the source's state"):
-                    destination.prepare(1, WrittenContext(), source.read_first(1))
+                    destination.prepare(1, Former(), source.read_first(1))
             finally:
                 for pf in pfs:
                     pf.close()

@@ -27,6 +27,7 @@ def notes(folder: Path, **changes: Any) -> dict[str, Any]:
         "source": side,
         "destination": side,
         "context_opcodes": 0x40,
+        "dialect": "parts",
         "vfs": [[[1, ""], [1, ""]]],
         "settings": {},
         "parameters": {},
@@ -79,7 +80,9 @@ def test_it_may_have_gone_on(folder: Path, capfd: pytest.CaptureFixture[str]) ->
     assert (place / "journal.json").exists()
 
 
-@pytest.mark.parametrize("changes", [{"vfs": 5}, {"settings": {"nobody": {}}}, {"places": [[1]]}])
+@pytest.mark.parametrize(
+    "changes", [{"vfs": 5}, {"dialect": "draft"}, {"settings": {"nobody": {}}}, {"places": [[1]]}]
+)
 def test_a_damaged_journal(folder: Path, capfd: pytest.CaptureFixture[str], changes: dict[str, Any]) -> None:
     """It is not believed, and stays for people to look at."""
     place = left(folder, notes(folder, **changes))
@@ -88,7 +91,7 @@ def test_a_damaged_journal(folder: Path, capfd: pytest.CaptureFixture[str], chan
     assert place.exists()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 2}', "\0"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1}', "\0"])
 def test_no_journal_at_all(folder: Path, capfd: pytest.CaptureFixture[str], text: str) -> None:
     """The same for what is none."""
     place = left(folder, None)

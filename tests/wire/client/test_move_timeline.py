@@ -56,7 +56,7 @@ def test_picture(gaps: timeline.Gaps) -> None:
     texts = [found.text for found in picture.iter(f"{SPACE}text")]
     assert texts[0] == "Moves of a running guest, step by step"
     assert "A → B & ?on" in texts
-    assert texts.count("the guest stood still for 100.0 ms; 0 pages sent again") == 2
+    assert texts.count("the guest stood still for 100.0 ms; 0 pages sent again; dialect context") == 2
     assert [text for text in texts if text and text.endswith(" s")][:4] == ["0 s", "0.2 s", "0.4 s", "0.6 s"]
     legend = {"the guest runs", "the guest stands still", "no traffic", "on the way back"} & set(texts)
     assert legend == {"the guest runs", "the guest stands still"} | ({"no traffic"} if gaps else set())

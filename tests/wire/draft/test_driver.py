@@ -33,7 +33,7 @@ from tests.wire.draft_rig import (
     whole,
 )
 from vfu_client.drivers.block import BlockDriver
-from vfu_client.move.pf import Pf, WrittenContext
+from vfu_client.move.pf import Former, Pf
 from vfu_client.owner import cli as owner_cli
 from vfu_client.owner.owner import DriverRuleError, OwnerDriver
 
@@ -441,11 +441,11 @@ def test_a_move_breaks_no_rule(server: ServerProcess, serve: Callable[..., Serve
             pf.open()
         try:
             destination.check_destination(2, source.check_source(1))
-            destination.prepare(2, WrittenContext(), source.read_first(1))
+            destination.prepare(2, Former(), source.read_first(1))
             source.start_record(1)
             source.stop(1)
             assert source.written_pages(1) is not None
-            destination.write_context(2, source.freeze_and_read(1))
+            destination.write_last(2, source.read_last(1))
             destination.activate(2)
             destination.check_runs(2, 15)
             source.release(1)

@@ -28,7 +28,7 @@ from tests.wire.draft_rig import (
 )
 from tests.wire.running import running
 from vfu_client.drivers.block import BlockDriver
-from vfu_client.move.pf import Pf, SideError, WrittenContext
+from vfu_client.move.pf import Former, Pf, SideError
 from vfu_client.owner.owner import OwnerDriver
 
 CHANGE, BASE, CONTENT = 0x201, 0x202, 0x203
@@ -189,20 +189,20 @@ def test_moves_there_and_back_and_after_one_that_failed(
             disk.write(number, bytes([number]) * 512)
         here[512 * number : 512 * number + 512] = bytes([number]) * 512
 
-    def begin(source: Pf, destination: Pf, written: WrittenContext) -> None:
+    def begin(source: Pf, destination: Pf, written: Former) -> None:
         written.mode = destination.mode(1)
         destination.prepare(1, written, source.read_first(1))
         source.start_record(1)
 
     def finish(source: Pf, destination: Pf) -> None:
         source.stop(1)
-        pieces = source.freeze_and_read(1)
+        pieces = source.read_last(1)
         assert sum(map(len, pieces)) < SIZE // 2
-        destination.write_context(1, pieces)
+        destination.write_last(1, pieces)
 
     with attached(server, other) as (a, b):
         for number in range(2):  # the first one fails at its end
-            written = WrittenContext()
+            written = Former()
             begin(a, b, written)
             write_sector(server, 1 + number)
             finish(a, b)
@@ -215,7 +215,7 @@ def test_moves_there_and_back_and_after_one_that_failed(
         a.release(1)
         assert of_disk(other, 1) == here
         write_sector(other, 3)
-        begin(b, a, WrittenContext())
+        begin(b, a, Former())
         write_sector(other, 4)
         finish(b, a)
         a.activate(1)
@@ -231,11 +231,11 @@ def test_a_destination_that_somebody_changed_meanwhile(
     with BlockDriver.open(server.socket("vf1"), timeout=TIMEOUT) as disk:
         disk.write(0, b"\x33" * SIZE)
     with attached(server, other) as (a, b):
-        b.prepare(1, WrittenContext(), a.read_first(1))
+        b.prepare(1, Former(), a.read_first(1))
         a.stop(1)
         b.owner.context_write(1, list(b.owner.context_read(2)))
         with pytest.raises(SideError, match="does not take the last one"):
-            b.write_context(1, a.freeze_and_read(1))
+            b.write_last(1, a.read_last(1))
         a.activate(1)
     assert "virtio.vf1: a context is refused: it builds on content " in other.log
 
