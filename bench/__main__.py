@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench.block import Block
 from bench.context import Contexts
+from bench.cycles import Cycles
 from bench.measure import BenchError, Group, NotPossibleError, Progress, Result
 from bench.mmio import Mmio
 from bench.move import MoveDowntime
@@ -30,6 +31,7 @@ GROUPS: tuple[Group, ...] = (
     Ring(),
     Regions(),
     Contexts(),
+    Cycles(),
     Block(),
     Network(),
     MoveDowntime(),

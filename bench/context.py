@@ -1,4 +1,4 @@
-"""Device contexts through the admin queue of a real server: large ones, a small one's cycle, peak memory."""
+"""Device contexts through the admin queue of a real server: large ones, and peak memory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from bench.measure import BenchError, Benchmark, Progress, Result, alternate
-from bench.mmio import read_us
-from bench.processes import make_disk, on_processor, scratch, server
+from bench.processes import scratch, server
 from pymodel.spec import context
-from vfu_client.drivers.block import BlockDriver
 from vfu_client.owner.owner import OwnerDriver
-from vfu_client.vfio.connection import Connection
 from vfu_client.vfio.memory import Buffer, Bytes, GuestMemory
 from vfu_client.virtio.function import MEMORY_SIZE, VirtioPci
 
@@ -33,9 +30,6 @@ PATIENCE = 60.0
 # Commands in a run, and pairs of runs, by MiB of content.
 REPEATS = {1: 20, 64: 1, 1024: 1}
 PAIRS = {1: 15, 64: 15, 1024: 3}
-
-CYCLES = 31
-CYCLE_REPEATS = 20
 
 MOVES = 3
 MOVED = 1024
@@ -59,14 +53,6 @@ def _large(direction: str, mib: int, goal: float | None) -> Benchmark:
 SIZES = (1, 64, 1024)
 READS = {mib: _large("read", mib, 0.7 if mib == 64 else None) for mib in SIZES}
 WRITES = {mib: _large("write", mib, 0.7 if mib == 64 else None) for mib in SIZES}
-CYCLE = Benchmark(
-    "ctx-cycle",
-    reference="one MMIO read",
-    unit="us",
-    better="lower",
-    goal=12,
-    limit="five commands are Python in servers and client, and an MMIO read is little more than two wake-ups",
-)
 PEAK = Benchmark(
     "ctx-peak-memory",
     reference="the context's content",
@@ -81,14 +67,12 @@ PEAK = Benchmark(
 class Contexts:
     """The group of context benchmarks."""
 
-    benchmarks: Sequence[Benchmark] = (*READS.values(), *WRITES.values(), CYCLE, PEAK)
+    benchmarks: Sequence[Benchmark] = (*READS.values(), *WRITES.values(), PEAK)
 
     def run(self, names: Sequence[str], progress: Progress) -> Iterator[Result]:
         """Measure peak memory first: this process has little of its own then."""
         if PEAK.name in names:
             yield _peak(progress)
-        if CYCLE.name in names:
-            yield _cycle(progress)
         for mib in SIZES:
             if READS[mib].name in names or WRITES[mib].name in names:
                 yield from (result for result in _copies(mib, progress) if result.benchmark.name in names)
@@ -196,58 +180,6 @@ def _rate(
         work()
         taken.append(time.perf_counter_ns() - begun)
     return size / (1 << 30) / (statistics.median(taken) / 1e9)
-
-
-# The cycle of a small context.
-
-
-def _cycle(progress: Progress) -> Result:
-    """A VF with a driver goes from one server to another, whose VF waits in Freeze."""
-    memory = GuestMemory()
-    memory.add_region(MEMORY_SIZE)
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(scratch())
-        disk = make_disk(folder / "disk", MIB)
-        with on_processor(1):
-            for name in ("a", "b"):
-                stack.enter_context(server(folder / name, "--vfs", "1", "--disk", f"vf{VF}={disk}"))
-        stack.enter_context(on_processor(0))
-        owners = []
-        for name in ("a", "b"):
-            device = VirtioPci.open(folder / name / "pf.sock", memory=memory, posted_writes=True)
-            owners.append(OwnerDriver(stack.enter_context(device), timeout=PATIENCE))
-        source, destination = owners
-        driver = stack.enter_context(BlockDriver.open(folder / "a" / f"vf{VF}.sock", memory=memory))
-        arrived = VirtioPci.open(folder / "b" / f"vf{VF}.sock", memory=memory)
-        stack.enter_context(arrived)
-        driver.read(0)
-        buffer = memory.allocate(PIECE // 512)
-
-        mmio: Connection = driver.device.connection
-
-        def cycles() -> tuple[float, float]:
-            taken, reads = [], []
-            for _ in range(CYCLE_REPEATS):
-                destination.mode_set(VF, context.MODE_FREEZE)
-                reads.append(read_us(mmio, 1))
-                begun = time.perf_counter_ns()
-                size, left = source.freeze_and_read_into(VF, buffer)
-                destination.write_and_activate(VF, buffer.part(0, size))
-                taken.append(time.perf_counter_ns() - begun)
-                if left:
-                    raise BenchError(f"{left} bytes of the context did not fit into {buffer.size}")
-                source.context_discard(VF)
-                source.mode_set(VF, context.MODE_ACTIVE)
-                # So that there is something new to read, and the source is seen to work.
-                driver.read(0)
-            return statistics.median(taken) / 1e3, statistics.median(reads)
-
-        cycles()
-        runs = []
-        for run in range(CYCLES):
-            progress.step(CYCLE.name, f"run {run + 1} of {CYCLES}")
-            runs.append(cycles())
-    return Result(CYCLE, [ours for ours, _ in runs], [theirs for _, theirs in runs])
 
 
 # Peak memory.
