@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.server_process import ServerProcess
-<<<<<<< HEAD
 from tests.wire.admin_rig import (
     ADMIN_VQ,
     COMMAND,
@@ -27,11 +26,8 @@ from tests.wire.admin_rig import (
     administered,
     header,
 )
-from tests.wire.driving import NEXT, WRITE
-=======
 from tests.wire.driving import INDIRECT_DESC, NEXT, VERSION_1, WRITE, driven
 from vfu_client.owner.admin import AdminQueue
->>>>>>> c169984 (Give the admin queue 1024 entries, long tables and always an answer)
 from vfu_client.vfio.sriov import SrIov
 from vfu_client.virtio.function import VirtioPci
 from vfu_client.virtio.packed import PackedQueue
