@@ -203,7 +203,7 @@ def test_one_part_is_missing(admin: Admin) -> None:
     assert admin.device.status == 15
 
 
-@pytest.mark.spec("P-DEV-04", "P-DEV-05")
+@pytest.mark.spec("P-DEV-02", "P-DEV-04", "P-DEV-05")
 def test_refused_commands_change_nothing(admin: Admin) -> None:
     assert admin.use(admin.listed(SRIOV)) == OK
     for mode in (3, 4, 255):

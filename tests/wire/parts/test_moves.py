@@ -187,6 +187,24 @@ def test_a_packed_ring_of_a_foreign_source_is_refused(sides: tuple[Side, Side]) 
         traveller.finish(waiting, b"\x33" * 512)
 
 
+@pytest.mark.parametrize("foreign", [False, True], ids=["ours", "foreign"])
+def test_the_guest_comes_after_the_resume(sides: tuple[Side, Side], foreign: bool) -> None:
+    """Memory and Bus Master Enable are there later than the resume: the VF looks at its queues again then."""
+    here, there = sides
+    with contextlib.ExitStack() as stack:
+        traveller = Traveller(stack, here.server, packed=not foreign)
+        for _ in range(5):
+            traveller.driver.write(3, b"\x3c" * 512)
+        here.stop()
+        waiting = traveller.submit(3, 4)
+        parts = here.parts()
+        there.stop()
+        assert there.set(without_ours(parts) if foreign else parts) == OK
+        there.resume()
+        leave(traveller.arrive(there.server))
+        traveller.finish(waiting, b"\x3c" * 512)
+
+
 @PACKED
 def test_to_a_neighbour(servers: tuple[ServerProcess, ServerProcess], packed: bool) -> None:
     """VF 1 to VF 2 of one PF, with one owner: each has objects of its own."""

@@ -103,7 +103,7 @@ def test_all_commands_of_device_parts(serve: Callable[..., ServerProcess], optio
             assert admin.status(opcode, member=1) != OPCODE
 
 
-@pytest.mark.spec("P-DEV-31", "P-DEV-05")
+@pytest.mark.spec("P-DEV-31", "P-DEV-02", "P-DEV-05")
 def test_an_id_that_is_in_use(owner: Owner) -> None:
     """EEXIST, whatever it is for, and for each member: there is one pool of ids. The object stays."""
     assert owner.create(2, TO_GET) == 0

@@ -122,6 +122,18 @@ def test_any_order_is_taken(rig: PartsRig) -> None:
     assert rig.disk.read(0).tobytes() == b"\x11" * 512
 
 
+def test_a_device_that_needs_a_reset(rig: PartsRig) -> None:
+    """It does so where it goes on, too."""
+    rig.resume()
+    rig.break_device()
+    rig.stop()
+    parts = rig.parts()
+    assert find(parts, DEVICE_STATUS).value == b"\x4f"
+    assert rig.set(parts) == OK
+    rig.resume()
+    assert rig.device.status == 0x4F
+
+
 @pytest.mark.spec("P-DEV-16")
 def test_no_parts_at_all(rig: PartsRig) -> None:
     """Nothing is set, which is no error; what was set before stays."""
@@ -163,7 +175,7 @@ def test_the_configuration_vector(rig: PartsRig) -> None:
 # When it is refused.
 
 
-@pytest.mark.spec("P-DEV-44", "P-DEV-04", "P-DEV-05")
+@pytest.mark.spec("P-DEV-44", "P-DEV-02", "P-DEV-04", "P-DEV-05")
 def test_only_while_stopped(rig: PartsRig) -> None:
     """Whatever is set while it runs is refused, and nothing of it is kept for later."""
     one = rig.selecting(1)
@@ -297,6 +309,7 @@ def test_invariable_fields_are_compared(rig: PartsRig) -> None:
     one = rig.selecting(1)
     for number in (0, 1, 3, 0xFFFF):
         assert rig.set(changed(one, common(18, number))) == WRONG_CONTENT
+        assert rig.set([common(18, number)]) == WRONG_CONTENT
     for offset in (2, 4, 12, 20, 21, 24, 26, 28, 30, 32, 56, 58, 60, 62, 64, 0x1000, 1 << 31):
         assert rig.set([*one, common(offset, 1)]) == WRONG_CONTENT
     nothing_changed(rig, parts)
@@ -316,6 +329,8 @@ def test_registers_that_there_cannot_be(rig: PartsRig) -> None:
     bad = [
         Part(DRV_FEATURES, value=struct.pack("<QQ", rig.device.features | 1 << 62, 0)),
         Part(DRV_FEATURES, value=struct.pack("<QQ", rig.device.features, 1)),
+        Part(DEVICE_STATUS, value=b"\x10"),
+        Part(DEVICE_STATUS, value=b"\x2f"),
         common(16, 999),
         queue(size, 999, enabled, 0, *areas),
         queue(size, vector, 2, 0, *areas),
