@@ -48,40 +48,39 @@ _BY_QUALIFIER: Final[Mapping[int, str]] = {
     admin.Q_INVALID_GROUP: "the PF has no VFs now: VF Enable is off",
     admin.Q_INVALID_MEMBER: "there is no such VF: VFs are numbered from 1",
 }
-_IN_OTHER_HANDS: Final = (
-    "the context commands have this VF (`mode VF active` ends that), or its disk is in memory, which is no"
-    " part of a device: give the server a file. Its log says which"
+_IN_HANDS_OF_CONTEXTS: Final = (
+    "the context commands have this VF: `context discard VF` and `mode VF active` end that"
+)
+_IN_MEMORY: Final = (
+    "its disk is in memory, and what is on a disk is no part of a device: give the server a file, or use the"
+    " context commands"
 )
 _BY_STANDARD_COMMAND: Final[Mapping[tuple[int, int], str]] = {
-    (admin.RESOURCE_OBJ_CREATE, admin.Q_INVALID_COMMAND): _IN_OTHER_HANDS,
-    (admin.DEV_PARTS_METADATA_GET, admin.Q_INVALID_COMMAND): _IN_OTHER_HANDS,
-    (admin.DEV_PARTS_GET, admin.Q_INVALID_COMMAND): _IN_OTHER_HANDS,
-    (admin.DEV_PARTS_SET, admin.Q_INVALID_COMMAND): _IN_OTHER_HANDS,
-    (admin.DEV_MODE_SET, admin.Q_INVALID_COMMAND): _IN_OTHER_HANDS,
-    (
-        admin.DEV_PARTS_SET,
-        admin.Q_INVALID_FIELD,
-    ): "the device does not take these parts: they come from another"
-    " kind of device or one with other features, or are damaged (`show FILE` decodes them)",
+    (admin.RESOURCE_OBJ_CREATE, admin.Q_INVALID_COMMAND): _IN_HANDS_OF_CONTEXTS,
+    (admin.DEV_MODE_SET, admin.Q_INVALID_COMMAND): _IN_HANDS_OF_CONTEXTS,
+    (admin.DEV_PARTS_METADATA_GET, admin.Q_INVALID_COMMAND): _IN_MEMORY,
+    (admin.DEV_PARTS_GET, admin.Q_INVALID_COMMAND): _IN_MEMORY,
+    (admin.DEV_PARTS_SET, admin.Q_INVALID_COMMAND): f"the VF was reset, and runs; or {_IN_MEMORY}",
+    (admin.DEV_PARTS_SET, admin.Q_INVALID_FIELD): (
+        "the device does not take these parts: they come from another kind of device or one with other"
+        " features, or are damaged (`show FILE` decodes them)"
+    ),
 }
 _IN_HANDS_OF_PARTS: Final = "device parts have this VF: `parts resume VF` ends that"
 _BY_CONTEXT_COMMAND: Final[Mapping[tuple[int, int], str]] = {
-    (
-        context.CTX_WRITE,
-        admin.Q_INVALID_COMMAND,
-    ): "a context can only be written in Freeze: set the mode to freeze first",
-    (
-        context.MODE_SET,
-        admin.Q_INVALID_COMMAND,
-    ): "the VF has a partly written context: write the rest of it, or"
-    " discard it; or device parts have it: `parts resume VF` ends that",
-    (
-        context.CTX_WRITE,
-        admin.Q_INVALID_FIELD,
-    ): "the device does not take this context: it comes from another kind"
-    " of device, or is damaged (`show FILE` decodes it, `fields VF` says what the device takes)",
+    (context.MODE_SET, admin.Q_INVALID_COMMAND): (
+        "the VF has a partly written context: write the rest of it, or discard it; or device parts have it:"
+        " `parts resume VF` ends that"
+    ),
     (context.CTX_READ, admin.Q_INVALID_COMMAND): _IN_HANDS_OF_PARTS,
     (context.CTX_DISCARD, admin.Q_INVALID_COMMAND): _IN_HANDS_OF_PARTS,
+    (context.CTX_WRITE, admin.Q_INVALID_COMMAND): (
+        "a context can only be written in Freeze: set the mode to freeze first"
+    ),
+    (context.CTX_WRITE, admin.Q_INVALID_FIELD): (
+        "the device does not take this context: it comes from another kind of device, or is damaged (`show"
+        " FILE` decodes it, `fields VF` says what the device takes)"
+    ),
 }
 
 

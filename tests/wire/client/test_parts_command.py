@@ -15,6 +15,7 @@ from tests.server_process import ServerProcess
 from tests.wire.client.test_part import record
 from vfu_client.drivers.block import BlockDriver
 from vfu_client.owner import cli as owner_cli
+from vfu_client.owner.owner import OwnerDriver
 from vfu_client.owner.part import decode
 
 Owner = Callable[..., str]
@@ -128,16 +129,21 @@ def test_what_cannot_be_done(owner: Owner, tmp_path: Path, words: list[str], why
     assert re.search(why, said), said
 
 
-def test_one_dialect_at_a_time(owner: Owner, tmp_path: Path) -> None:
+def test_one_dialect_at_a_time(server: ServerProcess, owner: Owner, tmp_path: Path) -> None:
     """A VF that one of them stopped is not the other's, and it is said how that ends."""
     owner("parts", "stop", "vf1")
     assert "`parts resume VF` ends that" in owner("mode", "vf1", "active", status=1)
     assert "`parts resume VF` ends that" in owner("context", "read", "vf1", tmp_path / "c", status=1)
     owner("parts", "resume", "vf1")
     owner("mode", "vf1", "freeze")
-    assert "`mode VF active` ends that" in owner("parts", "resume", "vf1", status=1)
-    assert "`mode VF active` ends that" in owner("parts", "size", "vf1", status=1)
+    assert "`mode VF active` end that" in owner("parts", "resume", "vf1", status=1)
+    assert "`mode VF active` end that" in owner("parts", "size", "vf1", status=1)
     owner("mode", "vf1", "active")
+    owner("parts", "size", "vf1")
+    with OwnerDriver.open(server.socket("pf")) as other:
+        next(other.context_read(1, 16))
+    assert "`context discard VF` and" in owner("parts", "size", "vf1", status=1)
+    owner("context", "discard", "vf1")
     owner("parts", "size", "vf1")
 
 
