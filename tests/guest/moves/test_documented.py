@@ -94,10 +94,15 @@ def test_readme(folder: Path) -> None:
             shell.expect(r"/ # ")
             shell.type("cat /proc/partitions")
             shell.expect(r" 262144 vda")
-        (owner,) = blocks("README.md", "Driving the admin queue", folder)
-        moved = run(owner.replace("vf1.ctx", f"{folder}/vf1.ctx"))
+        contexts, cards, parts = blocks("README.md", "Driving the admin queue", folder)
+        moved = run(contexts.replace("vf1.ctx", f"{folder}/vf1.ctx"))
     assert "DEV_CTX_READ" in moved
     assert "DEVICE_CFG" in moved
+    with Terminal(cards) as served:
+        served.expect(f"ready {folder}/cards")
+        moved = run(parts.replace("vf1.parts", f"{folder}/vf1.parts"))
+    assert "up to 255 objects for get" in moved
+    assert "VQ_NOTIFY_CFG 2" in moved
 
 
 def test_migrate(folder: Path) -> None:
