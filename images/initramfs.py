@@ -41,7 +41,7 @@ MODULES_ON_DEMAND = ("ext4", "8021q", "vfio_pci", "vfio_iommu_type1")
 HOST_PROGRAMS = ("netverify", "netbench")
 """Our own that a host runs too, at the other end of a network."""
 
-PROGRAMS = ("init", "ioverify", "blkbench", "fsverify", "kexec", *HOST_PROGRAMS)
+PROGRAMS = ("init", "ioverify", "blkbench", "fsverify", "vfiomove", "kexec", *HOST_PROGRAMS)
 """Our own, each one C file in images/guest; the headers there hold what several of them share."""
 
 MADE = ("vmlinuz", "vmlinux", "initramfs.cpio.gz", *HOST_PROGRAMS)
