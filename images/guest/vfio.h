@@ -39,7 +39,7 @@ struct vfio_precopy_info {
 };
 #endif
 
-enum { BARS = 6, MAX_VECTORS = 8 };
+enum { BARS = 6, MAX_VECTORS = 4 };
 
 struct function {
     const char *address; /* as in 0000:01:01.0 */
