@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from pymodel.admin.queue import AdminQueue
+from pymodel.admin.rule import Rule, Sent
 from pymodel.admin.rules import RULES, Rules
 from tests.model.fakes import (
     ALL_OF_OURS,
@@ -198,3 +199,15 @@ def test_unmapped_data_and_rubbish_are_no_business_of_the_rules() -> None:
         driver.adm(WRITE, data=b"\xff" * size)
         driver.raw(size, size, size, b"\xff" * size)
     assert driver.broken <= RULES.keys()
+
+
+def test_a_mistake_of_ours(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A check that raises is logged, and changes nothing about what becomes of the command."""
+
+    def fails(_: Sent) -> str:
+        raise KeyError("ours")
+
+    driver = Checked()
+    monkeypatch.setitem(cast("dict[str, Rule]", RULES), "P-DRV-08", Rule("SHOULD", "fail", fails))
+    assert driver.adm(0).status == OK
+    assert "the server made a mistake in checking DEV_MODE_GET" in caplog.text
