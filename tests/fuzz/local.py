@@ -118,10 +118,16 @@ class LocalHost:
 
 
 class Mistakes(logging.Handler):
-    """Raises where the model logs an exception that it did not let out."""
+    """Raises, within its context, where the model logs an exception that it did not let out."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
+
+    def __enter__(self) -> None:
+        logging.getLogger("virtio").addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("virtio").removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info:
@@ -143,8 +149,6 @@ class LocalWorld:
         options = Options(device=device, backends=backends, vfs=3, total_vfs=3, queues=queues)
         self._pf = build(options, lock=threading.RLock)
         self.hosts: dict[str, LocalHost] = {}
-        self._mistakes = Mistakes()
-        logging.getLogger("virtio").addHandler(self._mistakes)
 
     def function(self, name: str) -> Function:
         return self._pf if name == "pf" else self._pf.vfs[int(name[2:])]
@@ -168,9 +172,10 @@ class LocalWorld:
         host.awake = False
         begin = time.thread_time()
         timers, host.timers = host.timers, []
-        for timer in timers:
-            timer()
-        self.function(name).service()
+        with Mistakes():
+            for timer in timers:
+                timer()
+            self.function(name).service()
         taken = time.thread_time() - begin
         if taken > STALL:
             raise Finding(f"{name} held its lock for {taken:.2f} s")
@@ -187,7 +192,6 @@ class LocalWorld:
 
     def close(self) -> None:
         """Nothing outlives it."""
-        logging.getLogger("virtio").removeHandler(self._mistakes)
 
 
 class LocalConnection(Connection):
