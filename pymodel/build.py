@@ -27,6 +27,8 @@ class Options:
     With `guest_sriov` the PF's SR-IOV is a guest's (`pymodel.pci.sriov`), and `vfs` is 0; `ecam` is the
     `ecam_address` of `PhysicalFunction`.
 
+    `legacy`: VFs can be driven by legacy drivers, through the PF's admin queue.
+
     `backends` has what each function stands on, by its name: a `Disk` (blk) or a `Port` (net). `without` are
     features that no function offers, by their names in `pymodel.transport.features`.
     """
@@ -39,6 +41,7 @@ class Options:
     ecam: int | None = None
     queues: int = 1
     context_opcodes: int | None = 0x40
+    legacy: bool = False
     strict: bool = False
     without: frozenset[str] = frozenset()
     delays: Delays = field(default_factory=Delays)
@@ -56,7 +59,7 @@ def build(
     With `rules` drivers are checked, and their mistakes counted there.
 
     Raises ValueError for options that cannot be built: an unknown device type, more VFs than there can be,
-    a feature that there is not.
+    a feature that there is not, `legacy` for a type that legacy drivers don't know here.
     """
     if options.device not in DEVICES:
         raise ValueError(f"device type {options.device!r}; there are: {', '.join(DEVICES)}")
@@ -77,6 +80,7 @@ def build(
             vf_memory=lambda: pf.vf_memory,
             without=options.without,
             strict=options.strict,
+            transitional=options.legacy,
             observer=observer,
             rules=rules,
         )
@@ -94,6 +98,7 @@ def build(
         total_vfs=options.total_vfs,
         vf_bars=vf_bars,
         context_opcodes=options.context_opcodes,
+        legacy=options.legacy,
         strict=options.strict,
         slots=VfSlots([VfSlot(number, lock(), make_vf_with) for number in range(1, options.total_vfs + 1)])
         if options.guest_sriov

@@ -180,11 +180,8 @@ VIRTIO: Final[Mapping[str, Requirement]] = {
     "P-DEV-64": Requirement(
         "MUST",
         "take one field of the legacy registers, as BAR 0 would, and refuse all else",
-        "not offered yet",
     ),
-    "P-DEV-65": Requirement(
-        "MUST", "with NOTIFY_INFO: no BAR 0 of VFs, and addresses that notify", "not offered yet"
-    ),
+    "P-DEV-65": Requirement("MUST", "with NOTIFY_INFO: no BAR 0 of VFs, and addresses that notify"),
     # Drivers.
     "P-DRV-01": Requirement("MUST", "have LIST_USE succeed before other commands of its group"),
     "P-DRV-02": Requirement("MUST NOT", "send LIST_USE while a command is outstanding"),
@@ -207,9 +204,7 @@ VIRTIO: Final[Mapping[str, Requirement]] = {
     "P-DRV-17": Requirement("MUST", "set parts in the order of the standard's table"),
     "P-DRV-18": Requirement("SHOULD NOT", "access device configuration of a member that is stopped"),
     "P-DRV-19": Requirement("SHOULD", "have room for all metadata and all parts"),
-    "P-DRV-20": Requirement(
-        "SHOULD", "access one field at a time, and notify where NOTIFY_INFO says", "not offered yet"
-    ),
+    "P-DRV-20": Requirement("SHOULD", "access one field at a time, and notify where NOTIFY_INFO says"),
 }
 
 REQUIREMENTS: Final[Mapping[str, Requirement]] = {**DRAFT, **VIRTIO}

@@ -52,6 +52,15 @@ VFS_MAX: Final = 255
 
 QUEUES_MAX: Final = 256
 
+OPTIONS_OF_A_DEVICE: Final = (
+    ("disk", "blk"),
+    ("net", "net"),
+    ("uplink", "net"),
+    ("mac", "net"),
+    ("mtu", "net"),
+    ("legacy", "net"),
+)
+
 ECAM_ALIGNMENT: Final = 1 << pci.ECAM_BUS_SHIFT
 
 
@@ -125,6 +134,11 @@ def parser() -> argparse.ArgumentParser:
         help="first opcode of the device context commands (default: 0x40), or none",
     )
     result.add_argument(
+        "--legacy",
+        action="store_true",
+        help="offer the PF's driver the VFs' legacy interface; their virtio structures are in BAR 4 then",
+    )
+    result.add_argument(
         "--strict",
         action="store_true",
         help="keep to the letter of standard and draft where drivers depart from it",
@@ -171,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.vfs > options.total_vfs:
         options_parser.error(f"--vfs {options.vfs} is more than --total-vfs {options.total_vfs}")
     _check_sriov(options, options_parser)
-    for name, device in (("disk", "blk"), ("net", "net"), ("uplink", "net"), ("mac", "net"), ("mtu", "net")):
+    for name, device in OPTIONS_OF_A_DEVICE:
         if getattr(options, name) and options.device != device:
             options_parser.error(f"--{name} is for --device {device}")
     names = ["pf", *(f"vf{number}" for number in range(1, options.total_vfs + 1))]
@@ -284,6 +298,7 @@ def _serve(
             queues=options.queues,
             backends=backends,
             context_opcodes=options.context_opcodes,
+            legacy=options.legacy,
             strict=options.strict,
             without=options.without,
             delays=Delays(

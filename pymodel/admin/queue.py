@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pymodel.admin.capabilities import capability_commands
 from pymodel.admin.context_commands import context_commands
 from pymodel.admin.dispatch import Call, Dispatcher, GroupCommand, MemberCommand, Owner, Reply, Table
+from pymodel.admin.legacy_commands import LEGACY_COMMANDS
 from pymodel.admin.lists import LONGEST_LIST, Lists
 from pymodel.admin.parts_commands import parts_commands
 from pymodel.admin.resources import Resources
@@ -60,9 +61,9 @@ class AdminQueue:
     """A `pymodel.memory.Consumer` for the admin queues of `owner`.
 
     `wake` has `service` called soon on the owner's thread; any thread may call it. `context_opcodes` is
-    where the draft's commands begin, None without them. With `rules` what the driver sends is checked, which
-    changes nothing else. All methods are called with the owner's lock held;
-    a member's lock is taken within it.
+    where the draft's commands begin, None without them; `legacy`: members have a legacy interface. With
+    `rules` what the driver sends is checked, which changes nothing else. All methods are called with the
+    owner's lock held; a member's lock is taken within it.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class AdminQueue:
         wake: Callable[[], None],
         *,
         context_opcodes: int | None = 0x40,
+        legacy: bool = False,
         strict: bool = False,
         log: logging.Logger | None = None,
         rules: Rules | None = None,
@@ -92,6 +94,7 @@ class AdminQueue:
             spec.GROUP_SRIOV: {
                 **lists,
                 **({} if strict else capabilities),
+                **(LEGACY_COMMANDS if legacy else {}),
                 **parts_commands(self._resources),
                 **context_commands(context_opcodes),
             },

@@ -14,6 +14,7 @@ from typing import Final
 
 from pymodel.admin.context_rules import CONTEXT_RULES
 from pymodel.admin.dispatch import MemberCommand
+from pymodel.admin.legacy_rules import ACCESSES, LEGACY_RULES
 from pymodel.admin.parts_rules import PARTS_RULES
 from pymodel.admin.rule import Rule, Sent
 from pymodel.host import NOBODY, RULE_BROKEN, Observer
@@ -51,7 +52,10 @@ def _no_member(sent: Sent) -> str:
 
 
 def _odd_length(sent: Sent) -> str:
-    # The bytes of a context are as many as they are; the draft knows no padding for them.
+    # The bytes of a context are as many as they are; the draft knows no padding for them. So are those of a
+    # register.
+    if sent.member is not None and sent.call.opcode in ACCESSES:
+        return ""
     readable = 0 if sent.context == spec.CTX_WRITE else sent.call.readable.length
     writable = 0 if sent.context == spec.CTX_READ else sent.call.writable.length
     if readable % _UNIT or writable % _UNIT:
@@ -80,6 +84,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "P-DRV-08": Rule("SHOULD", "the readable part holds the whole header", _short),
     "P-DRV-10": Rule("MUST", "order commands for one member across admin queues", _unordered),
     **PARTS_RULES,
+    **LEGACY_RULES,
 }
 
 

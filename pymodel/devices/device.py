@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from pymodel.memory import Consumer
 from pymodel.migration.parts import PartsOfType
 from pymodel.migration.state import DeviceField, Mark
@@ -147,6 +149,20 @@ class Device(Consumer, PartsOfType, Protocol):
 
         What no field mentions stays as it is. All queues were dropped.
         """
+        ...
+
+
+@runtime_checkable
+class Transitional(Protocol):
+    """A device type that legacy drivers know too. One of them drives it where VERSION_1 was not agreed."""
+
+    @property
+    def config_layout(self) -> np.dtype[np.void]:
+        """The fields of the configuration structure."""
+        ...
+
+    def write_legacy_config(self, offset: int, data: bytes) -> None:
+        """A legacy driver writes to one field of the configuration; what it may not write is dropped."""
         ...
 
 

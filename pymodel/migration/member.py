@@ -21,6 +21,7 @@ from typing import Any
 from pymodel.errors import GuestError, InvalidCommand, InvalidField
 from pymodel.host import MODE_CHANGED, NOBODY, Observer
 from pymodel.memory import Segments
+from pymodel.migration.legacy_access import LegacyAccess
 from pymodel.migration.member_parts import MemberParts
 from pymodel.migration.migratable import Migratable
 from pymodel.migration.reading import Reading
@@ -87,6 +88,11 @@ class Member:
     def active(self) -> bool:
         """The function's gate: whether it may fetch, and send interrupts (DEV-13, DEV-14, DEV-22, DEV-23)."""
         return self.mode == spec.MODE_ACTIVE and not self._stopping
+
+    @property
+    def legacy(self) -> LegacyAccess | None:
+        """See `Migratable`."""
+        return self._function.legacy
 
     @property
     def partial(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from pymodel.migration.legacy_access import LegacyAccess
 from pymodel.migration.parts import PartsOfType
 from pymodel.migration.state import FunctionState, Mark
 
@@ -43,6 +44,11 @@ class Migratable(Protocol):
     @property
     def content_size(self) -> int:
         """Bytes of content that the device holds (a disk's size), else 0: bounds what a context may stage."""
+        ...
+
+    @property
+    def legacy(self) -> LegacyAccess | None:
+        """What a legacy driver's accesses reach, where one can come."""
         ...
 
     @property

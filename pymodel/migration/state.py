@@ -91,6 +91,12 @@ class FunctionState:
         return replace(self, queues=[replace(queue) for queue in self.queues], device=list(self.device))
 
     @property
+    def legacy(self) -> bool:
+        """Whether a legacy driver runs it: no other begins without FEATURES_OK."""
+        begun = self.device_status & virtio.STATUS_DRIVER_OK or any(queue.enable for queue in self.queues)
+        return bool(begun) and not self.device_status & virtio.STATUS_FEATURES_OK
+
+    @property
     def packed(self) -> bool:
         """Whether the driver's rings are packed ones."""
         return bool(self.driver_features >> virtio.F_RING_PACKED & 1)

@@ -1,6 +1,7 @@
 """One PCI function: its configuration space, its BARs, its gate, its interrupts, its resets.
 
-BAR 0 holds the virtio structures, BAR 2 the MSI-X table and pending bits. The owner's `lock` is held in
+BAR 0 holds the virtio structures (BAR 4 where legacy drivers may come), BAR 2 the MSI-X table and pending
+bits. The owner's `lock` is held in
 every call; nothing here blocks.
 """
 
@@ -14,9 +15,10 @@ from types import MappingProxyType
 from typing import Any
 
 from pymodel.admin.rules import Rules
-from pymodel.devices.device import Device
+from pymodel.devices.device import Device, Transitional
 from pymodel.host import FUNCTION_ATTACHED, FUNCTION_DETACHED, NOBODY, Host, Observer
 from pymodel.memory import Consumer
+from pymodel.migration.legacy_access import LegacyAccess
 from pymodel.migration.member import MODE_NAMES, Dialect, Member
 from pymodel.migration.parts import PartsOfType
 from pymodel.migration.state import FunctionState, Mark
@@ -25,9 +27,10 @@ from pymodel.pci.config_space import ConfigSpace, Identity
 from pymodel.pci.express import Express
 from pymodel.pci.gate import Gate
 from pymodel.pci.interrupts import Interrupts
+from pymodel.pci.legacy_interface import LegacyInterface
 from pymodel.pci.msix import MsiX
 from pymodel.pci.power import D0, PowerManagement
-from pymodel.pci.virtio_bar import VIRTIO_BAR, VirtioBar
+from pymodel.pci.virtio_bar import VirtioBar
 from pymodel.pci.virtio_capabilities import PciCfgCapability
 from pymodel.spec import context, pci, virtio_pci
 from pymodel.transport import saved_state
@@ -51,7 +54,8 @@ class Delays:
 class Function:
     """A function with a virtio device: a VF as it stands, a PF with what `PhysicalFunction` adds.
 
-    `member` is set for a VF: its mode is part of the gate. `rules` is there if drivers are checked.
+    `member` is set for a VF: its mode is part of the gate. `rules` is there if drivers are checked. With
+    `transitional` legacy drivers may come too; raises ValueError for a device type that they do not know.
     """
 
     has_intx = False
@@ -70,6 +74,7 @@ class Function:
         strict: bool = False,
         extended: Mapping[int, Capability] = MappingProxyType({}),
         is_member: bool = True,
+        transitional: bool = False,
         observer: Observer = NOBODY,
         rules: Rules | None = None,
     ) -> None:
@@ -96,13 +101,23 @@ class Function:
             features=features,
             without=without,
             strict=strict,
+            transitional=transitional,
             io_delay=delays.io,
             reset_delay=delays.reset,
             log=self.log,
         )
         self.interrupts = Interrupts(self.transport, self.msix, self.gate, has_intx=self.has_intx)
-        self._virtio = VirtioBar(self.transport, self._check_config_access)
-        self.bars = {VIRTIO_BAR: self._virtio.size, MSIX_BAR: self.msix.bar_size}
+        self._legacy: LegacyInterface | None = None
+        if transitional:
+            if not isinstance(device, Transitional):
+                raise ValueError(f"there are no legacy drivers for devices of type {device.virtio_id} here")
+            self._legacy = LegacyInterface(
+                self.transport, device, self.msix, self._power, self._check_config_access
+            )
+        self._virtio = VirtioBar(
+            self.transport, self._check_config_access, self._legacy.notify if self._legacy else None
+        )
+        self.bars = {self._virtio.index: self._virtio.size, MSIX_BAR: self.msix.bar_size}
         self._express = Express(self._start_flr)
         self._window = PciCfgCapability(self)
         self.config = ConfigSpace(
@@ -283,7 +298,7 @@ class Function:
             return b"\xff" * length
         if bar == MSIX_BAR:
             return self.msix.bar_read(offset, length)
-        if bar != VIRTIO_BAR:
+        if bar != self._virtio.index:
             return b"\xff" * length
         data = self._virtio.read(offset, length)
         # The client lowers INTx after each access; it is still high if the ISR was not read.
@@ -296,7 +311,7 @@ class Function:
             return
         if bar == MSIX_BAR:
             self.msix.bar_write(offset, data)
-        elif bar == VIRTIO_BAR:
+        elif bar == self._virtio.index:
             self._virtio.write(offset, data, frozen=self.frozen)
             self.interrupts.assert_intx()
 
@@ -379,6 +394,11 @@ class Function:
     def content_size(self) -> int:
         """See `Migratable`."""
         return self.transport.device.content_size
+
+    @property
+    def legacy(self) -> LegacyAccess | None:
+        """See `Migratable`."""
+        return self._legacy
 
     @property
     def in_transition(self) -> bool:

@@ -29,8 +29,8 @@ ADMIN_QUEUE_SIZE = 1024
 class PhysicalFunction(Function):
     """The owner of the SR-IOV group.
 
-    `make_vf` builds VF n; `vfs` holds those that VF Enable and NumVFs call for. `on_vfs_changed` is called
-    after `served` changed, with this function's lock held.
+    `make_vf` builds VF n, with a legacy interface if `legacy` is set; `vfs` holds those that VF Enable and
+    NumVFs call for. `on_vfs_changed` is called after `served` changed, with this function's lock held.
 
     With `slots` SR-IOV is for a guest: clients of VFs are there before the VFs are. `ecam_address` is where
     the guest's ECAM is, 0 to find that out, None not to use it.
@@ -48,6 +48,7 @@ class PhysicalFunction(Function):
         total_vfs: int,
         vf_bars: Mapping[int, int],
         context_opcodes: int | None,
+        legacy: bool,
         strict: bool,
         slots: VfSlots | None = None,
         ecam_address: int | None = None,
@@ -62,7 +63,9 @@ class PhysicalFunction(Function):
         self.on_vfs_changed: Callable[[], None] | None = None
         routing = guest_routing(total_vfs) if slots else OWNER_ROUTING
         self._ecam = Ecam(ecam_address or None, self) if slots and ecam_address is not None else None
-        self.admin = AdminQueue(self, self.wake, context_opcodes=context_opcodes, strict=strict, rules=rules)
+        self.admin = AdminQueue(
+            self, self.wake, context_opcodes=context_opcodes, legacy=legacy, strict=strict, rules=rules
+        )
         self._sriov = (
             SriovCapability(
                 total_vfs,

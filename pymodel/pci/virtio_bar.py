@@ -11,10 +11,13 @@ from pymodel.transport.common_config import CommonConfig
 from pymodel.transport.transport import Transport
 
 VIRTIO_BAR: Final = 0
+LEGACY_VIRTIO_BAR: Final = 4
+"""Where legacy drivers may come: their own registers are to be found in the BAR 0 that they are shown."""
 COMMON_AT: Final = 0x0000
 ISR_AT: Final = 0x1000
 DEVICE_AT: Final = 0x2000
 NOTIFY_AT: Final = 0x3000
+LEGACY_NOTIFY_AT: Final = 0x4000
 _PAGE: Final = 0x1000
 
 NOTIFY_MULTIPLIER: Final = 4
@@ -24,13 +27,20 @@ NOTIFY_MULTIPLIER: Final = 4
 class VirtioBar:
     """What a client's accesses to the structures of `transport` do.
 
-    `device_accessed` is told of a "read" or "write" of device configuration. Raises ValueError for more
-    queues than have an address in the notify structure.
+    `device_accessed` is told of a "read" or "write" of device configuration. With `legacy_notify`, which gets
+    what is written to `LEGACY_NOTIFY_AT`, the BAR is another one. Raises ValueError for more queues than have
+    an address in the notify structure.
     """
 
-    size = 0x4000
-
-    def __init__(self, transport: Transport, device_accessed: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        device_accessed: Callable[[str], None],
+        legacy_notify: Callable[[bytes], None] | None,
+    ) -> None:
+        self.index = VIRTIO_BAR if legacy_notify is None else LEGACY_VIRTIO_BAR
+        self.size = 0x4000 if legacy_notify is None else 0x8000
+        self._legacy_notify = legacy_notify
         self._transport = transport
         self._common = CommonConfig(transport).registers
         self._device_accessed = device_accessed
@@ -47,7 +57,7 @@ class VirtioBar:
             ("device", virtio_pci.CAP_DEVICE_CFG, DEVICE_AT, self._transport.config_length, None),
         )
         return tuple(
-            VirtioCapability(name, kind, VIRTIO_BAR, at, length, multiplier)
+            VirtioCapability(name, kind, self.index, at, length, multiplier)
             for name, kind, at, length, multiplier in rows
         )
 
@@ -74,6 +84,9 @@ class VirtioBar:
             index, rest = divmod(at, NOTIFY_MULTIPLIER)
             if not rest:
                 self._transport.kick(index, data)
+        elif structure == LEGACY_NOTIFY_AT:
+            if self._legacy_notify is not None and at == 0:
+                self._legacy_notify(data)
         elif self._transport.resetting:
             return
         elif structure == COMMON_AT:

@@ -29,6 +29,7 @@ class VirtualFunction(Function):
         vf_memory: Callable[[], bool],
         without: Iterable[str] = (),
         strict: bool = False,
+        transitional: bool = False,
         observer: Observer = NOBODY,
         rules: Rules | None = None,
     ) -> None:
@@ -41,6 +42,7 @@ class VirtualFunction(Function):
             delays=delays,
             without=without,
             strict=strict,
+            transitional=transitional,
             observer=observer,
             rules=rules,
         )

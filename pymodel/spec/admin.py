@@ -60,6 +60,13 @@ DEV_PARTS_GET = 0x000F
 DEV_PARTS_SET = 0x0010
 DEV_MODE_SET = 0x0011
 
+# Data of the commands that access a legacy driver's registers; what is to be written follows.
+LEGACY_ACCESS = np.dtype([("offset", "u1"), ("reserved", "u1", (7,))])
+LEGACY_NOTIFY_ENTRY = np.dtype([("flags", "u1"), ("bar", "u1"), ("padding", "u1", (6,)), ("offset", "<u8")])
+LEGACY_NOTIFY_ENTRIES = 4
+LEGACY_NOTIFY_OWNER = 1
+LEGACY_NOTIFY_MEMBER = 2
+
 # Data of the capability commands begins with this.
 CAP = np.dtype([("id", "<u2"), ("reserved", "u1", (6,))])
 

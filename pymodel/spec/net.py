@@ -87,6 +87,8 @@ HEADER = np.dtype(
     ]
 )
 HEADER_HASH = np.dtype([("hash_value", "<u4"), ("hash_report", "<u2"), ("padding_reserved", "<u2")])
+# A legacy driver has the first one without num_buffers, but with MRG_RXBUF.
+LEGACY_HEADER_SIZE = 10
 HDR_F_NEEDS_CSUM = 1
 HDR_F_DATA_VALID = 2
 GSO_NONE = 0

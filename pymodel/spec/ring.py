@@ -15,6 +15,9 @@ AVAIL_F_NO_INTERRUPT = 1
 USED_F_NO_NOTIFY = 1
 USED_ELEM = np.dtype([("id", "<u4"), ("len", "<u4")])
 
+# Of a legacy driver's queue: what its address is counted in, and what its used ring is aligned to.
+LEGACY_PAGE = 4096
+
 # Offsets in the available and the used ring: flags, idx, ring[], then the event word.
 RING_FLAGS = 0
 RING_IDX = 2

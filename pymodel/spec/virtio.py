@@ -12,6 +12,8 @@ STATUS_FEATURES_OK = 8
 STATUS_DEVICE_NEEDS_RESET = 64
 STATUS_FAILED = 128
 
+# Only legacy drivers know this one ("Legacy Interface: Reserved Feature Bits").
+F_ANY_LAYOUT = 27
 F_INDIRECT_DESC = 28
 F_EVENT_IDX = 29
 F_VERSION_1 = 32
@@ -24,6 +26,9 @@ F_NOTIFICATION_DATA = 38
 F_NOTIF_CONFIG_DATA = 39
 F_RING_RESET = 40
 F_ADMIN_VQ = 41
+
+LEGACY_FEATURES = 0xFFFFFFFF
+"""Those that a legacy driver can see and take."""
 
 ID_NET = 1
 ID_BLOCK = 2

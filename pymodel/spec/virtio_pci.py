@@ -54,6 +54,24 @@ COMMON_CFG = np.dtype(
     ]
 )
 
+# "Legacy Interfaces: A Note on PCI Device Layout"; the two vectors are there while MSI-X is enabled.
+LEGACY_CFG = np.dtype(
+    [
+        ("device_features", "<u4"),
+        ("driver_features", "<u4"),
+        ("queue_address", "<u4"),
+        ("queue_size", "<u2"),
+        ("queue_select", "<u2"),
+        ("queue_notify", "<u2"),
+        ("device_status", "u1"),
+        ("isr_status", "u1"),
+        ("config_msix_vector", "<u2"),
+        ("queue_msix_vector", "<u2"),
+    ]
+)
+LEGACY_CFG_SIZE = 20
+"""Without those vectors."""
+
 NO_VECTOR = 0xFFFF
 
 ISR_QUEUE = 1

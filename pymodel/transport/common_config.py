@@ -35,10 +35,6 @@ class CommonConfig:
             return None
         return queue
 
-    def _vector(self, value: int) -> int:
-        """A vector that does not exist cannot be mapped, which reads back as NO_VECTOR."""
-        return value if value < self._transport.bus.msix_vectors else NO_VECTOR
-
     def read_device_feature_select(self) -> int:
         return self._transport.device_feature_select
 
@@ -72,8 +68,7 @@ class CommonConfig:
         return self._transport.config_vector
 
     def write_config_msix_vector(self, value: int) -> None:
-        self._transport.config_vector = self._vector(value)
-        self._transport.bus.interrupts_owed()
+        self._transport.map_configuration(value)
 
     def read_num_queues(self) -> int:
         return self._transport.num_queues
@@ -109,8 +104,7 @@ class CommonConfig:
     def write_queue_msix_vector(self, value: int) -> None:
         queue = self._queue()
         if queue:
-            queue.vector = self._vector(value)
-            self._transport.bus.interrupts_owed()
+            self._transport.map_queue(queue, value)
 
     def read_queue_enable(self) -> int:
         queue = self._queue()

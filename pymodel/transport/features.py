@@ -20,6 +20,11 @@ OPTIONAL: Mapping[str, int] = {
 }
 
 
+def legacy_features(offered: int) -> int:
+    """What a legacy driver is offered by a device that offers others this."""
+    return (offered | 1 << virtio.F_ANY_LAYOUT) & virtio.LEGACY_FEATURES
+
+
 def ring_features(without: Iterable[str] = (), *, in_order: bool = True) -> int:
     """What is offered, but for the names in `without`. `in_order`: whether requests finish in their order.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pymodel.errors import InvalidField
 from pymodel.migration.state import FunctionState, Mark
 from pymodel.spec import virtio, virtio_pci
+from pymodel.transport.features import legacy_features
 from pymodel.transport.transport import Transport
 
 
@@ -34,15 +35,22 @@ def check(transport: Transport, state: FunctionState) -> None:
     """Raise `InvalidField`, with the reason, for a state that the function cannot be in."""
     if state.virtio_id != transport.device.virtio_id:
         raise InvalidField(f"device type {state.virtio_id}, here it is {transport.device.virtio_id}")
-    extra = state.driver_features & ~transport.offered
+    features_ok = state.device_status & virtio.STATUS_FEATURES_OK
+    legacy = transport.transitional and not features_ok
+    if state.legacy and not legacy:
+        raise InvalidField("it runs without FEATURES_OK, as by a legacy driver, and none can come here")
+    offered = legacy_features(transport.offered) if legacy else transport.offered
+    if not state.legacy:
+        # A legacy driver that has not begun yet cannot be told from another one.
+        offered |= transport.offered
+    extra = state.driver_features & ~offered
     if extra:
         raise InvalidField(f"driver features {extra:#x} are not offered here")
-    features_ok = state.device_status & virtio.STATUS_FEATURES_OK
-    if not transport.legal_status(state.device_status):
+    if not transport.legal_status(state.device_status, legacy=legacy):
         raise InvalidField(f"no driver can have reached device status {state.device_status:#x}")
     if features_ok and not state.driver_features >> virtio.F_VERSION_1 & 1:
         raise InvalidField("FEATURES_OK without VERSION_1")
-    if features_ok and (reason := transport.device.acceptable(state.driver_features)):
+    if (features_ok or state.legacy) and (reason := transport.device.acceptable(state.driver_features)):
         raise InvalidField(f"driver features {state.driver_features:#x}: {reason}")
     if state.num_queues != transport.num_queues:
         raise InvalidField(f"{state.num_queues} queues, here there are {transport.num_queues}")
@@ -51,8 +59,6 @@ def check(transport: Transport, state: FunctionState) -> None:
         queue = transport.queues.get(entry.index)
         if queue is None:
             raise InvalidField(f"queue {entry.index} does not exist here")
-        if entry.enable and not features_ok:
-            raise InvalidField(f"queue {entry.index} is enabled before FEATURES_OK")
         queue.check(entry, state.driver_features)
         vectors.append(entry.msix_vector)
     for vector in vectors:

@@ -33,6 +33,14 @@ LENIENT: Final[Mapping[int, int]] = {
     STATUS_FAILED: 0,
 }
 
+# What a legacy driver may set: it knows no FEATURES_OK ("Legacy Interface: Device Initialization").
+LEGACY: Final[Mapping[int, int]] = {
+    STATUS_ACKNOWLEDGE: 0,
+    STATUS_DRIVER: 0,
+    STATUS_DRIVER_OK: 0,
+    STATUS_FAILED: 0,
+}
+
 NAMES = {
     STATUS_ACKNOWLEDGE: "ACKNOWLEDGE",
     STATUS_DRIVER: "DRIVER",

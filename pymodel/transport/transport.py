@@ -31,7 +31,11 @@ class Transport:
     """Everything that a device reset resets. `admin` is the PF's admin queue, after the device's queues.
 
     `without` names features of the rings that are not offered. `strict` refuses a status that a driver builds
-    up in another order than the standard's; otherwise that is taken. Raises ValueError for an unknown name.
+    up in another order than the standard's; otherwise that is taken. `transitional`: legacy drivers may come
+    too. Raises ValueError for an unknown name.
+
+    `legacy` says that one has, from its first write on until a reset. It does without FEATURES_OK, and may
+    use queues before DRIVER_OK (`used_early`).
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Transport:
         features: int = 0,
         without: Iterable[str] = (),
         strict: bool = False,
+        transitional: bool = False,
         io_delay: float = 0,
         reset_delay: float = 0,
         log: logging.Logger,
@@ -51,6 +56,7 @@ class Transport:
         self.device = device
         self.bus = bus
         self.log = log
+        self.transitional = transitional
         self._reset_delay = reset_delay
         self._prerequisites = machine.STRICT if strict else machine.LENIENT
         self._departure_told = False
@@ -78,6 +84,8 @@ class Transport:
     def _clear(self) -> None:
         self._resetting = None
         self.status = 0
+        self.legacy = False
+        self.used_early = False
         # What the driver selected in the common configuration.
         self.device_feature_select = 0
         self.driver_feature_select = 0
@@ -119,15 +127,14 @@ class Transport:
             self._begin_reset(self._reset_delay if self.status else 0)
             return
         before = self.status
-        added = machine.settable(self.status, value, self._prerequisites)
-        self._look_for_departure(value, added)
+        added = machine.settable(self.status, value, machine.LEGACY if self.legacy else self._prerequisites)
+        if not self.legacy:
+            self._look_for_departure(value, added)
         if added & virtio.STATUS_FEATURES_OK and not self._acceptable():
             added &= ~(virtio.STATUS_FEATURES_OK | virtio.STATUS_DRIVER_OK)
         self.status |= added
         if added & virtio.STATUS_FEATURES_OK:
-            self.device.negotiated(self.accepted)
-            for queue in self.queues.values():
-                queue.negotiated(self.accepted)
+            self.agree(self.accepted)
         if self.status != before:
             self.log.info("driver status %s, features %#x", machine.describe(self.status), self.accepted)
             self._tell_status(before)
@@ -150,9 +157,9 @@ class Transport:
             taken,
         )
 
-    def legal_status(self, status: int) -> bool:
+    def legal_status(self, status: int, *, legacy: bool) -> bool:
         """Whether a driver can have brought this function's status to that, DEVICE_NEEDS_RESET aside."""
-        return machine.legal(status, self._prerequisites)
+        return machine.legal(status, machine.LEGACY if legacy else self._prerequisites)
 
     def _begin_reset(self, delay: float) -> None:
         if self.status:
@@ -183,8 +190,15 @@ class Transport:
 
     def accept(self, features: int) -> None:
         """Take what the driver writes as its features, until it sets FEATURES_OK."""
-        if not self.status & virtio.STATUS_FEATURES_OK:
+        if not self.status & virtio.STATUS_FEATURES_OK and not self.legacy:
             self.accepted = features
+
+    def agree(self, features: int) -> None:
+        """The features are settled. No queue is enabled yet."""
+        self.accepted = features
+        self.device.negotiated(self.accepted)
+        for queue in self.queues.values():
+            queue.negotiated(self.accepted)
 
     def accept_unknown(self, word: int, value: int) -> None:
         """Take a word that no feature is in: while any of those is not 0, FEATURES_OK will not hold."""
@@ -206,6 +220,23 @@ class Transport:
         if reason:
             self.log.warning("features %#x refused: %s", self.accepted, reason)
         return not reason
+
+    # -- vectors ---------------------------------------------------------------------------------------
+
+    def map_configuration(self, vector: int) -> None:
+        """Have configuration changes signalled by an MSI-X vector. One that does not exist cannot be mapped,
+        which reads back as NO_VECTOR.
+        """
+        self.config_vector = self._existing(vector)
+        self.bus.interrupts_owed()
+
+    def map_queue(self, queue: Virtqueue, vector: int) -> None:
+        """The same for a queue."""
+        queue.vector = self._existing(vector)
+        self.bus.interrupts_owed()
+
+    def _existing(self, vector: int) -> int:
+        return vector if vector < self.bus.msix_vectors else virtio_pci.NO_VECTOR
 
     # -- queues ----------------------------------------------------------------------------------------
 
@@ -246,11 +277,8 @@ class Transport:
     @property
     def running(self) -> bool:
         """Whether the driver has set the device going and nothing broke since."""
-        return (
-            self.status & (virtio.STATUS_DRIVER_OK | virtio.STATUS_DEVICE_NEEDS_RESET)
-            == virtio.STATUS_DRIVER_OK
-            and self._resetting is None
-        )
+        begun = self.used_early or self.status & virtio.STATUS_DRIVER_OK
+        return bool(begun) and not self.status & virtio.STATUS_DEVICE_NEEDS_RESET and self._resetting is None
 
     @property
     def waits(self) -> Sequence[tuple[int, int]]:
@@ -374,6 +402,7 @@ class Transport:
         self._clear()
         self.status = state.device_status
         self.accepted = state.driver_features
+        self.legacy = state.legacy
         self.device_feature_select = state.device_feature_select
         self.driver_feature_select = state.driver_feature_select
         self.queue_select = state.queue_select

@@ -17,6 +17,7 @@ import numpy as np
 from pymodel.admin.queue import AdminQueue
 from pymodel.errors import InvalidField, MemoryFault
 from pymodel.memory import Buffer, Bytes, GuestMemory, Segments
+from pymodel.migration.legacy_access import LegacyAccess
 from pymodel.migration.member import Member
 from pymodel.migration.parts import Part
 from pymodel.migration.state import DeviceField, FunctionState, Mark, QueueState
@@ -129,6 +130,7 @@ class FakeFunction:
     table: bytes = b"table"
     mac: bytes = b"\x02\0\0\0\0\x01"
     in_transition: bool = False
+    legacy: LegacyAccess | None = None
     outstanding: int = 0
     quiet: bool | Exception = True
     restored: int = 0

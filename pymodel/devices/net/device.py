@@ -18,7 +18,7 @@ from pymodel.devices.net.counters import NetCounters
 from pymodel.devices.net.filter import ReceiveFilter
 from pymodel.devices.net.port import NetBackend
 from pymodel.devices.net.receive import Receiver
-from pymodel.devices.net.settings import Settings, default_mac
+from pymodel.devices.net.settings import Settings, default_mac, is_unicast
 from pymodel.devices.net.transmit import Transmitter
 from pymodel.errors import BrokenQueue
 from pymodel.memory import Buffer
@@ -49,6 +49,7 @@ class NetDevice:
 
     virtio_id = virtio.ID_NET
     class_code = 0x020000  # network controller, Ethernet
+    config_layout = net.CONFIG
     config_length = net.CONFIG.itemsize
     content_size = 0
     in_order = True
@@ -80,6 +81,7 @@ class NetDevice:
         self._running = False
         self._moved = False
         self._refusals = 0
+        self._written_mac = bytearray(settings.mac)
         self._announcer.reset()
         self._transmitter.reset()
         for pair in range(self._pairs):
@@ -167,6 +169,20 @@ class NetDevice:
 
     def write_config(self, offset: int, data: bytes) -> None:
         """The driver may write none of it."""
+
+    def write_legacy_config(self, offset: int, data: bytes) -> None:
+        """See `Transitional`: the address, which counts once its last byte is written ("Legacy Interface:
+        Setting MAC Address Filtering"). One that no function can have is dropped.
+        """
+        end = offset + len(data)
+        if end > net.MAC_SIZE:
+            return
+        self._written_mac[offset:end] = data
+        mac = bytes(self._written_mac)
+        if end == net.MAC_SIZE and is_unicast(mac):
+            self._apply(replace(self._settings, mac=mac))
+            assert self._notifier is not None
+            self._notifier.config_set()
 
     @property
     def _link_is_up(self) -> bool:

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from pymodel.spec import net
+from pymodel.spec import net, virtio
 
 SIZE: Final = net.HEADER.itemsize
+LEGACY_SIZE: Final = net.LEGACY_HEADER_SIZE
 HASHED_SIZE: Final = SIZE + net.HEADER_HASH.itemsize
 EMPTY: Final = bytes(SIZE)
 
@@ -87,7 +88,17 @@ def checked(raw: bytes, length: int, features: int, direction: Direction) -> byt
     return _HEADER.pack(kept, gso, min(hdr_len, length), gso_size, start, offset, 0)
 
 
+def size(features: int) -> int:
+    """Bytes of header in front of each frame, both ways, for a driver with these features."""
+    if features >> net.F_HASH_REPORT & 1:
+        return HASHED_SIZE
+    return SIZE if features & (1 << virtio.F_VERSION_1 | 1 << net.F_MRG_RXBUF) else LEGACY_SIZE
+
+
 def received(header: bytes, buffers: int, found: tuple[int, int] | None) -> bytes:
-    """A header as the driver gets it: over how many buffers, and (hash value, hash report) if wanted."""
+    """A header as the driver gets it: over how many buffers, and (hash value, hash report) if wanted.
+
+    A driver with `LEGACY_SIZE` gets the first bytes of it.
+    """
     whole = header[:_COUNT_AT] + _COUNT.pack(buffers)
     return whole if found is None else whole + _HASH.pack(*found, 0)

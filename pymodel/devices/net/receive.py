@@ -76,7 +76,7 @@ class Receiver:
         self._features = features
         self._merge = bool(features >> net.F_MRG_RXBUF & 1)
         self._report = bool(features >> net.F_HASH_REPORT & 1)
-        self.header_size = net_header.HASHED_SIZE if self._report else net_header.SIZE
+        self.header_size = net_header.size(features)
         self._longest = None if mtu is None else mtu + net.ETHERNET_HEADER
 
     def steer(self, settings: Settings) -> None:
@@ -218,7 +218,7 @@ class Receiver:
 
     def _put(self, entry: _Held, buffers: list[Buffer], total: int) -> None:
         """Write header and frame over `buffers`, and complete them."""
-        header = net_header.received(entry.header, len(buffers), entry.found)
+        header = net_header.received(entry.header, len(buffers), entry.found)[: self.header_size]
         body = entry.frame[net_header.SIZE :]
         if len(buffers) == 1:
             if total <= _SMALL:

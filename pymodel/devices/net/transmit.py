@@ -63,7 +63,8 @@ class Transmitter:
         if not net.ETHERNET_HEADER <= length <= FRAME_MAX - net_header.SIZE:
             self._refuse(buffer, "tx-dropped-length")
             return
-        raw = readable.read(0, net_header.SIZE)
+        # A legacy driver's ends before the last field, which says nothing here.
+        raw = readable.read(0, min(start, net_header.SIZE)).ljust(net_header.SIZE, b"\0")
         header = net_header.checked(raw, length, self._features, net_header.TRANSMIT)
         if header is None:
             self._refuse(buffer, "tx-dropped-header")

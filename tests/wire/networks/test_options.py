@@ -225,6 +225,7 @@ def test_frames_that_nobody_takes_cost_nothing(
     [
         (["--device", "blk", "--net", "none"], "--net is for --device net"),
         (["--device", "blk", "--mtu", "1500"], "--mtu is for --device net"),
+        (["--device", "blk", "--legacy"], "--legacy is for --device net"),
         (["--device", "net", "--disk", "ram:1M"], "--disk is for --device blk"),
         (["--device", "net", "--net", "wire"], "give switch, none, tap:NAME"),
         (["--device", "net", "--net", "stream:a,b"], "give switch, none, tap:NAME"),
