@@ -17,11 +17,12 @@ COMMAND = 0x04
 CACHE_LINE_SIZE = 0x0C
 CAPABILITIES = 0x34
 INTERRUPT_LINE = 0x3C
+BARS = range(pci.BAR_FIRST, pci.BAR_END, 4)
 HEADER_WORDS = (
     0,
     COMMAND,
     CACHE_LINE_SIZE,
-    *range(pci.BAR_FIRST, pci.BAR_END, 4),
+    *BARS,
     ROM_ADDRESS,
     CAPABILITIES,
     0x3C,
@@ -124,6 +125,13 @@ class PciState:
                     f"at {address} is {identity & 0xFFFF:04x}:{identity >> 16:04x}, at the source there was"
                     f" {expected}: start the destination with the source's options"
                 )
+            taken = PciState(address, {}, {}, bytearray())
+            taken._read_words(qtest, BARS)
+            if any(taken.words[offset] != self.words[offset] for offset in BARS):
+                raise PciStateError(
+                    f"the function at {address} has other BARs than at the source: start both servers with"
+                    " the same options (--legacy)"
+                )
             if place and answers[-1].to_bytes(place[1]) != self.table:
                 raise PciStateError(
                     f"the BARs of {address} do not answer: the bridges above it differ from the source's"
@@ -147,7 +155,7 @@ class PciState:
         """(offset, size) of what is written before the MSI-X table, in order: the command register opens the
         BARs.
         """
-        registers = [(offset, 4) for offset in (*range(pci.BAR_FIRST, pci.BAR_END, 4), ROM_ADDRESS)]
+        registers = [(offset, 4) for offset in (*BARS, ROM_ADDRESS)]
         registers += [(CACHE_LINE_SIZE, 1), (INTERRUPT_LINE, 1)]
         express = self.capabilities.get(pci.CAP_ID_EXPRESS)
         if express is not None:
