@@ -120,7 +120,7 @@ static void take_request(struct driver *driver, unsigned queue, unsigned slot, u
     bool write = request->header.type == VIRTIO_BLK_T_OUT;
     uint32_t expected = write ? 1 : BLOCK + 1;
     if (request->status != VIRTIO_BLK_S_OK || length != expected)
-        fault("request", block, expected, request->status == VIRTIO_BLK_S_OK ? length : UINT64_C(1000) + request->status);
+        fault("request", block, expected, length + UINT64_C(1000000) * request->status);
     if (write) {
         disk.version[block] = disk.data[slot][1];
         disk.uncertain[block] = 0;

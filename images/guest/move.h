@@ -194,10 +194,10 @@ static void move_to(struct driver *driver, unsigned where, bool precopy)
     close_stream(target);
     set_interrupts(source, false);
     set_command(source, PCI_COMMAND_MEMORY);
-    if (renew && refused("reset", reset_function(source)))
-        return;
     driver->at = where;
     moves++;
+    if (renew && refused("reset", reset_function(source)))
+        return;
     drain(driver);
     compare_registers(driver);
     snprintf(told + strlen(told), sizeof told - strlen(told), ",\"stopped_ms\":%.1f,\"all_ms\":%.1f",

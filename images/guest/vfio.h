@@ -105,7 +105,8 @@ static uint64_t region_of(struct function *function, uint32_t index, uint8_t **m
     if (ioctl(function->device, VFIO_DEVICE_GET_REGION_INFO, &region) != 0)
         err(2, "%s has no region %u", function->address, index);
     if (mapped != NULL && region.flags & VFIO_REGION_INFO_FLAG_MMAP) {
-        void *memory = mmap(NULL, region.size, PROT_READ | PROT_WRITE, MAP_SHARED, function->device, (off_t)region.offset);
+        void *memory =
+            mmap(NULL, region.size, PROT_READ | PROT_WRITE, MAP_SHARED, function->device, (off_t)region.offset);
         *mapped = memory == MAP_FAILED ? NULL : memory;
     }
     return region.offset;

@@ -11,7 +11,7 @@
  *   --master-last  a function may not use the bus before it runs
  *   --plain        a stream's optional parts are left out
  *
- * The driver is in this program, its queues in memory that all the functions reach at the same addresses. Its device is the
+ * The driver is in this program, its queues in memory that all functions reach at the same addresses. Its device is the
  * first one, until it moves. Steps are taken one after the other:
  *
  *   io=N        until N more requests, or frames of either direction, are answered and found to be right; as many as DEPTH
@@ -28,11 +28,11 @@
  *   save=FILE   takes all that the device's stream has now into a file; load=FILE: the other way round
  *   reset       of the device, in whatever state it is; the driver starts anew
  *
- * Lines on stdout are JSON: a "start", a "step" for each of them, perhaps "fault" ones, at last one "done". A step that was
+ * Lines on stdout are JSON: a "start", a "step" for each, perhaps "fault" ones, at last one "done". A step that was
  * refused has the name of the error as "failed", what refused it as "by", and the next step is taken all the same. A move
  * that is refused leaves the device where it was, running.
  *
- * Whatever is used must have been given, once, and an interrupt must come for it within 20 seconds; more of that in move.h.
+ * Whatever is used must have been given, once, and an interrupt must come for it within 20 seconds; see move.h, too.
  *
  * Ends with 0 if there was no fault, 1 if there was one, 2 if it could not start.
  */
@@ -243,7 +243,8 @@ static void take_step(const char *text)
     told[0] = '\0';
     step_of(text)->take(argument != NULL ? argument + 1 : "");
     printf("{\"event\":\"step\",\"step\":\"%s\",\"failed\":\"%s\",\"by\":\"%s\",\"at\":%u,\"state\":\"%s\"%s}\n", text,
-           failed ? strerrorname_np(failed) : "", failed ? failed_by : "", driver.at, state_of(device_of(&driver)), told);
+           failed ? strerrorname_np(failed) : "", failed ? failed_by : "", driver.at, state_of(device_of(&driver)),
+           told);
 }
 
 static void usage(void)

@@ -79,7 +79,8 @@ static void add_packed(struct queue *queue, unsigned slot, const struct piece *p
     unsigned first = queue->next & ~WRAP, first_flags = 0;
     for (unsigned index = 0; index < count; index++) {
         struct vring_packed_desc *descriptor = &queue->ring[queue->next & ~WRAP];
-        unsigned flags = (pieces[index].writable ? VRING_DESC_F_WRITE : 0) | (index + 1 < count ? VRING_DESC_F_NEXT : 0) |
+        unsigned flags = (pieces[index].writable ? VRING_DESC_F_WRITE : 0) |
+                         (index + 1 < count ? VRING_DESC_F_NEXT : 0) |
                          (queue->next & WRAP ? PACKED_AVAIL : PACKED_USED);
         descriptor->addr = pieces[index].address;
         descriptor->len = pieces[index].length;
@@ -138,7 +139,7 @@ static bool next_packed(struct queue *queue, uint32_t *id, uint32_t *length)
 
 enum { NOTHING_USED = -1, USED_WRONGLY = -2 };
 
-/* The slot of the next used buffer and what was written to it; or NOTHING_USED, or USED_WRONGLY: it was not under way. */
+/* The slot of the next used buffer and what was written to it; or NOTHING_USED; or USED_WRONGLY: not under way. */
 static int take_used(struct queue *queue, uint32_t *length)
 {
     uint32_t id;
