@@ -1,4 +1,4 @@
-# Everything from a fresh clone: `make test`, `make demo`, `make demo-sriov`, `make bench`, `make compat`, `make check`, `make clean`.
+# Everything from a fresh clone: `make test`, `make demo`, `make demo-sriov`, `make demo-nested`, `make bench`, `make compat`, `make check`, `make clean`.
 #
 # Each target makes what it needs and is quick when that is there. Nothing is installed outside this folder.
 #
@@ -20,7 +20,7 @@ BENCH_ARGS ?=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: all demo demo-sriov test bench compat check clean venv ext images drivers
+.PHONY: all demo demo-sriov demo-nested test bench compat check clean venv ext images drivers nested
 .DELETE_ON_ERROR:
 
 all: ext
@@ -34,6 +34,11 @@ demo: ext images
 demo-sriov: ext images
 	@echo "demo-sriov: running"
 	$(BIN)/python -m demo.sriov
+
+## QEMU in a guest gives VFs to a guest of its own, and migrates it from VF to VF.
+demo-nested: ext nested
+	@echo "demo-nested: running"
+	$(BIN)/python -m demo.nested
 
 ## All tests, one at a time on each processor. PYTEST_ARGS="tests/model -k ring" narrows them, "-n 0" is for a debugger.
 test: ext images drivers
@@ -134,3 +139,7 @@ images: $(VENV)/.stamp
 ## Firmware, an older kernel and a module for the usual one, which only tests need.
 drivers: images
 	@$(BIN)/python -m images drivers
+
+## QEMU, the kernel module and a small guest for a guest, which only demo-nested needs.
+nested: $(VENV)/.stamp
+	@$(BIN)/python -m images nested

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from demo import show
 from demo.show import LostError
-from demo.stage import Server, StageError
+from demo.stage import Server, for_a_guest
 from images.machine import Machine
 
 VFS = 4
@@ -41,7 +40,8 @@ def _demo(folder: Path, until: contextlib.ExitStack) -> None:
         server = Server(folder, "blk", OPTIONS)
         until.callback(server.close)
     show.lines(" ".join(server.command))
-    devices = _devices(server)
+    command, devices = for_a_guest(server, PORT)
+    show.lines(command)
     with show.step("a guest boots, with the PF and places for its VFs behind one root port"):
         guest = until.enter_context(Machine(devices=devices, spare_ports=1))
         guest.wait_ready()
@@ -68,18 +68,6 @@ def _demo(folder: Path, until: contextlib.ExitStack) -> None:
         with show.step("echo 0 > sriov_numvfs"):
             guest.check(f"echo 0 > {PF}/sriov_numvfs")
         show.lines(guest.check("lspci | grep -i virtio"))
-
-
-def _devices(server: Server) -> list[dict[str, object]]:
-    """What `vfu-qemu` says that QEMU's devices are."""
-    words = ["vfu-qemu", str(server.folder), "--bus", PORT, "--json"]
-    show.lines(" ".join(words))
-    run = [sys.executable, "-m", "vfu_client.plug.cli", *words[1:]]
-    done = subprocess.run(run, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise StageError(done.stderr.strip())
-    devices: list[dict[str, object]] = json.loads(done.stdout)["devices"]
-    return devices
 
 
 def _check(disk: str, status: int, output: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -50,6 +52,20 @@ class Server:
     def close(self) -> None:
         """End it."""
         program.end(self._process, STOP_SECONDS)
+
+
+def for_a_guest(server: Server, bus: str) -> tuple[str, list[dict[str, Any]]]:
+    """A `vfu-qemu` command, and what it says that QEMU's devices are, for a guest with the PF and its VFs.
+
+    Raises StageError.
+    """
+    words = ["vfu-qemu", str(server.folder), "--bus", bus, "--json"]
+    run = [sys.executable, "-m", "vfu_client.plug.cli", *words[1:]]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StageError(done.stderr.strip())
+    devices: list[dict[str, Any]] = json.loads(done.stdout)["devices"]
+    return " ".join(words), devices
 
 
 class Host:

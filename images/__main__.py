@@ -1,4 +1,4 @@
-"""Command line: `python3 -m images libvfio-user|qemu|guest|all|drivers|compat|boot`."""
+"""Command line: `python3 -m images libvfio-user|qemu|guest|all|drivers|nested|compat|boot`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from images import disk, firmware, initramfs, libvfio_user, qemu, variants
+from images import disk, firmware, initramfs, libvfio_user, nested, qemu, variants
 from images.boot import boot
 from images.debian import Debian
 from images.workspace import SetupError, locked, say
@@ -34,15 +34,18 @@ def _prepare(options: argparse.Namespace) -> None:
     debian = Debian(qemu.SUITE)
     if options.command in ("libvfio-user", "all"):
         libvfio_user.prepare(options.suite, options.folder)
-    if options.command in ("qemu", "all", "drivers", "compat", "boot"):
+    if options.command in ("qemu", "all", "drivers", "nested", "compat", "boot"):
         qemu.prepare(debian)
-    if options.command in ("guest", "all", "drivers", "compat", "boot"):
+    if options.command in ("guest", "all", "drivers", "nested", "compat", "boot"):
         initramfs.prepare(debian)
         disk.prepare(debian)
     if options.command in ("drivers", "compat"):
         firmware.prepare(debian)
         variants.prepare_linux("6.1")
+    if options.command in ("drivers", "nested", "compat"):
         variants.prepare_virtio_vfio(debian)
+    if options.command == "nested":
+        nested.prepare(debian)
     if options.command == "compat":
         variants.prepare_linux("6.12")
         variants.prepare_dpdk(debian)
@@ -60,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("guest", help="the guest's kernel, initramfs and disk in build/images")
     everything = commands.add_parser("all", help="all of these")
     commands.add_parser("drivers", help="qemu, guest, and the other drivers that `make test` tries")
+    commands.add_parser("nested", help="qemu, guest, and what runs in a guest of `make demo-nested`")
     commands.add_parser("compat", help="drivers, and those that only `make compat` tries")
     for command in (source, everything):
         command.add_argument("--suite", help="Debian suite of libvfio-user's source (default: this release)")

@@ -52,6 +52,7 @@ class Machine:
     arguments    further QEMU arguments, such as ("-blockdev", '{...}')
     append       further kernel arguments
     incoming     start as the target of a migration: no guest runs until `migrate-incoming` over QMP
+    boots        false for a guest that comes in with its kernel, and is never reset
     within       a command that runs QEMU elsewhere and becomes it, such as nsenter with its options
     accel        "tcg" or "kvm"; KVM works only where the processor really offers it
     folder       where console.log, kernel.log and qemu.log stay; else a temporary one, removed at the end
@@ -71,6 +72,7 @@ class Machine:
         append: str = "",
         arguments: Sequence[str] = (),
         incoming: bool = False,
+        boots: bool = True,
         within: Sequence[str] = (),
         folder: Path | None = None,
         images: Path = IMAGES,
@@ -83,6 +85,7 @@ class Machine:
         self.append = append
         self.arguments = list(arguments)
         self.incoming = incoming
+        self.boots = boots
         self.within = list(within)
         self.images = images
         self._folder = folder
@@ -154,10 +157,12 @@ class Machine:
             "-accel", self.accel,
             "-object", f"memory-backend-memfd,id=mem,size={self.memory_mib}M,share=on",
             "-m", f"{self.memory_mib}M", "-smp", str(self.cpus),
-            "-kernel", str(self.images / "vmlinux"), "-initrd", str(self.images / "initramfs.cpio.gz"),
-            "-append", f"{KERNEL_ARGUMENTS} {self.append}".strip(),
             "-serial", serial, "-serial", kernel_log,
         ]  # fmt: skip
+        if self.boots:
+            options += ["-kernel", str(self.images / "vmlinux")]
+            options += ["-initrd", str(self.images / "initramfs.cpio.gz")]
+            options += ["-append", f"{KERNEL_ARGUMENTS} {self.append}".strip()]
         if self.accel == "kvm":
             options += ["-cpu", "host"]
         if self.incoming:

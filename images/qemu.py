@@ -15,6 +15,7 @@ SUITE = "trixie-backports"
 """Oldest Debian suite whose QEMU has vfio-user-pci (from 10.1 on)."""
 
 ROOT = CACHE / "qemu"
+PACKAGES = ("qemu-system-x86", "qemu-utils")
 SYSTEM = "qemu-system-x86_64"
 TOOLS = ("qemu-storage-daemon", "qemu-img")
 
@@ -51,21 +52,26 @@ def prepare(debian: Debian) -> None:
         say(f"QEMU: the machine's own, {own}")
         return
     try:
-        debian.unpack(["qemu-system-x86", "qemu-utils"], ROOT)
+        debian.unpack(PACKAGES, ROOT)
     except SetupError as error:
         raise SetupError(
             f"{error}\nInstead, install QEMU 10.1 or newer and have it on PATH "
             f"(check: `{SYSTEM} -device vfio-user-pci,help`)."
         ) from error
     for name in (SYSTEM, *TOOLS):
-        options = ' -L "$root/usr/share/qemu" -L "$root/usr/share/seabios"' if name == SYSTEM else ""
-        wrapper = PRIVATE.format(root=ROOT.relative_to(IMAGES.parent), name=name, options=options)
-        if write_file(IMAGES / name, wrapper, 0o755) and name == SYSTEM and not has_vfio_user(IMAGES / name):
+        script = wrapper(name, ROOT.relative_to(IMAGES.parent))
+        if write_file(IMAGES / name, script, 0o755) and name == SYSTEM and not has_vfio_user(IMAGES / name):
             (IMAGES / name).unlink()
             raise SetupError(
                 f"the private QEMU in {ROOT} does not run; remove that folder and run the command again"
             )
     say(f"QEMU: a private one of Debian {debian.suite}, {IMAGES / SYSTEM}")
+
+
+def wrapper(name: str, root: Path) -> str:
+    """A script that runs a program of an unpacked root, whose path begins at the folder above the script."""
+    options = ' -L "$root/usr/share/qemu" -L "$root/usr/share/seabios"' if name == SYSTEM else ""
+    return PRIVATE.format(root=root, name=name, options=options)
 
 
 def has_vfio_user(qemu: Path) -> bool:
