@@ -13,7 +13,7 @@ from tests.wire.running import until
 from vfu_client.drivers.block import BlockDriver
 from vfu_client.vfio.connection import Connection, VfioUserError
 from vfu_client.vfio.memory import Buffer
-from vfu_client.virtio.function import VirtioPci
+from vfu_client.virtio.function import NegotiationError, VirtioPci
 from vfu_client.virtio.split import SplitQueue
 
 VERSION_1 = 32
@@ -175,6 +175,19 @@ def works(path: Path, pattern: int = 0x5A) -> None:
     with BlockDriver.open(path, timeout=10) as disk:
         disk.write(3, bytes([pattern]) * 512)
         assert disk.read(3).tobytes() == bytes([pattern]) * 512
+
+
+def serves(path: Path) -> None:
+    """A VF that was just made, or is about to be: its socket may not listen yet, or be an earlier one's."""
+
+    def tried() -> bool:
+        try:
+            works(path)
+        except (VfioUserError, NegotiationError, OSError):  # a VF that was removed takes no writes
+            return False
+        return True
+
+    until(tried, f"{path} serves")
 
 
 class Neighbour:

@@ -23,7 +23,7 @@ from tests.guest.guest_files import (
 )
 from tests.server_process import ServerProcess
 
-ENDS = 5
+ENDS = 3
 BLOCKS = 30
 """Journal blocks that are on the disk before the guest comes to its end."""
 
@@ -39,7 +39,7 @@ def serving(tmp_path: Path) -> Iterator[ServerProcess]:
 
 
 def test_guest_reboots(serving: ServerProcess, machine: Callable[..., Machine]) -> None:
-    """File systems on a file and on memory: made, filled, checked, and kept over five hasty reboots.
+    """File systems on a file and on memory: made, filled, checked, and kept over hasty reboots.
 
     A reboot comes in the middle of work, with file systems mounted. The next boot finds what was promised
     (fsync), replays the journal, and a full check finds no fault.
@@ -69,7 +69,7 @@ def test_guest_reboots(serving: ServerProcess, machine: Callable[..., Machine]) 
 
 
 def test_qemu_dies(serving: ServerProcess, machine: Callable[..., Machine]) -> None:
-    """QEMU is killed in the middle of work, five times; its successor on the same server finds it all."""
+    """QEMU is killed in the middle of work, again and again; its successor on the server finds it all."""
     guest = machine(devices=[serving.qemu_device("vf1")])
     disk = disk_of(guest, "vf1")
     make_file_system(guest, disk)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.server_process import ServerProcess
-from tests.wire.driving import driven, served, works
+from tests.wire.driving import driven, served, serves
 from tests.wire.running import running, sockets, until
 from vfu_client.drivers.block import BlockDriver
 from vfu_client.vfio.connection import Connection, VfioUserError
 from vfu_client.vfio.pci import PciFunction
 from vfu_client.vfio.sriov import SrIov
-from vfu_client.virtio.function import NegotiationError, VirtioPci
+from vfu_client.virtio.function import VirtioPci
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +35,6 @@ def pf(server: ServerProcess) -> Iterator[PciFunction]:
 def wait_vfs(server: ServerProcess, *names: str) -> None:
     """Wait until there are sockets of these VFs and no others."""
     until(lambda: sockets(server) == ["pf", *names], f"sockets of {names}; there are {sockets(server)}")
-
-
-def serves(path: Path) -> None:
-    """A VF that was just made, or is about to be: its socket may not listen yet, or be an earlier one's."""
-
-    def tried() -> bool:
-        try:
-            works(path)
-        except (VfioUserError, NegotiationError):  # a VF that was removed takes no writes
-            return False
-        return True
-
-    until(tried, f"{path} serves")
 
 
 def gone(connection: Connection) -> bool:
