@@ -163,6 +163,16 @@ static bool arrive(struct driver *driver, struct function *target, const uint8_t
     return true;
 }
 
+/* Of a function that the device has left. Before, an interrupt of it may still be on its way to another processor. */
+static void let_go(struct function *source)
+{
+    close_stream(source);
+    set_interrupts(source, false);
+    set_command(source, PCI_COMMAND_MEMORY);
+    if (renew)
+        refused("reset", reset_function(source));
+}
+
 /* Where that is refused, the device goes on where it was. */
 static void move_to(struct driver *driver, unsigned where, bool precopy)
 {
@@ -185,21 +195,17 @@ static void move_to(struct driver *driver, unsigned where, bool precopy)
     bool arrived = arrive(driver, target, stream, size);
     uint64_t ran = now();
     load->stopped();
+    close_stream(target);
     if (!arrived) {
         set_state(target, VFIO_DEVICE_STATE_RUNNING);
         set_state(source, VFIO_DEVICE_STATE_RUNNING);
         return;
     }
-    close_stream(source);
-    close_stream(target);
-    set_interrupts(source, false);
-    set_command(source, PCI_COMMAND_MEMORY);
     driver->at = where;
     moves++;
-    if (renew && refused("reset", reset_function(source)))
-        return;
     drain(driver);
     compare_registers(driver);
+    let_go(source);
     snprintf(told + strlen(told), sizeof told - strlen(told), ",\"stopped_ms\":%.1f,\"all_ms\":%.1f",
              (double)(ran - stopped) / 1e6, (double)(now() - began) / 1e6);
 }

@@ -32,3 +32,15 @@ def test_every_state(vfio: VfioGuest, load: str, packed: bool) -> None:
     ][: 2 * len(STATES)]
     assert {step["state"] for step in report.step("reset")} == {"running"}
     assert not vfio.run(load, "io=40", "drain", functions=1).refusals
+
+
+def test_killed(vfio: VfioGuest) -> None:
+    """Who moves a VF is killed on the way, and leaves VFs that the next one can use."""
+    server = vfio.disks[0].server
+    for stops in (1, 4):
+        mark = server.mark()
+        job = vfio.guest.start(vfio.command("blk", "moves=1000", functions=2))
+        server.wait_log(r"virtio\.vf1: active -> stop", since=mark, count=stops)
+        job.stop("KILL")
+        job.wait()
+        assert not vfio.run("blk", "io=40", "jump=1", "io=40", "check", functions=2).refusals

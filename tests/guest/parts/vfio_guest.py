@@ -58,11 +58,15 @@ class VfioGuest:
         first, second = self.disks if load == "blk" else self.networks
         return [first.address(1), first.address(2), second.address(1)]
 
-    def run(self, load: str, *steps: str, options: str = "", functions: int = 3) -> Report:
-        """Take steps with the first VFs of a load; nothing that they look at is wrong."""
+    def command(self, load: str, *steps: str, options: str = "", functions: int = 3) -> str:
+        """What takes steps with the first VFs of a load."""
         peer = f"--peer {self.peer}" if load == "net" else ""
         addresses = " ".join(self.addresses(load)[:functions])
-        command = f"vfiomove {options} {peer} {load} {addresses} -- {' '.join(steps)}"
+        return f"vfiomove {options} {peer} {load} {addresses} -- {' '.join(steps)}"
+
+    def run(self, load: str, *steps: str, options: str = "", functions: int = 3) -> Report:
+        """Take steps; nothing that they look at is wrong."""
+        command = self.command(load, *steps, options=options, functions=functions)
         result = self.guest.run(command, timeout=200)
         assert result.status == 0, f"{command}\n{result.output}"
         lines = [json.loads(line) for line in result.output.splitlines() if line]
