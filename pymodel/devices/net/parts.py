@@ -117,10 +117,11 @@ def _carry_out(kind: Kind, data: bytes, settings: Settings, features: int, pairs
         return carry_out(kind, Command(data, settings, features, pairs))
     if len(data) % 2:
         raise Refused(f"VLANs in {len(data)} bytes")
-    settings = replace(settings, vlans=frozenset())
-    for at in range(0, len(data), 2):
-        settings = carry_out(kind, Command(data[at : at + 2], settings, features, pairs))
-    return settings
+    vlans = frozenset(struct.unpack(f"<{len(data) // 2}H", data))
+    if vlans:
+        # One command tells whether all would be carried out; each of them copies the table.
+        carry_out(kind, Command(max(vlans).to_bytes(2, "little"), settings, features, pairs))
+    return replace(settings, vlans=vlans)
 
 
 def _settings(state: FunctionState, pairs: int) -> Settings:

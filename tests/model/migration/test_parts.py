@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pymodel.devices.net.control import Command, carry_out
+from pymodel.devices.net.settings import Settings
 from pymodel.errors import InvalidCommand, InvalidField
 from pymodel.migration import context
 from pymodel.migration.member import Dialect, Member
@@ -211,6 +213,29 @@ def test_a_network_function_moves_whole(sent: list[tuple[tuple[int, int], bytes]
         # A table that overflowed is in none of them.
         told = {(found.type, found.selector): found.value for found in standard if found.type == 0x200}
         assert told.items() <= _net_parts(target.member).items()
+
+
+def test_a_long_table_of_vlans_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command copies the table: 130000 of them would hold the owner up for seconds."""
+    carried_out = []
+
+    def count(kind: tuple[int, int], command: Command) -> Settings:
+        carried_out.append(kind)
+        return carry_out(kind, command)
+
+    monkeypatch.setattr("pymodel.devices.net.parts.carry_out", count)
+    with NetRig(ring_features=frozenset({32})) as rig:
+        member = rig.function.member
+        assert member is not None
+        assert member.set_mode(1, Dialect.PARTS)
+        vlans = struct.pack("<130000H", *(at % 4096 for at in range(130000)))
+        assert member.set_parts(part(0x200, b"\2".ljust(8, b"\0"), vlans)) == 1
+        assert len(carried_out) == 1
+        whole = struct.pack("<4096H", *range(4096))
+        assert _net_parts(member)[0x200, b"\2".ljust(8, b"\0")] == whole
+        for bad in (b"\0\x10", vlans + b"\xff\xff", b"\1\0\0"):
+            with pytest.raises(InvalidField):
+                member.set_parts(part(0x200, b"\2".ljust(8, b"\0"), bad))
 
 
 def _net_parts(member: Member) -> dict[tuple[int, bytes], bytes]:
