@@ -78,6 +78,9 @@ _ENCODERS: Final[dict[Kind, Callable[[Settings], bytes | None]]] = {
     ),
 }
 
+# By selector, where in that order a part stands.
+_RANK: Final = {_SELECTOR.pack(*kind): rank for rank, kind in enumerate(_ENCODERS)}
+
 
 def encode(state: FunctionState, pairs: int) -> list[Part]:
     """The parts of a device of `pairs` queue pairs, for the commands that its driver could give."""
@@ -91,14 +94,15 @@ def encode(state: FunctionState, pairs: int) -> list[Part]:
 
 
 def decode(found: list[Part], state: FunctionState, pairs: int) -> None:
-    """Change `state` to what it is when the parts were carried out as commands.
+    """Change `state` to what it is when the parts were carried out as commands, in the standard's order
+    whatever theirs is: some undo what others did.
 
     Raises `InvalidField`, nothing changed.
     """
     if not found:
         return
     settings = _settings(state, pairs)
-    for part in found:
+    for part in sorted(found, key=lambda part: _RANK.get(part.selector, len(_RANK))):
         kind: Kind = _SELECTOR.unpack(part.selector)
         if kind not in _ENCODERS or part.selector != _SELECTOR.pack(*kind):
             if part.optional:

@@ -238,6 +238,20 @@ def test_a_long_table_of_vlans_is_taken_at_once(monkeypatch: pytest.MonkeyPatch)
                 member.set_parts(part(0x200, b"\2".ljust(8, b"\0"), bad))
 
 
+def test_the_order_of_commands_does_not_matter() -> None:
+    """VQ_PAIRS_SET switches receive-side scaling off, and comes before RSS_CONFIG in the standard."""
+    pairs = part(0x200, b"\4".ljust(8, b"\0"), b"\2\0")
+    scaling = struct.pack("<IHH2HHB", 0x3F, 1, 1, 0, 1, 2, 40) + bytes(range(40))
+    rss = part(0x200, b"\4\1".ljust(8, b"\0"), scaling)
+    with NetRig(queues=2, features=FEATURES | {60}, ring_features=frozenset({32})) as rig:
+        member = rig.function.member
+        assert member is not None
+        assert member.set_mode(1, Dialect.PARTS)
+        for data in (pairs + rss, rss + pairs):
+            member.set_parts(data)
+            assert _net_parts(member)[0x200, b"\4\1".ljust(8, b"\0")] == scaling
+
+
 def _net_parts(member: Member) -> dict[tuple[int, bytes], bytes]:
     found = member.parts.capture()
     return {(each.type, each.selector): each.value for each in found if each.type == 0x200}
