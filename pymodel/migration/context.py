@@ -387,6 +387,8 @@ class Fields:
                 format_ = "packed" if state.packed else "split"
                 raise InvalidField(f"field {kind:#06x} of queue {index}: the driver's rings are {format_}")
             row.apply(state if row.per_queue is None else queues[index], self.common[kind, index])
+            if row.packed is not None:
+                queues[index].lost = False
         state.content = self._content_after(state.content)
         state.device = self.device()
 

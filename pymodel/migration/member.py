@@ -235,7 +235,7 @@ class Member:
         """Put the next context bytes into `target` from `start` on, as many as fit (A-27).
 
         Returns (bytes left, bytes placed). Raises `MemoryFault`, the position unmoved, and `InvalidCommand`
-        where device parts are at work.
+        where device parts are at work, or left a position in a ring that no context can tell.
         """
         self._claim(Dialect.CONTEXT)
         return self._reading.read(target, start)

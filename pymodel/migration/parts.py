@@ -218,8 +218,8 @@ def apply(parts: list[Part], state: FunctionState, shape: Shape, of_type: PartsO
     """Change `state` to what the parts say, in the standard's order whatever theirs is.
 
     Raises `InvalidField`, `state` changed in part: for a part that is unknown and not optional (P-DEV-47),
-    for another length than the part has here (P-DEV-45), where a compared value differs (P-DEV-46), and
-    where the position in a packed ring is missing. The rest is `Migratable.check`'s.
+    for another length than the part has here (P-DEV-45), and where a compared value differs (P-DEV-46). The
+    rest is `Migratable.check`'s.
     """
     queues = {queue.index: queue for queue in state.queues}
     of_its_own: list[Part] = []
@@ -236,9 +236,6 @@ def apply(parts: list[Part], state: FunctionState, shape: Shape, of_type: PartsO
     for part in parts:
         if part.type == spec.CONTEXT_FIELD:
             _apply_field(part, state, queues, shape)
-    for queue in state.queues:
-        if queue.lost and state.packed:
-            raise InvalidField(f"queue {queue.index}: the position in a packed ring is in no part")
 
 
 def _apply_row(row: Row, part: Part, target: FunctionState | QueueState) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pymodel.errors import InvalidCommand
 from pymodel.memory import Bytes, Segments
 from pymodel.migration.context import encode
 from pymodel.migration.migratable import Migratable
@@ -88,10 +89,14 @@ class Reading:
     def read(self, target: Segments, start: int) -> tuple[int, int]:
         """Put the next context bytes into `target` from `start` on, as many as fit (A-27).
 
-        Returns (bytes left, bytes placed). Raises `MemoryFault`, the position unmoved.
+        Returns (bytes left, bytes placed). Raises `MemoryFault`, the position unmoved, and `InvalidCommand`
+        where the position in a ring is not known yet: a context without it would be taken for a whole one.
         """
         if self._stream is None:
-            self._stream = _Stream(encode(self._function.capture(self._known)), self._function.mark())
+            state = self._function.capture(self._known)
+            if any(queue.lost for queue in state.queues):
+                raise InvalidCommand("the position in a ring is in its memory only, until the function runs")
+            self._stream = _Stream(encode(state), self._function.mark())
             self._known = None
         stream = self._stream
         count = min(max(target.length - start, 0), stream.left, _MOST)

@@ -79,6 +79,8 @@ class PackedRing(Ring):
 
     def check(self, state: QueueState) -> None:
         """See `Ring`."""
+        if state.lost:
+            raise InvalidField(f"queue {self.index}: where it is in a packed ring was not said")
         offset = max(state.last_avail & ring.OFFSET_MASK, state.last_used & ring.OFFSET_MASK)
         outstanding = _between(state.last_used, state.last_avail, state.size)
         if offset >= state.size or not 0 <= outstanding <= state.size:

@@ -17,6 +17,7 @@ from pymodel.migration.member import Dialect, Member
 from pymodel.migration.parts import apply, encode, header, parse
 from pymodel.migration.state import FunctionState
 from pymodel.pci.function import Function
+from pymodel.queue.packed import PackedRing
 from tests.model.devices.net.rig import NetRig
 from tests.model.fakes import FakeFunction, make_member, present_state
 from vfu_client.drivers.net import FEATURES
@@ -97,8 +98,9 @@ def test_a_position_that_is_in_no_part() -> None:
     assert (state.queues[0].lost, state.queues[0].interrupt_owed) == (True, True)
     assert (state.queues[0].last_avail_idx, state.queues[0].used_idx) == (0, 0)
     packed = part(0x101, bytes(8), (1 << 32 | 1 << 34).to_bytes(16, "little"))
-    with pytest.raises(InvalidField, match="packed ring is in no part"):
-        applied(packed + VQ_0, present_state())
+    state = applied(packed + VQ_0, present_state())
+    with pytest.raises(InvalidField, match="where it is in a packed ring was not said"):
+        PackedRing(0, event_idx=False, indirect=False, in_order=False).check(state.queues[0])
 
 
 @pytest.mark.parametrize(

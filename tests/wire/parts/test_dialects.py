@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -15,13 +16,17 @@ from tests.wire.draft_rig import (
     FREEZE,
     OK,
     STOP,
+    WRONG_CONTENT,
     Rig,
     context,
+    field,
     small_server,
+    value,
 )
 from tests.wire.draft_rig import MODE_SET as CTX_MODE_SET
 from tests.wire.parts.rig import (
     COUNT,
+    DRV_FEATURES,
     GET_ID,
     LIST,
     MODE_SET,
@@ -30,9 +35,14 @@ from tests.wire.parts.rig import (
     SIZE,
     STOPPED,
     TO_GET,
+    TO_SET,
     WRONG_STATE,
     PartsRig,
+    find,
+    without_ours,
 )
+
+BUS_MASTER = 4
 
 OF_THE_DRAFT = {
     "stop": (CTX_MODE_SET, bytes([STOP]), 0),
@@ -139,6 +149,42 @@ def test_a_function_reset_frees_a_vf(rig: PartsRig) -> None:
     assert rig.adm(MODE_SET, b"\0").code == WRONG_STATE
     rig.go(ACTIVE)
     rig.stop()
+
+
+@pytest.mark.parametrize("rig", [False], indirect=True, ids=["split"])
+def test_a_position_that_only_memory_tells(rig: PartsRig) -> None:
+    """Standard parts leave it there, and with Bus Master off the VF cannot look: contexts do not tell it.
+
+    One that is written tells it, of a packed ring too; without it a packed ring is refused.
+    """
+    rig.disk.write(0, b"\x44" * 512)
+    rig.stop()
+    for id_, operation in ((GET_ID, TO_GET), (SET_ID, TO_SET)):
+        assert rig.create(id_, operation) == OK
+    parts = rig.parts()
+    request = rig.read_request(kick=False)
+    rig.device.function.clear_command(BUS_MASTER)
+    assert rig.set(without_ours(parts)) == OK
+    rig.resume()
+    for id_ in (GET_ID, SET_ID):
+        assert rig.destroy(id_) == OK
+    rig.go(FREEZE)
+    assert rig.adm(CTX_READ, room=4096).code == WRONG_STATE
+    features = int.from_bytes(find(parts, DRV_FEATURES).value, "little") | 1 << 34
+    packed = field(0x11, features.to_bytes(16, "little"))
+    assert rig.write(context(packed)) == WRONG_CONTENT
+    assert rig.write(context(packed, *(ring(0x16, queue, 0x8000) for queue in (0, 1)))) == OK
+    assert value(rig.context(), 0x16) == struct.pack("<4H", 0, 0x8000, 0x8000, 0)
+    split = field(0x11, find(parts, DRV_FEATURES).value)
+    assert rig.write(context(split, ring(0x15, 0, 1), ring(0x15, 1, 0))) == OK
+    rig.go(ACTIVE)
+    rig.device.function.set_command(BUS_MASTER)
+    assert rig.finish(request) == b"\x44" * 512
+
+
+def ring(kind: int, queue: int, position: int) -> bytes:
+    """VQ_SPLIT_STATE or VQ_PACKED_STATE of a queue that has used all that it took."""
+    return field(kind, struct.pack("<4H", queue, position, position, 0))
 
 
 # A disk in memory.
