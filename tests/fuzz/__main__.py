@@ -1,8 +1,9 @@
 """`python -m tests.fuzz TARGET --seconds N [--seed S] [--wire]`: attack the device, and tell what was found.
 
 Targets: `admin` (commands of every shape), `context` (written contexts), `chains` (a VF's rings), `net` (a
-network VF's rings, commands and context). Without `--wire` they run against the model in this process, with
-it against a server process. A finding is saved below build/fuzz; `--replay FILE` plays it again.
+network VF's rings, commands and context), `parts` and `parts-net` (device parts of a disk in a file, and of a
+network VF). Without `--wire` they run against the model in this process, with it against a server process. A
+finding is saved below build/fuzz; `--replay FILE` plays it again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tests.fuzz.chains import ChainsTarget
 from tests.fuzz.context import ContextTarget
 from tests.fuzz.local import LocalWorld
 from tests.fuzz.net import NetTarget
+from tests.fuzz.parts import NetPartsTarget, PartsTarget
 from tests.fuzz.remote import RemoteWorld
 from tests.fuzz.world import Finding
 
@@ -30,13 +32,17 @@ TARGETS: Final[Mapping[str, campaign.MakeTarget]] = {
     "context": ContextTarget,
     "chains": ChainsTarget,
     "net": NetTarget,
+    "parts": PartsTarget,
+    "parts-net": NetPartsTarget,
 }
+# What the functions are, where that is not a disk in memory.
+DEVICES: Final = {"net": NetTarget.device, "parts": PartsTarget.device, "parts-net": NetPartsTarget.device}
 WORLDS: Final = {"model": LocalWorld, "wire": RemoteWorld}
 
 
 def make_world(target: str, world: str) -> campaign.MakeWorld:
     """What makes the device that a target attacks."""
-    return partial(WORLDS[world], NetTarget.device if target == "net" else "blk")
+    return partial(WORLDS[world], DEVICES.get(target, "blk"))
 
 
 def fuzz(target: str, world: str, seconds: float, seed: int | None = None) -> campaign.Report:

@@ -63,6 +63,25 @@ def named(parts: list[Part], name: bytes) -> list[Part]:
     return [part(CONTENT, name) if found[0] == CONTENT else found for found in parts]
 
 
+def queue_moved(source: random.Random, parts: list[Part]) -> list[Part]:
+    """A queue somewhere else, or further on; perhaps of the other format."""
+    size = source.choice([1, 2, 8, 16, 16, 16, 256, *WORDS16])
+    place = [source.choice(ADDRESSES) if source.random() < 0.5 else own for own in (DESC, AVAIL, USED)]
+    vector, enable = source.choice([0, 1, 2, 3, 0xFFFF]), source.choice([0, 1, 1, 1, 2])
+    config = struct.pack("<8H3Q", source.choice([0, 0, 0, 1]), size, vector, enable, 0, 0, 0, 0, *place)
+    used = source.choice(WORDS16)
+    avail = (used + source.choice([0, 0, 1, 16, 17, 0x8000])) & 0xFFFF
+    ring = struct.pack("<4H", 0, avail, used, source.choice([0, 1, 2]))
+    added = [part(QUEUE, config), part(source.choice([SPLIT, SPLIT, PACKED]), ring)]
+    if source.random() < 0.3:
+        place = [source.choice([0, 1, 15, 16]) | source.choice([0, 0x8000]) for _ in range(2)]
+        if source.random() < 0.5:
+            place[1] = place[0]
+        added[1] = part(PACKED, struct.pack("<4H", 0, *place, source.choice([0, 1])))
+        added.append(part(FEATURES, source.choice(DRIVERS).to_bytes(16, "little")))
+    return [*parts[:-1], *added, *parts[-1:]]
+
+
 class ContextTarget:
     """VF 1 in Freeze, with a client whose driver is in the middle of its work."""
 
@@ -182,22 +201,7 @@ class ContextTarget:
 
     @staticmethod
     def _queue(source: random.Random, parts: list[Part], at: int) -> list[Part]:
-        """A queue somewhere else, or further on; perhaps of the other format."""
-        size = source.choice([1, 2, 8, 16, 16, 16, 256, *WORDS16])
-        place = [source.choice(ADDRESSES) if source.random() < 0.5 else own for own in (DESC, AVAIL, USED)]
-        vector, enable = source.choice([0, 1, 2, 3, 0xFFFF]), source.choice([0, 1, 1, 1, 2])
-        config = struct.pack("<8H3Q", source.choice([0, 0, 0, 1]), size, vector, enable, 0, 0, 0, 0, *place)
-        used = source.choice(WORDS16)
-        avail = (used + source.choice([0, 0, 1, 16, 17, 0x8000])) & 0xFFFF
-        ring = struct.pack("<4H", 0, avail, used, source.choice([0, 1, 2]))
-        added = [part(QUEUE, config), part(source.choice([SPLIT, SPLIT, PACKED]), ring)]
-        if source.random() < 0.3:
-            place = [source.choice([0, 1, 15, 16]) | source.choice([0, 0x8000]) for _ in range(2)]
-            if source.random() < 0.5:
-                place[1] = place[0]
-            added[1] = part(PACKED, struct.pack("<4H", 0, *place, source.choice([0, 1])))
-            added.append(part(FEATURES, source.choice(DRIVERS).to_bytes(16, "little")))
-        return [*parts[:-1], *added, *parts[-1:]]
+        return queue_moved(source, parts)
 
     def _make_tiny(self, source: random.Random) -> list[Step]:
         """Very many fields of next to nothing."""

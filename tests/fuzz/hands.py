@@ -37,10 +37,15 @@ Segment = tuple[int, int]
 
 
 class Hands:
-    """One queue of a function under bare hands. `index` -1 is the admin queue."""
+    """One queue of a function under bare hands. `index` -1 is the admin queue; `features` are taken beside
+    those that rings and requests need.
+    """
 
-    def __init__(self, world: World, name: str, index: int, size: int) -> None:
+    def __init__(
+        self, world: World, name: str, index: int, size: int, *, features: Sequence[int] = ()
+    ) -> None:
         self.world = world
+        self._features = features
         self.name = name
         self._wanted_index = index
         self.size = size
@@ -77,7 +82,13 @@ class Hands:
         Packed queues have the driver's event structure at AVAIL, the device's at USED.
         """
         self.map_loose(True)
-        wanted = {virtio.F_VERSION_1, virtio.F_RING_RESET, virtio.F_ADMIN_VQ, virtio.F_SR_IOV}
+        wanted = {
+            virtio.F_VERSION_1,
+            virtio.F_RING_RESET,
+            virtio.F_ADMIN_VQ,
+            virtio.F_SR_IOV,
+            *self._features,
+        }
         if self.device.device_type == virtio.ID_BLOCK:
             wanted |= {block.F_CONFIG_WCE, block.F_DISCARD, block.F_WRITE_ZEROES}
         wanted |= {virtio.F_INDIRECT_DESC} if indirect else set()

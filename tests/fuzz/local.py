@@ -18,6 +18,7 @@ from pymodel.devices.net.port import NetBackend
 from pymodel.errors import MemoryFault
 from pymodel.memory import Bytes, GuestMemory
 from pymodel.pci.function import Function
+from tests.fuzz.plain_disk import PlainDisk
 from tests.fuzz.world import DISKS, PATIENCE, STALL, Finding
 from vfu_client.vfio import protocol
 from vfu_client.vfio.connection import Connection
@@ -140,12 +141,17 @@ class LocalWorld:
     def __init__(
         self, device: str = "blk", backends: Mapping[str, Any] | None = None, *, queues: int = 1
     ) -> None:
-        """A PF and three VFs; without `backends` the disks that are fuzzed, or ports of one switch."""
+        """A PF and three VFs; without `backends` the disks that are fuzzed, or ports of one switch.
+
+        The disks of device `file` are no part of a function's state.
+        """
         if backends is None and device == "net":
             switch = Switch()
             backends = {name: NetBackend(SwitchPort(switch)) for name in DISKS}
         elif backends is None:
-            backends = {name: RamDisk(size) for name, size in DISKS.items()}
+            kind = PlainDisk if device == "file" else RamDisk
+            backends = {name: kind(size) for name, size in DISKS.items()}
+        device = "blk" if device == "file" else device
         options = Options(device=device, backends=backends, vfs=3, total_vfs=3, queues=queues)
         self._pf = build(options, lock=threading.RLock)
         self.hosts: dict[str, LocalHost] = {}
@@ -186,6 +192,10 @@ class LocalWorld:
             if self.pump() or time.monotonic() > deadline:
                 return condition()
         return True
+
+    def renew_vfs(self, disable: Callable[[], None], enable: Callable[[], None]) -> None:
+        disable()
+        enable()
 
     def check(self) -> None:
         """An exception out of the model comes out of the access; nothing is left to look at."""

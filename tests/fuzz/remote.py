@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -60,12 +61,19 @@ class RemoteWorld:
     """A server process and what is watched about it."""
 
     def __init__(self, device: str = "blk") -> None:
-        disks = [option for name, size in DISKS.items() for option in ("--disk", f"{name}=ram:{size}")]
-        self._server = ServerProcess("--vfs", "3", *(disks if device == "blk" else ()), device=device)
+        """The disks of device `file` are files; of `net` there are none."""
+        self._folder = tempfile.TemporaryDirectory(prefix="vfu-")
+        backends = {
+            "blk": {name: f"ram:{size}" for name, size in DISKS.items()},
+            "file": {name: f"{self._folder.name}/{name},size={size}" for name, size in DISKS.items()},
+            "net": {},
+        }[device]
+        disks = [option for name, disk in backends.items() for option in ("--disk", f"{name}={disk}")]
+        self._server = ServerProcess("--vfs", "3", *disks, device="net" if device == "net" else "blk")
         self._server.__enter__()
+        self._open = NetNeighbour if device == "net" else BlockNeighbour
         try:
-            open_neighbour = BlockNeighbour if device == "blk" else NetNeighbour
-            self._neighbour = open_neighbour(self._server.socket("vf3"))
+            self._neighbour = self._open(self._server.socket("vf3"))
         except BaseException:
             self._server.close()
             raise
@@ -74,9 +82,16 @@ class RemoteWorld:
         self.slowest = 0.0
         self._trouble = ""
         self._logged = 0
+        self._start()
+
+    def _start(self) -> None:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
 
     def _own_memory(self) -> int:
         """Bytes of the server that are not the guests'."""
@@ -120,6 +135,23 @@ class RemoteWorld:
             pause = min(pause + 0.0002, 0.01)
         return True
 
+    def renew_vfs(self, disable: Callable[[], None], enable: Callable[[], None]) -> None:
+        self._stop()
+        self.check()
+        self._neighbour.close()
+        disable()
+        # Until then a client would reach the VF that is gone.
+        self._await_sockets(False)
+        enable()
+        self._await_sockets(True)
+        self._neighbour = self._open(self._server.socket("vf3"))
+        self._start()
+
+    def _await_sockets(self, there: bool) -> None:
+        sockets = [self._server.socket(f"vf{number}") for number in (1, 2, 3)]
+        if not self.wait(lambda: all(socket.exists() == there for socket in sockets)):
+            raise Finding(f"sockets of VFs are there, or not: {not there}")
+
     def check(self) -> None:
         if not self._server.alive:
             raise Finding("the server ended:\n" + self._server.log[-4000:])
@@ -135,8 +167,7 @@ class RemoteWorld:
             raise Finding(self._trouble)
 
     def close(self) -> None:
-        self._stopping.set()
-        self._thread.join()
+        self._stop()
         try:
             self.check()
             self._neighbour.close()
@@ -144,3 +175,4 @@ class RemoteWorld:
                 raise Finding("the server did not end cleanly:\n" + self._server.log[-4000:])
         finally:
             self._server.close()
+            self._folder.cleanup()

@@ -36,6 +36,10 @@ class World(Protocol):
         """Let the device work until `condition` holds. Whether it does, in time."""
         ...
 
+    def renew_vfs(self, disable: Callable[[], None], enable: Callable[[], None]) -> None:
+        """Have all VFs go and new ones come, by these; nobody uses one meanwhile."""
+        ...
+
     def check(self) -> None:
         """Raise `Finding` where something besides the attacked function suffered."""
         ...
