@@ -50,8 +50,14 @@ class MemberParts:
         return len(found)
 
     def take_effect(self) -> None:
-        """The member is resumed. Raises MemoryError, nothing changed."""
+        """The member is resumed. Raises MemoryError, nothing changed.
+
+        Each queue that is enabled interrupts once: whoever moved the function may have lost one that was sent
+        just before it stopped, and a driver takes one too many as a reason to look.
+        """
         if self._staged is not None:
+            for queue in self._staged.queues:
+                queue.interrupt_owed |= queue.enable != 0
             self._function.restore(self._staged)
             self._staged = None
 
