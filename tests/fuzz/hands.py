@@ -10,7 +10,7 @@ import numpy as np
 
 from pymodel.spec import block, virtio, virtio_pci
 from tests.fuzz.packed import BarePacked
-from tests.fuzz.world import Finding, World
+from tests.fuzz.world import Finding, Reachable
 from vfu_client.vfio.memory import GuestMemory
 from vfu_client.virtio.function import VirtioPci
 
@@ -42,7 +42,7 @@ class Hands:
     """
 
     def __init__(
-        self, world: World, name: str, index: int, size: int, *, features: Sequence[int] = ()
+        self, world: Reachable, name: str, index: int, size: int, *, features: Sequence[int] = ()
     ) -> None:
         self.world = world
         self._features = features

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from tests.fuzz.hands import DATA, Hands, Segment
-from tests.fuzz.world import Finding, World
+from tests.fuzz.world import Finding, Reachable
 
 READABLE = DATA
 WRITABLE = DATA + (8 << 20)
@@ -45,7 +45,7 @@ def cut(address: int, length: int, cuts: Sequence[int]) -> list[Segment]:
 class Owner:
     """The PF's admin queue."""
 
-    def __init__(self, world: World, size: int = 64) -> None:
+    def __init__(self, world: Reachable, size: int = 64) -> None:
         self.hands = Hands(world, "pf", -1, size)
         self.open()
 

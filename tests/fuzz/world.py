@@ -25,8 +25,8 @@ class Finding(AssertionError):
     """Something that must never happen did."""
 
 
-class World(Protocol):
-    """A device under attack."""
+class Reachable(Protocol):
+    """A device that clients connect to."""
 
     def connect(self, function: str) -> Connection:
         """A new client of `pf`, `vf1` or `vf2`; the one before must have been closed."""
@@ -35,6 +35,10 @@ class World(Protocol):
     def wait(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> bool:
         """Let the device work until `condition` holds. Whether it does, in time."""
         ...
+
+
+class World(Reachable, Protocol):
+    """A device under attack."""
 
     def renew_vfs(self, disable: Callable[[], None], enable: Callable[[], None]) -> None:
         """Have all VFs go and new ones come, by these; nobody uses one meanwhile."""

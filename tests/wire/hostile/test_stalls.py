@@ -35,12 +35,6 @@ class Reached:
         until(condition, "the device is done", seconds)
         return True
 
-    def check(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
 
 def slowest(call: Callable[[], object], going_on: Callable[[], bool]) -> float:
     """The longest time that `call` took while something went on."""
