@@ -46,8 +46,11 @@ class Part(NamedTuple):
         return head + self.value
 
     def exact(self, among: Sequence[Part]) -> bool:
-        """Whether, once taken, it is to be told just as it was given: no other one says more."""
-        return self.kind in (COMMON_CFG, STATUS, VQ_CFG, VQ_NOTIFY) and all(p.kind != OURS for p in among)
+        """Whether, once taken, it is to be told just as it was given: no other one says more, and it is not
+        one that may be passed over.
+        """
+        told = self.kind in (COMMON_CFG, STATUS, VQ_CFG, VQ_NOTIFY) and not self.flags & 1
+        return told and all(part.kind != OURS for part in among)
 
 
 def encode(parts: Sequence[Part]) -> bytes:
