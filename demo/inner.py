@@ -24,7 +24,7 @@ PLACE = Path("/nested")
 SERIAL = {"source": 1, "target": 3}
 """The number of each QEMU's port for its console; the next one is for its monitor."""
 
-SECONDS = 240.0
+SECONDS = 500.0
 """How long anything may take in an emulator within an emulator, on a machine that is busy otherwise."""
 
 POLL_SECONDS = 0.2
