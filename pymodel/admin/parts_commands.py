@@ -85,7 +85,7 @@ def _metadata_get(resources: Resources, member: Member, call: Call) -> Reply:
     size = spec.METADATA_RESULT.itemsize
     if len(result) > size and call.writable.length < _RESULT_AT + len(result):
         raise NoMemory(f"{len(result)} bytes of headers, and room for {call.writable.length - _RESULT_AT}")
-    return Reply(result, note=f"{int(np.frombuffer(result[:size], spec.METADATA_RESULT)[0]['number'])}")
+    return Reply(result, note=f"{int.from_bytes(result[:4], 'little')}")
 
 
 def selected_parts(resources: Resources, member: Member, call: Call) -> list[Part]:

@@ -384,8 +384,8 @@ class Fields:
             row = ROWS[kind]
             # By number the driver's features come first.
             if row.packed is not None and row.packed != state.packed:
-                format_ = "packed" if state.packed else "split"
-                raise InvalidField(f"field {kind:#06x} of queue {index}: the driver's rings are {format_}")
+                found = f"field {kind:#06x} of queue {index} is of the other format"
+                raise InvalidField(f"{found}: the driver's rings are {'packed' if state.packed else 'split'}")
             row.apply(state if row.per_queue is None else queues[index], self.common[kind, index])
             if row.packed is not None:
                 queues[index].lost = False

@@ -16,8 +16,8 @@ import numpy as np
 
 from pymodel.errors import InvalidField
 from pymodel.migration.context import ROWS as CONTEXT_ROWS
-from pymodel.migration.context import Row, Shape
-from pymodel.migration.state import DeviceField, FunctionState, QueueState
+from pymodel.migration.context import Fields, Row, Shape
+from pymodel.migration.state import FunctionState, QueueState
 from pymodel.spec import context, virtio_pci
 from pymodel.spec import parts as spec
 
@@ -233,9 +233,13 @@ def apply(parts: list[Part], state: FunctionState, shape: Shape, of_type: PartsO
         elif part.type != spec.CONTEXT_FIELD and not part.optional:
             raise InvalidField(f"{_name(part)}: unknown here")
     of_type.decode_parts(of_its_own, state)
+    fields = Fields()
     for part in parts:
         if part.type == spec.CONTEXT_FIELD:
-            _apply_field(part, state, queues, shape)
+            _stage_field(part, fields, shape)
+    present = state.device
+    fields.apply(state)
+    state.device = [*(kept for kept in present if kept.type not in fields.single), *state.device]
 
 
 def _apply_row(row: Row, part: Part, target: FunctionState | QueueState) -> None:
@@ -258,26 +262,20 @@ def _apply_to_queue(part: Part, queues: Mapping[int, QueueState]) -> None:
         queue.lost = queue.interrupt_owed = queue.enable != 0
 
 
-def _apply_field(part: Part, state: FunctionState, queues: Mapping[int, QueueState], shape: Shape) -> None:
-    """Take over a field of the context."""
+def _stage_field(part: Part, fields: Fields, shape: Shape) -> None:
+    """Have a field of the context among `fields`. Raises `InvalidField`, with nothing staged."""
     kind, index = _FIELD.unpack(part.selector)
     if part.selector != _FIELD.pack(kind, index) or kind not in FIELDS or kind not in shape.lengths:
         if part.optional:
             return
         raise InvalidField(f"{_name(part)}: unknown here")
     shape.check_header(kind, 0, len(part.value))
-    row = CONTEXT_ROWS.get(kind)
-    if row is not None:
+    if kind in CONTEXT_ROWS:
         queue, members = shape.decode(kind, part.value)
         if queue != index:
             raise InvalidField(f"{_name(part)}: about queue {queue}")
-        if row.packed is not None and row.packed != state.packed:
-            raise InvalidField(f"{_name(part)}: the driver's rings are of the other format")
-        row.apply(state if row.per_queue is None else queues[index], members)
-        if row.per_queue is not None:
-            queues[index].lost = False
+        fields.common[kind, queue] = members
     elif kind == context.DEVICE_CFG:
-        state.device_config = part.value
+        fields.config = part.value
     else:
-        kept = [present for present in state.device if present.type != kind]
-        state.device = [*kept, DeviceField(kind, [np.frombuffer(part.value, np.uint8)])]
+        fields.add(kind, np.frombuffer(part.value, np.uint8))

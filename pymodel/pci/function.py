@@ -1,8 +1,7 @@
 """One PCI function: its configuration space, its BARs, its gate, its interrupts, its resets.
 
 BAR 0 holds the virtio structures (BAR 4 where legacy drivers may come), BAR 2 the MSI-X table and pending
-bits. The owner's `lock` is held in
-every call; nothing here blocks.
+bits. The owner's `lock` is held in every call; nothing here blocks.
 """
 
 from __future__ import annotations
