@@ -9,7 +9,8 @@ from __future__ import annotations
 from pymodel.queue.virtqueue import Virtqueue
 from pymodel.registers import RegisterFile, registers_of
 from pymodel.spec import virtio
-from pymodel.spec.virtio_pci import COMMON_CFG, NO_VECTOR
+from pymodel.spec.virtio_pci import COMMON_CFG
+from pymodel.transport.any_config import AnyConfig
 from pymodel.transport.transport import Transport
 
 _WORD = 0xFFFFFFFF
@@ -17,16 +18,13 @@ _WORD = 0xFFFFFFFF
 FEATURE_WORDS = 2
 
 
-class CommonConfig:
+class CommonConfig(AnyConfig):
     """The 64 bytes through which a driver sets up a device. All that they show is kept by `Transport`."""
 
     def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+        super().__init__(transport)
         self.registers = RegisterFile(COMMON_CFG.itemsize)
         self.registers.place(0, registers_of(COMMON_CFG), self)
-
-    def _queue(self) -> Virtqueue | None:
-        return self._transport.queues.get(self._transport.queue_select)
 
     def _idle_queue(self) -> Virtqueue | None:
         """The selected queue while it may be set up: features agreed, queue not enabled."""
@@ -64,47 +62,16 @@ class CommonConfig:
         else:
             self._transport.accept_unknown(self._transport.driver_feature_select, value)
 
-    def read_config_msix_vector(self) -> int:
-        return self._transport.config_vector
-
-    def write_config_msix_vector(self, value: int) -> None:
-        self._transport.map_configuration(value)
-
     def read_num_queues(self) -> int:
         return self._transport.num_queues
 
-    def read_device_status(self) -> int:
-        return self._transport.status
-
-    def write_device_status(self, value: int) -> None:
-        self._transport.write_status(value)
-
     def read_config_generation(self) -> int:
         return self._transport.generation
-
-    def read_queue_select(self) -> int:
-        return self._transport.queue_select
-
-    def write_queue_select(self, value: int) -> None:
-        self._transport.queue_select = value
-
-    def read_queue_size(self) -> int:
-        queue = self._queue()
-        return queue.size if queue else 0
 
     def write_queue_size(self, value: int) -> None:
         queue = self._idle_queue()
         if queue and value <= queue.max_size and queue.ring.accepts_size(value):
             queue.size = value
-
-    def read_queue_msix_vector(self) -> int:
-        queue = self._queue()
-        return queue.vector if queue else NO_VECTOR
-
-    def write_queue_msix_vector(self, value: int) -> None:
-        queue = self._queue()
-        if queue:
-            self._transport.map_queue(queue, value)
 
     def read_queue_enable(self) -> int:
         queue = self._queue()

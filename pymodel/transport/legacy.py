@@ -6,22 +6,22 @@ A device is used through them from the first write on, until its reset: then who
 from __future__ import annotations
 
 from pymodel.errors import InvalidCommand
-from pymodel.queue.virtqueue import Virtqueue
 from pymodel.registers import RegisterFile, registers_of
 from pymodel.spec import ring, virtio
-from pymodel.spec.virtio_pci import LEGACY_CFG, NO_VECTOR
+from pymodel.spec.virtio_pci import LEGACY_CFG
+from pymodel.transport.any_config import AnyConfig
 from pymodel.transport.features import legacy_features
 from pymodel.transport.transport import Transport
 
 
-class LegacyConfig:
+class LegacyConfig(AnyConfig):
     """The common configuration as legacy drivers have it. All that it shows is kept by `Transport`.
 
     A queue has the size that the device gives it; an address enables it, and 0 disables it.
     """
 
     def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+        super().__init__(transport)
         self._registers = RegisterFile(LEGACY_CFG.itemsize)
         self._registers.place(0, registers_of(LEGACY_CFG), self)
 
@@ -59,9 +59,6 @@ class LegacyConfig:
     def _resets(offset: int, data: bytes) -> bool:
         assert LEGACY_CFG.fields is not None
         return offset == LEGACY_CFG.fields["device_status"][1] and not any(data)
-
-    def _queue(self) -> Virtqueue | None:
-        return self._transport.queues.get(self._transport.queue_select)
 
     def read_device_features(self) -> int:
         return legacy_features(self._transport.offered)
@@ -101,39 +98,8 @@ class LegacyConfig:
         queue.device = -(-end // ring.LEGACY_PAGE) * ring.LEGACY_PAGE
         self._transport.enable(queue)
 
-    def read_queue_size(self) -> int:
-        queue = self._queue()
-        return queue.size if queue else 0
-
-    def read_queue_select(self) -> int:
-        return self._transport.queue_select
-
-    def write_queue_select(self, value: int) -> None:
-        self._transport.queue_select = value
-
     def write_queue_notify(self, value: int) -> None:
         self.notify(value)
 
-    def read_device_status(self) -> int:
-        return self._transport.status
-
-    def write_device_status(self, value: int) -> None:
-        self._transport.write_status(value)
-
     def read_isr_status(self) -> int:
         return self._transport.read_isr()
-
-    def read_config_msix_vector(self) -> int:
-        return self._transport.config_vector
-
-    def write_config_msix_vector(self, value: int) -> None:
-        self._transport.map_configuration(value)
-
-    def read_queue_msix_vector(self) -> int:
-        queue = self._queue()
-        return queue.vector if queue else NO_VECTOR
-
-    def write_queue_msix_vector(self, value: int) -> None:
-        queue = self._queue()
-        if queue:
-            self._transport.map_queue(queue, value)
