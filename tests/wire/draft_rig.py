@@ -214,6 +214,15 @@ class Rig:
         poll.poll(seconds * 1000)
         return [vector for vector, interrupt in enumerate(interrupts) if interrupt.drain()]
 
+    def lay_out(self) -> None:
+        """Have the pattern on the disk's first sectors, there and back, queue_select 0, and no eventfd
+        signalled.
+        """
+        self.disk.write(0, PATTERN)
+        self.disk.write(1, PATTERN[::-1])
+        self.device.common.write("queue_select", 0)
+        self.drain()
+
     def drain(self) -> None:
         """Take what was signalled so far."""
         self.signalled(0)

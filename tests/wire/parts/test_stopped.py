@@ -36,10 +36,7 @@ from vfu_client.drivers.block import BlockDriver
 @pytest.fixture
 def rig(rig: PartsRig) -> PartsRig:
     """Its disk begins with the pattern, there and back; queue_select is 0, and no eventfd is signalled."""
-    rig.disk.write(0, PATTERN)
-    rig.disk.write(1, PATTERN[::-1])
-    rig.device.common.write("queue_select", 0)
-    rig.drain()
+    rig.lay_out()
     return rig
 
 
