@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import struct
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from images import private
@@ -13,7 +14,7 @@ from images.cpio import Archive
 from images.debian import Debian
 from images.initramfs import ROOT as GUEST_ROOT
 from images.machine import KERNEL_ARGUMENTS
-from images.workspace import CACHE, IMAGES, say, write_file
+from images.workspace import CACHE, IMAGES, renew, say
 
 ROOT = CACHE / "grub"
 PACKAGES = ("grub-common", "grub-pc-bin")
@@ -49,23 +50,32 @@ def prepare(debian: Debian) -> None:
     package is missing.
     """
     debian.unpack(PACKAGES, ROOT)
-    stamp, image = IMAGES / ".disk.inputs", IMAGES / "disk.img"
-    inputs = _inputs()
-    if not (image.is_file() and stamp.is_file() and stamp.read_text() == inputs):
-        stamp.unlink(missing_ok=True)
-        say("building the disk...")
-        with tempfile.TemporaryDirectory(dir=IMAGES) as temporary:
-            fresh = _made(Path(temporary))
-            fresh.replace(image)
-        write_file(stamp, inputs)
+    image = IMAGES / "disk.img"
+    sources = (IMAGES / "vmlinuz", IMAGES / "initramfs.cpio.gz", ROOT / ".contents", Path(__file__))
+    renew_disk(image, sources, _made, "building the disk...")
     say(f"disk: {image}")
 
 
-def _inputs() -> str:
+def renew_disk(image: Path, sources: Iterable[Path], made: Callable[[Path], Path], announcement: str) -> None:
+    """Leave a disk in build/images; made anew only if the content of one of `sources` changed.
+
+    `made` makes it in a folder that is its own for the time, and returns where.
+    """
     digest = hashlib.sha256()
-    for path in (IMAGES / "vmlinuz", IMAGES / "initramfs.cpio.gz", ROOT / ".contents", Path(__file__)):
+    for path in sources:
         digest.update(path.read_bytes())
-    return digest.hexdigest() + "\n"
+
+    def make() -> None:
+        say(announcement)
+        with tempfile.TemporaryDirectory(dir=IMAGES) as temporary:
+            made(Path(temporary)).replace(image)
+
+    renew(stamp_of(image), digest.hexdigest() + "\n", [image], make)
+
+
+def stamp_of(image: Path) -> Path:
+    """The file that says what a disk was made of."""
+    return image.with_name(f".{image.stem}.inputs")
 
 
 def _made(folder: Path) -> Path:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import struct
-import tempfile
 from pathlib import Path
 
 from images import private
 from images.debian import CONTENTS, Debian
-from images.disk import BEYOND_CHS, CONFIGURATION, SECTOR, TABLE
+from images.disk import BEYOND_CHS, CONFIGURATION, SECTOR, TABLE, renew_disk, stamp_of
 from images.disk import ROOT as GRUB_ROOT
 from images.initramfs import ROOT as GUEST_ROOT
-from images.workspace import CACHE, IMAGES, say, write_file
+from images.workspace import CACHE, IMAGES, say
 
 ROOT = CACHE / "firmware"
 PACKAGES = (
@@ -53,22 +51,10 @@ def prepare(debian: Debian) -> None:
     SetupError when a package is missing.
     """
     debian.unpack(PACKAGES, ROOT, dependencies=False)
-    stamp, image = IMAGES / ".disk-efi.inputs", IMAGES / "disk-efi.img"
-    inputs = _inputs()
-    if not (image.is_file() and stamp.is_file() and stamp.read_text() == inputs):
-        stamp.unlink(missing_ok=True)
-        say("building the disk for UEFI...")
-        with tempfile.TemporaryDirectory(dir=IMAGES) as temporary:
-            _made(Path(temporary)).replace(image)
-        write_file(stamp, inputs)
+    image = IMAGES / "disk-efi.img"
+    sources = (stamp_of(IMAGES / "disk.img"), ROOT / CONTENTS, Path(__file__))
+    renew_disk(image, sources, _made, "building the disk for UEFI...")
     say(f"firmware: {ROOT}, disk for UEFI: {image}")
-
-
-def _inputs() -> str:
-    digest = hashlib.sha256()
-    for path in (IMAGES / ".disk.inputs", ROOT / CONTENTS, Path(__file__)):
-        digest.update(path.read_bytes())
-    return digest.hexdigest() + "\n"
 
 
 def _made(folder: Path) -> Path:

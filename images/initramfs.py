@@ -17,7 +17,7 @@ from pathlib import Path
 from images import private
 from images.cpio import Archive
 from images.debian import CONTENTS, Debian
-from images.workspace import CACHE, IMAGES, SetupError, say, write_file
+from images.workspace import CACHE, IMAGES, SetupError, renew, say, write_file
 
 ROOT = CACHE / "guest"
 SOURCES = Path(__file__).resolve().parent / "guest"
@@ -96,27 +96,25 @@ def prepare(debian: Debian) -> None:
     """
     debian.unpack(PACKAGES, ROOT)
     kernel = Kernel.of(ROOT)
-    stamp = IMAGES / ".guest.inputs"
-    inputs = _inputs(kernel)
-    made = all((IMAGES / name).is_file() for name in MADE)
-    if not (made and stamp.is_file() and stamp.read_text() == inputs):
-        stamp.unlink(missing_ok=True)
-        say("building the initramfs...")
-        image = kernel.image.read_bytes()
-        write_file(IMAGES / "vmlinuz", image)
-        write_file(IMAGES / "vmlinux", unpacked(image))
-        archive = Archive()
-        _add_busybox(archive)
-        _add_programs(archive)
-        add_modules(archive, kernel)
-        _add_packaged(archive)
-        _add_pci_names(archive)
-        for folder in ("dev", "proc", "sys", "run", "tmp", "root"):
-            archive.folder(folder)
-        archive.device("dev/console", 5, 1)
-        write_file(IMAGES / "initramfs.cpio.gz", wrapped(archive))
-        write_file(stamp, inputs)
+    renew(IMAGES / ".guest.inputs", _inputs(kernel), [IMAGES / name for name in MADE], lambda: _make(kernel))
     say(f"guest: {', '.join(MADE)} in {IMAGES}")
+
+
+def _make(kernel: Kernel) -> None:
+    say("building the initramfs...")
+    image = kernel.image.read_bytes()
+    write_file(IMAGES / "vmlinuz", image)
+    write_file(IMAGES / "vmlinux", unpacked(image))
+    archive = Archive()
+    _add_busybox(archive)
+    _add_programs(archive)
+    add_modules(archive, kernel)
+    _add_packaged(archive)
+    _add_pci_names(archive)
+    for folder in ("dev", "proc", "sys", "run", "tmp", "root"):
+        archive.folder(folder)
+    archive.device("dev/console", 5, 1)
+    write_file(IMAGES / "initramfs.cpio.gz", wrapped(archive))
 
 
 def wrapped(archive: Archive) -> bytes:

@@ -17,7 +17,7 @@ from images import private
 from images.debian import Debian, extract
 from images.initramfs import ROOT as GUEST_ROOT
 from images.initramfs import Kernel
-from images.workspace import CACHE, SetupError, say, write_file
+from images.workspace import CACHE, SetupError, renew, say, write_file
 
 NAME = "virtio-vfio-pci"
 MODULE = CACHE / f"{NAME}.ko"
@@ -43,17 +43,16 @@ def prepare(debian: Debian) -> Path:
     the build fails.
     """
     release = Kernel.of(GUEST_ROOT).modules.name
-    stamp = CACHE / f".{NAME}.inputs"
-    inputs = f"{release} {' '.join(SETTINGS)}\n"
-    if not (MODULE.is_file() and stamp.is_file() and stamp.read_text() == inputs):
-        stamp.unlink(missing_ok=True)
+
+    def make() -> None:
         with tempfile.TemporaryDirectory(prefix="kernel-") as temporary:
             headers, source = Path(temporary, "headers"), Path(temporary, "source")
             _bring_headers(debian, release, headers)
             _bring_source(debian, release, source)
             say(f"building the kernel module {NAME}...")
             write_file(MODULE, _built(headers / "lib/modules" / release, source, headers / "usr/bin"))
-        write_file(stamp, inputs)
+
+    renew(CACHE / f".{NAME}.inputs", f"{release} {' '.join(SETTINGS)}\n", [MODULE], make)
     say(f"kernel module: {MODULE}")
     return MODULE
 

@@ -7,9 +7,7 @@ and goes on there, as a guest does that was moved.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import re
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,10 +16,11 @@ from typing import Any
 from images import private, qemu
 from images.cpio import Archive
 from images.debian import CONTENTS, Debian
+from images.disk import renew_disk
 from images.initramfs import ROOT as GUEST_ROOT
 from images.initramfs import add_dynamic, wrapped
 from images.machine import Machine, MachineError
-from images.workspace import IMAGES, PROJECT, SetupError, say, write_file
+from images.workspace import IMAGES, PROJECT, SetupError, say
 
 DISK = IMAGES / "nested.img"
 SIZE = 256 << 20
@@ -78,23 +77,10 @@ def machine(folder: Path, devices: Sequence[Mapping[str, Any]] = (), *, boots: b
 def prepare(debian: Debian) -> None:
     """Leave DISK; made anew only if an input changed. `initramfs.prepare` goes before. Raises SetupError."""
     debian.unpack(qemu.PACKAGES, qemu.ROOT)
-    stamp = IMAGES / ".nested.inputs"
-    inputs = _inputs()
-    if not (DISK.is_file() and stamp.is_file() and stamp.read_text() == inputs):
-        stamp.unlink(missing_ok=True)
-        say("booting and saving the guest of a guest...")
-        with tempfile.TemporaryDirectory(dir=IMAGES) as temporary:
-            _made(Path(temporary)).replace(DISK)
-        write_file(stamp, inputs)
+    programs = [PROJECT / "images" / name for name in ("nested.py", "machine.py", "qemu.py")]
+    sources = (IMAGES / "vmlinux", IMAGES / "initramfs.cpio.gz", qemu.ROOT / CONTENTS, *programs)
+    renew_disk(DISK, sources, _made, "booting and saving the guest of a guest...")
     say(f"disk: {DISK}")
-
-
-def _inputs() -> str:
-    digest = hashlib.sha256()
-    sources = [PROJECT / "images" / name for name in ("nested.py", "machine.py", "qemu.py")]
-    for path in (IMAGES / "vmlinux", IMAGES / "initramfs.cpio.gz", qemu.ROOT / CONTENTS, *sources):
-        digest.update(path.read_bytes())
-    return digest.hexdigest() + "\n"
 
 
 def _made(folder: Path) -> Path:

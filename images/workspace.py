@@ -8,7 +8,7 @@ import contextlib
 import fcntl
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -75,3 +75,15 @@ def write_file(path: Path, content: bytes | str, mode: int = 0o644) -> bool:
     fresh.chmod(mode)
     fresh.replace(path)
     return True
+
+
+def renew(stamp: Path, inputs: str, products: Iterable[Path], make: Callable[[], object]) -> None:
+    """Call `make`, which leaves `products`, unless they are there and were made of the same `inputs`.
+
+    `stamp` keeps what they were made of; it is gone while they are made.
+    """
+    if stamp.is_file() and stamp.read_text() == inputs and all(product.is_file() for product in products):
+        return
+    stamp.unlink(missing_ok=True)
+    make()
+    write_file(stamp, inputs)
