@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tests.server_process import ServerProcess
+from tests.wire.running import until
 from vfu_client.drivers.driver import Driver
 from vfu_client.virtio.driver_queue import DriverQueue
 from vfu_client.virtio.function import VirtioPci
@@ -21,3 +23,11 @@ def arrive(driver: Driver, device: VirtioPci, queues: Iterable[DriverQueue]) -> 
         queue.interrupt = device.msix.interrupts[min(queue.index + 1, device.msix.vectors - 1)]
         queue._notify = device.notify
     driver.device = device
+
+
+def gone(server: ServerProcess, function: str) -> None:
+    """Wait until the server knows that a client has left: what is set then is not lost to that reset."""
+    until(
+        lambda: not server.ask("query-functions", function=function)[0]["client-attached"],
+        f"{function} without a client",
+    )

@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from tests.server_process import ServerProcess
-from tests.wire.arrival import arrive
+from tests.wire.arrival import arrive, gone
 from tests.wire.draft_rig import OK, RING_PACKED, TIMEOUT
 from tests.wire.parts.rig import (
     OURS,
@@ -62,12 +62,14 @@ class Traveller:
         self.driver = BlockDriver.open(
             server.socket(f"vf{vf}"), memory=self.memory, queue_size=SIZE, features=features, timeout=TIMEOUT
         )
-        stack.callback(lambda: leave(self.driver.device))
+        self.at = server, vf
+        stack.callback(lambda: leave(self.driver.device, *self.at))
 
     def arrive(self, server: ServerProcess, vf: int = 1) -> VirtioPci:
         """Be on another VF; the one that is left."""
         left = self.driver.device
         device = VirtioPci.open(server.socket(f"vf{vf}"), memory=self.memory, timeout=TIMEOUT)
+        self.at = server, vf
         arrive(self.driver, device, self.driver.queues)
         return left
 
@@ -100,14 +102,15 @@ def moved(source: Side, target: Side, traveller: Traveller, *, foreign: bool = F
     assert target.set(parts) == OK
     left = traveller.arrive(target.server, target.vf)
     target.resume()
-    leave(left)
+    leave(left, source.server, source.vf)
     return parts
 
 
-def leave(left: VirtioPci) -> None:
+def leave(left: VirtioPci, server: ServerProcess, vf: int = 1) -> None:
     """Give back a VF, as a VMM does: it is reset, and runs from then on."""
     left.connection.device_reset()
     left.connection.close()
+    gone(server, f"vf{vf}")
 
 
 @PACKED
@@ -201,7 +204,7 @@ def test_the_guest_comes_after_the_resume(sides: tuple[Side, Side], foreign: boo
         there.stop()
         assert there.set(without_ours(parts) if foreign else parts) == OK
         there.resume()
-        leave(traveller.arrive(there.server))
+        leave(traveller.arrive(there.server), here.server)
         traveller.finish(waiting, b"\x3c" * 512)
 
 
@@ -219,7 +222,7 @@ def test_to_a_neighbour(servers: tuple[ServerProcess, ServerProcess], packed: bo
             assert owner.set(owner.parts(), id_=4, vf=2) == OK
             left = traveller.arrive(servers[0], 2)
             owner.resume(vf=2)
-            leave(left)
+            leave(left, servers[0])
             traveller.finish(waiting, b"\x99" * 512)
 
 

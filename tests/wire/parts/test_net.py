@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.server_process import ServerProcess
-from tests.wire.arrival import arrive
+from tests.wire.arrival import arrive, gone
 from tests.wire.draft_rig import OK, RING_PACKED, TIMEOUT
 from tests.wire.frames import ethernet, mac, received
 from tests.wire.parts.rig import (
@@ -416,6 +416,7 @@ def test_a_network_function_moves(server: ServerProcess, packed: bool, foreign: 
         rig.net.send(out(b"waits"))
         parts = rig.parts()
         rig.peer.close()
+        gone(server, "vf2")
         rig.stop(vf=2)
         assert rig.create(7, 1, vf=2) == OK
         assert rig.set(without_ours(parts) if foreign else parts, id_=7, vf=2) == OK
