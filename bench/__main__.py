@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def measure(names: Sequence[str]) -> Taken:
 
 def table(results: Sequence[Result]) -> str:
     """The results for people."""
-    rows = [("name", "ratio", "min", "max", "goal", "better", "ours", "theirs", "unit")]
+    rows = [("name", "ratio", "min", "max", "spread", "goal", "better", "ours", "theirs", "unit")]
     for result in results:
         benchmark = result.benchmark
         entry = result.as_json()
@@ -128,15 +128,16 @@ def table(results: Sequence[Result]) -> str:
                 f"{result.ratio:.3f}",
                 f"{entry['min']:.3f}",
                 f"{entry['max']:.3f}",
+                f"{result.spread:.2f}{'?' if result.doubt else ' '}",
                 goal,
                 benchmark.better,
-                f"{entry['ours']:.1f}",
-                f"{entry['theirs']:.1f}",
+                _figure(entry["ours"]),
+                _figure(entry["theirs"]),
                 benchmark.unit,
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    text = [False, True, True, True, True, False, True, True, False]
+    text = [False, True, True, True, True, True, False, True, True, False]
     lines = []
     for row in rows:
         cells = [
@@ -145,11 +146,20 @@ def table(results: Sequence[Result]) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     lines += [f"{result.benchmark.name}: {note}" for result in results for note in result.notes]
-    limits = dict.fromkeys(result.limit for result in results if result.limit)
-    for limit in limits:
-        held_back = (result.benchmark.name for result in results if result.limit == limit)
-        lines.append(f"{', '.join(held_back)}: {limit}")
+    lines += _shared({result.benchmark.name: result.limit for result in results})
+    lines += _shared({result.benchmark.name: result.doubt for result in results})
     return "\n".join(lines)
+
+
+def _shared(words: Mapping[str, str]) -> Iterator[str]:
+    """Each text that there is once, behind the names that it is said of."""
+    for text in dict.fromkeys(filter(None, words.values())):
+        yield f"{', '.join(name for name, said in words.items() if said == text)}: {text}"
+
+
+def _figure(value: float) -> str:
+    """An absolute figure with what of it is worth reading."""
+    return f"{value:.1f}" if value >= 100 else f"{value:.3f}"
 
 
 def _write(path: Path, taken: Taken, load: float) -> None:

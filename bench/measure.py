@@ -11,6 +11,11 @@ from typing import Any, Literal, Protocol, TypeVar
 Better = Literal["higher", "lower"]
 T = TypeVar("T")
 
+SPREAD_BOUND = 0.2
+"""Of the middle half of the pairs, as a part of their median: beyond it a figure says little."""
+
+DOUBT = "not to be believed, half of the pairs lie too far apart (spread): take it again on a quiet machine"
+
 
 class BenchError(Exception):
     """A benchmark could not be taken; the message says why."""
@@ -59,6 +64,22 @@ class Result:
         return statistics.median(self.ratios)
 
     @property
+    def spread(self) -> float:
+        """How wide the middle half of the pairs is, as a part of the ratio; 0 of one pair.
+
+        The smallest and the largest do not count: where there are many pairs, one has always met something.
+        """
+        if len(self.ratios) == 1:
+            return 0.0
+        first, _, third = statistics.quantiles(self.ratios, n=4, method="inclusive")
+        return (third - first) / abs(self.ratio)
+
+    @property
+    def doubt(self) -> str:
+        """Why the figure is not to be believed, where it is not."""
+        return DOUBT if self.spread > SPREAD_BOUND else ""
+
+    @property
     def missed(self) -> bool:
         """Whether there is a goal and it is not reached."""
         goal = self.benchmark.goal
@@ -83,6 +104,8 @@ class Result:
             "runs": len(self.ratios),
             "min": round(min(self.ratios), 4),
             "max": round(max(self.ratios), 4),
+            "spread": round(self.spread, 4),
+            "doubt": self.doubt,
             "limit": self.limit,
             "unit": benchmark.unit,
             "ours": round(statistics.median(self.ours), 4),

@@ -1,0 +1,1 @@
+"""The benchmarks: what their figures become, and which of them are called doubtful."""
