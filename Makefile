@@ -48,7 +48,7 @@ test: ext images drivers
 
 ## Measure every speed that the project claims. BENCH_ARGS="mmio-read move-downtime" takes only those.
 bench: ext images
-	@$(BIN)/ninja -C $(EXT) --quiet bench/mmio-sample
+	@$(BIN)/ninja -C $(EXT) --quiet bench/mmio-sample bench/vf-load
 	@echo "bench: running"
 	$(BIN)/python -m bench $(BENCH_ARGS)
 

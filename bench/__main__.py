@@ -12,8 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.between_vfs import BetweenVfs
 from bench.block import Block
+from bench.busy import Busy
 from bench.context import Contexts
+from bench.cpu import Cpu
 from bench.cycles import Cycles
 from bench.measure import BenchError, Group, NotPossibleError, Progress, Result
 from bench.mmio import Mmio
@@ -29,11 +32,14 @@ from images.workspace import BUILD
 GROUPS: tuple[Group, ...] = (
     Mmio(),
     Ring(),
+    Busy(),
     Regions(),
     Contexts(),
     Cycles(),
     Block(),
+    Cpu(),
     Network(),
+    BetweenVfs(),
     MoveDowntime(),
     Probe(),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -106,56 +107,77 @@ class Block:
         possible = names if DAEMON.exists() else [name for name in names if not name.endswith(VHOST_SUFFIX)]
         if possible:
             progress.step(possible[0], "booting the guest")
-            with scratch() as folder, _guest(folder, possible) as (guest, disks):
-                for device in disks:
-                    guest.check(f"blkbench --device {device} --rw randread --count {WARM_UP}")
+            against_daemon = any(name.endswith(VHOST_SUFFIX) for name in possible)
+            with scratch() as folder, disks_in_guest(folder, with_daemon=against_daemon) as disks:
                 for case in CASES:
                     if {case.benchmark.name, case.against_vhost.name} & set(possible):
-                        yield from _measure(guest, case, disks, possible, progress)
+                        yield from _measure(disks, case, possible, progress)
         if len(possible) < len(names):
-            raise NotPossibleError(
-                f"{DAEMON.name} is missing: install qemu-utils, then run `python3 -m images all` again"
-            )
+            raise daemon_missing()
+
+
+@dataclass(frozen=True)
+class Disks:
+    """A guest that has the same file as a disk several times, the guest's names of them, and who serves them.
+
+    `vhost` and `daemon` are missing where nothing is against them.
+    """
+
+    guest: Machine
+    ours: str
+    theirs: str
+    vhost: str | None
+    server: subprocess.Popen[bytes]
+    daemon: subprocess.Popen[bytes] | None
 
 
 @contextlib.contextmanager
-def _guest(folder: Path, names: Sequence[str]) -> Iterator[tuple[Machine, list[str]]]:
-    """A guest with ours, QEMU's and, if one of these benchmarks is against it, the storage daemon's disk."""
+def disks_in_guest(folder: Path, *, with_daemon: bool) -> Iterator[Disks]:
+    """A guest with ours, QEMU's and, if asked for, the storage daemon's disk, each warm."""
     disk = make_disk(folder / "disk.raw", DISK_SIZE)
     devices = [vfio_user(folder / "s" / "vf1.sock"), QEMU_BLOCK]
     arguments = drive(disk)
     with contextlib.ExitStack() as started:
-        started.enter_context(server(folder / "s", "--vfs", "1", "--disk", f"vf1={disk}"))
-        if any(name.endswith(VHOST_SUFFIX) for name in names):
+        serving = started.enter_context(server(folder / "s", "--vfs", "1", "--disk", f"vf1={disk}"))
+        daemon = None
+        if with_daemon:
             socket = folder / "vhost.sock"
-            started.enter_context(storage_daemon(socket, disk))
+            daemon = started.enter_context(storage_daemon(socket, disk))
             devices.append(VHOST_BLOCK)
             arguments += ["-chardev", f"socket,id=daemon,path={socket}"]
         guest = started.enter_context(Machine(devices=devices, arguments=arguments))
         guest.wait_ready()
-        yield guest, [block_device(guest, port) for port in range(len(devices))]
+        names = [block_device(guest, port) for port in range(len(devices))]
+        for name in names:
+            guest.check(f"blkbench --device {name} --rw randread --count {WARM_UP}")
+        yield Disks(guest, names[0], names[1], names[2] if daemon else None, serving, daemon)
 
 
-def _measure(
-    guest: Machine, case: Case, disks: Sequence[str], names: Sequence[str], progress: Progress
-) -> Iterator[Result]:
+def daemon_missing() -> NotPossibleError:
+    """For a machine without the storage daemon."""
+    return NotPossibleError(
+        f"{DAEMON.name} is missing: install qemu-utils, then run `python3 -m images all` again"
+    )
+
+
+def _measure(disks: Disks, case: Case, names: Sequence[str], progress: Progress) -> Iterator[Result]:
     """Those of a case's two results that are asked for. Ours runs between the two references."""
-    ours, theirs, *vhost = disks
+    references = (disks.theirs, disks.vhost)
     wanted = [
         (benchmark, disk)
-        for benchmark, disk in zip((case.benchmark, case.against_vhost), (theirs, *vhost), strict=False)
-        if benchmark.name in names
+        for benchmark, disk in zip((case.benchmark, case.against_vhost), references, strict=True)
+        if benchmark.name in names and disk is not None
     ]
-    order = [wanted[0][1], ours, *(disk for _, disk in wanted[1:])]
+    order = [wanted[0][1], disks.ours, *(disk for _, disk in wanted[1:])]
     taken = take_turns(
         ROUNDS,
-        [partial(blkbench, guest, case, disk) for disk in order],
+        [partial(blkbench, disks.guest, case, disk) for disk in order],
         progress=progress,
         name=wanted[0][0].name,
     )
     runs = dict(zip(order, taken, strict=True))
     for benchmark, disk in wanted:
-        yield _result(case, benchmark, runs[ours], runs[disk])
+        yield _result(case, benchmark, runs[disks.ours], runs[disk])
 
 
 def _result(
@@ -177,11 +199,11 @@ def _result(
     )
 
 
-def blkbench(guest: Machine, case: Case, device: str) -> dict[str, Any]:
-    """One run in the guest. Raises MachineError when a request failed."""
+def blkbench(guest: Machine, case: Case, device: str, *, requests: int | None = None) -> dict[str, Any]:
+    """One run in the guest, of so many requests or SECONDS. Raises MachineError when a request failed."""
+    end = f"--duration {SECONDS}" if requests is None else f"--count {requests}"
     line = guest.check(
-        f"blkbench --device {device} --rw {case.kind} --block {case.block} --depth {case.depth} "
-        f"--duration {SECONDS}"
+        f"blkbench --device {device} --rw {case.kind} --block {case.block} --depth {case.depth} {end}"
     )
     found: dict[str, Any] = json.loads(line.splitlines()[-1])
     return found
@@ -209,15 +231,15 @@ def _node(disk: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def storage_daemon(socket: Path, disk: Path) -> Iterator[None]:
+def storage_daemon(socket: Path, disk: Path) -> Iterator[subprocess.Popen[bytes]]:
     """qemu-storage-daemon with a vhost-user-blk export of the file at `socket`."""
     address = {"type": "unix", "path": str(socket)}
     export = {"type": "vhost-user-blk", "id": "export", "node-name": "reference", "writable": True}
     command = [str(DAEMON), "--chardev", "stdio,id=monitor", "--monitor", "monitor"]
     command += ["--blockdev", json.dumps(_node(disk)), "--export", json.dumps({**export, "addr": address})]
     # It greets on its monitor when all is there.
-    with running(command, socket.with_suffix(".log"), ready='{"QMP"'):
-        yield
+    with running(command, socket.with_suffix(".log"), ready='{"QMP"') as process:
+        yield process
 
 
 def block_device(guest: Machine, port: int) -> str:

@@ -24,7 +24,7 @@ SYSTEM_FOLDERS = "/usr/sbin:/sbin"
 
 TUN = "/dev/net/tun"
 
-_NEEDED = 'it needs a network namespace with tap interfaces (docs/benchmarks.md, "net-*")'
+_NEEDED = 'it needs a network namespace with tap interfaces (docs/benchmarks.md, "net-stream-*")'
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,7 @@ def _guest(folder: Path) -> Iterator[Machine]:
         guest = started.enter_context(Machine(devices=devices, arguments=NETDEV, within=within))
         guest.wait_ready()
         for port, tap in enumerate((OURS, THEIRS)):
-            name = net_device(guest, port)
-            guest.check(f"ip address add {tap.guest}/{tap.prefix} dev {name} && ip link set {name} up")
+            give_address(guest, port, f"{tap.guest}/{tap.prefix}")
             guest.check(f"netbench request --address {tap.address} --port {PORT} --seconds 1")
         yield guest
 
@@ -106,8 +105,8 @@ def _other_end(folder: Path, within: Sequence[str]) -> Iterator[None]:
 def _measure(guest: Machine, case: Case, progress: Progress) -> Result:
     ours, theirs = alternate(
         ROUNDS,
-        partial(netbench, guest, case, OURS),
-        partial(netbench, guest, case, THEIRS),
+        partial(netbench, guest, case.command, OURS.address),
+        partial(netbench, guest, case.command, THEIRS.address),
         progress=progress,
         name=case.benchmark.name,
     )
@@ -119,10 +118,10 @@ def _measure(guest: Machine, case: Case, progress: Progress) -> Result:
     )
 
 
-def netbench(guest: Machine, case: Case, tap: Tap) -> dict[str, Any]:
+def netbench(guest: Machine, command: str, address: str) -> dict[str, Any]:
     """One run in the guest. Raises MachineError when a connection failed."""
     line = guest.check(
-        f"netbench {case.command} --address {tap.address} --port {PORT} --seconds {SECONDS}",
+        f"netbench {command} --address {address} --port {PORT} --seconds {SECONDS}",
         timeout=SECONDS + PATIENCE_SECONDS,
     )
     found: dict[str, Any] = json.loads(line.splitlines()[-1])
@@ -136,9 +135,9 @@ NETDEV = [
 ]
 
 
-def net_device(guest: Machine, port: int) -> str:
-    """The guest's name of the interface behind a root port."""
+def give_address(guest: Machine, port: int, address: str) -> None:
+    """Set up the interface behind a root port, with an address and its prefix."""
     found = guest.check(f"ls /sys/bus/pci/devices/0000:{port + 1:02x}:00.0/virtio*/net").split()
     if not found:
         raise BenchError(f"the guest has no interface behind root port {port}")
-    return found[-1]
+    guest.check(f"ip address add {address} dev {found[-1]} && ip link set {found[-1]} up")

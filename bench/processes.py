@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,10 @@ from bench.measure import BenchError
 from images import program
 from images.workspace import BUILD, PROJECT
 
-SAMPLE = BUILD / "ext" / "bench" / "mmio-sample"
+BUILT = BUILD / "ext" / "bench"
+"""Where programs of ours are that only benchmarks need."""
+
+SAMPLE = BUILT / "mmio-sample"
 STOP_SECONDS = 5.0
 
 
@@ -28,6 +33,15 @@ def scratch() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
+    """Processor time that all threads of a process have had until now, those that ended among them."""
+    clock = ctypes.c_int()
+    error = ctypes.CDLL(None).clock_getcpuclockid(process.pid, ctypes.byref(clock))
+    if error:
+        raise BenchError(f"the processor time of process {process.pid}: {os.strerror(error)}")
+    return time.clock_gettime(clock.value)
 
 
 def make_disk(path: Path, size: int) -> Path:

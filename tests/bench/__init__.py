@@ -1,1 +1,1 @@
-"""The benchmarks: what their figures become, and which of them are called doubtful."""
+"""The benchmarks: what their figures become, which of them are called doubtful, and that each is told of."""
