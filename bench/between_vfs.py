@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import Benchmark, Progress, Result, alternate
-from bench.network import PORT, give_address, netbench
+from bench.network import GOAL, PORT, give_address, netbench
 from bench.processes import scratch, server, vfio_user
 from images.machine import Machine
 
@@ -25,7 +25,7 @@ STREAM = Benchmark(
     reference="QEMU's virtio-net-pci in the same two guests, joined by -netdev stream",
     unit="MiB/s",
     better="higher",
-    goal=1.0,
+    goal=GOAL,
     limit="the way of a frame through the switch: two threads of the server, each with a wake-up and a copy",
 )
 

@@ -20,7 +20,7 @@ ROUNDS = 5
 SECONDS = 1
 PATIENCE_SECONDS = 30
 PORT = 5201
-GOAL = 0.8
+GOAL = 1.0
 
 OURS = Tap("ours", "198.18.1.1", "198.18.1.2")
 THEIRS = Tap("theirs", "198.18.2.1", "198.18.2.2")
