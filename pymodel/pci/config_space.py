@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
-from typing import Protocol
+from typing import NamedTuple, Protocol, Self
 
 from pymodel.pci.capability import Capability
-from pymodel.registers import Register, RegisterFile
+from pymodel.registers import Register, RegisterFile, RegisterMap
 from pymodel.spec import pci
 
 _FIELDS = pci.HEADER.fields
@@ -52,7 +53,7 @@ def _header(name: str, reset: int = 0, writable: int = 0, part: int = 0, width: 
     return Register(label, offset + part * width, width, reset, writable)
 
 
-def _header_registers(identity: Identity, bars: dict[int, int]) -> tuple[Register, ...]:
+def _header_registers(identity: Identity, bars: Mapping[int, int]) -> tuple[Register, ...]:
     registers = [
         _header("vendor_id", identity.vendor_id),
         _header("device_id", identity.device_id),
@@ -81,6 +82,80 @@ def bar_masks(size: int) -> tuple[int, int]:
     return mask & 0xFFFFFFFF & ~pci.BAR_FLAGS, mask >> 32 & 0xFFFFFFFF
 
 
+class _Block(NamedTuple):
+    """What makes a capability's block in a map: all but the capability itself, which is a function's own."""
+
+    owner: type
+    id: int
+    name: str
+    size: int
+    registers: tuple[Register, ...]
+
+    @classmethod
+    def of(cls, capability: Capability) -> Self:
+        return cls(type(capability), capability.id, capability.name, capability.size, capability.registers)
+
+
+class _ConfigMap(RegisterMap):
+    """Configuration space of functions that look alike; `offsets` has where each capability is."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        bars: Mapping[int, int],
+        owner: type,
+        capabilities: Sequence[_Block],
+        extended: Mapping[int, _Block],
+    ) -> None:
+        super().__init__(pci.CONFIG_SIZE)
+        self.place(0, _header_registers(identity, bars), owner)
+        self.offsets: dict[str, int] = {}
+        self._chain(capabilities)
+        self._chain_extended(extended)
+
+    def _chain(self, capabilities: Sequence[_Block]) -> None:
+        at, link = _FIRST_CAPABILITY, "capabilities"
+        for block in capabilities:
+            self.offsets[block.name] = at
+            self.preset(link, at)
+            link = f"{block.name}.next"
+            self.place(
+                at,
+                (Register("id", 0, 1, block.id), Register("next", 1, 1), *block.registers),
+                block.owner,
+                f"{block.name}.",
+            )
+            at += -(-block.size // 4) * 4
+        if at > pci.EXTENDED_START:
+            raise ValueError(f"capabilities end at {at:#x}, past {pci.EXTENDED_START:#x}")
+
+    def _chain_extended(self, capabilities: Mapping[int, _Block]) -> None:
+        link, header = "", 0
+        for at, block in capabilities.items():
+            self.offsets[block.name] = at
+            if link:
+                self.preset(link, header | at << 20)
+            link, header = f"{block.name}.header", block.id | 1 << 16
+            self.place(
+                at,
+                (Register("header", 0, 4, header), *block.registers),
+                block.owner,
+                f"{block.name}.",
+            )
+
+
+@cache
+def _map_of(
+    identity: Identity,
+    bars: tuple[tuple[int, int], ...],
+    owner: type,
+    capabilities: tuple[_Block, ...],
+    extended: tuple[tuple[int, _Block], ...],
+) -> _ConfigMap:
+    """One map for all functions of which all this is the same: there are as many as kinds of functions."""
+    return _ConfigMap(identity, dict(bars), owner, capabilities, dict(extended))
+
+
 class ConfigSpace(RegisterFile):
     """Header, capabilities and extended capabilities of one function.
 
@@ -91,43 +166,17 @@ class ConfigSpace(RegisterFile):
     def __init__(
         self,
         identity: Identity,
-        bars: dict[int, int],
+        bars: Mapping[int, int],
         owner: HeaderOwner,
         capabilities: Sequence[Capability],
         extended: Mapping[int, Capability] = MappingProxyType({}),
     ) -> None:
-        super().__init__(pci.CONFIG_SIZE)
-        self.place(0, _header_registers(identity, bars), owner)
-        self.offsets: dict[str, int] = {}
-        self._chain(capabilities)
-        self._chain_extended(extended)
-
-    def _chain(self, capabilities: Sequence[Capability]) -> None:
-        at, link = _FIRST_CAPABILITY, "capabilities"
-        for capability in capabilities:
-            self.offsets[capability.name] = at
-            self.preset(link, at)
-            link = f"{capability.name}.next"
-            self.place(
-                at,
-                (Register("id", 0, 1, capability.id), Register("next", 1, 1), *capability.registers),
-                capability,
-                f"{capability.name}.",
-            )
-            at += -(-capability.size // 4) * 4
-        if at > pci.EXTENDED_START:
-            raise ValueError(f"capabilities end at {at:#x}, past {pci.EXTENDED_START:#x}")
-
-    def _chain_extended(self, capabilities: Mapping[int, Capability]) -> None:
-        link = ""
-        for at, capability in capabilities.items():
-            self.offsets[capability.name] = at
-            if link:
-                self.preset(link, self[link] | at << 20)
-            link = f"{capability.name}.header"
-            self.place(
-                at,
-                (Register("header", 0, 4, capability.id | 1 << 16), *capability.registers),
-                capability,
-                f"{capability.name}.",
-            )
+        layout = _map_of(
+            identity,
+            tuple(bars.items()),
+            type(owner),
+            tuple(map(_Block.of, capabilities)),
+            tuple((at, _Block.of(capability)) for at, capability in extended.items()),
+        )
+        super().__init__(layout, (owner, *capabilities, *extended.values()))
+        self.offsets = layout.offsets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 from pymodel.pci.virtio_capabilities import VirtioCapability
@@ -22,6 +23,9 @@ _PAGE: Final = 0x1000
 
 NOTIFY_MULTIPLIER: Final = 4
 """Bytes from one queue's address for notifications to the next one's."""
+
+_capability: Final = cache(VirtioCapability)
+"""They keep nothing, so functions that look alike have the same ones."""
 
 
 class VirtioBar:
@@ -57,7 +61,7 @@ class VirtioBar:
             ("device", virtio_pci.CAP_DEVICE_CFG, DEVICE_AT, self._transport.config_length, None),
         )
         return tuple(
-            VirtioCapability(name, kind, self.index, at, length, multiplier)
+            _capability(name, kind, self.index, at, length, multiplier)
             for name, kind, at, length, multiplier in rows
         )
 

@@ -6,8 +6,10 @@ a queue act on the queue that queue_select names; where there is none they read 
 
 from __future__ import annotations
 
+from typing import Final
+
 from pymodel.queue.virtqueue import Virtqueue
-from pymodel.registers import RegisterFile, registers_of
+from pymodel.registers import RegisterFile, RegisterMap, registers_of
 from pymodel.spec import virtio
 from pymodel.spec.virtio_pci import COMMON_CFG
 from pymodel.transport.any_config import AnyConfig
@@ -23,8 +25,7 @@ class CommonConfig(AnyConfig):
 
     def __init__(self, transport: Transport) -> None:
         super().__init__(transport)
-        self.registers = RegisterFile(COMMON_CFG.itemsize)
-        self.registers.place(0, registers_of(COMMON_CFG), self)
+        self.registers = RegisterFile(_MAP, (self,))
 
     def _idle_queue(self) -> Virtqueue | None:
         """The selected queue while it may be set up: features agreed, queue not enabled."""
@@ -127,3 +128,7 @@ class CommonConfig(AnyConfig):
 
     def read_admin_queue_num(self) -> int:
         return int(self._transport.has_admin)
+
+
+_MAP: Final = RegisterMap(COMMON_CFG.itemsize)
+_MAP.place(0, registers_of(COMMON_CFG), CommonConfig)

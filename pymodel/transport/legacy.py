@@ -5,8 +5,10 @@ A device is used through them from the first write on, until its reset: then who
 
 from __future__ import annotations
 
+from typing import Final
+
 from pymodel.errors import InvalidCommand
-from pymodel.registers import RegisterFile, registers_of
+from pymodel.registers import RegisterFile, RegisterMap, registers_of
 from pymodel.spec import ring, virtio
 from pymodel.spec.virtio_pci import LEGACY_CFG
 from pymodel.transport.any_config import AnyConfig
@@ -22,8 +24,7 @@ class LegacyConfig(AnyConfig):
 
     def __init__(self, transport: Transport) -> None:
         super().__init__(transport)
-        self._registers = RegisterFile(LEGACY_CFG.itemsize)
-        self._registers.place(0, registers_of(LEGACY_CFG), self)
+        self._registers = RegisterFile(_MAP, (self,))
 
     def read(self, offset: int, length: int) -> bytes:
         """Read."""
@@ -103,3 +104,7 @@ class LegacyConfig(AnyConfig):
 
     def read_isr_status(self) -> int:
         return self._transport.read_isr()
+
+
+_MAP: Final = RegisterMap(LEGACY_CFG.itemsize)
+_MAP.place(0, registers_of(LEGACY_CFG), LegacyConfig)

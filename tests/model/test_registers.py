@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pymodel.registers import Register, RegisterFile, registers_of
+from pymodel.registers import Register, RegisterFile, RegisterMap, registers_of
 
 
 class Owner:
@@ -37,20 +37,26 @@ def owner() -> Owner:
 
 
 @pytest.fixture
-def space(owner: Owner) -> RegisterFile:
-    found = RegisterFile(32)
+def layout() -> RegisterMap:
+    found = RegisterMap(32)
     found.place(
         0,
         (
-            Register("fixed", 0, 2, 0xBEEF),
+            Register("fixed", 0, 2),
             Register("scratch", 2, 1, 0x5A, writable=0xF0),
             Register("sticky", 3, 1, 0xFF, writable=0x01, clear=0x0F),
             Register("live", 8, 4),
             Register("window", 12, 4, window=True),
         ),
-        owner,
+        Owner,
     )
+    found.preset("fixed", 0xBEEF)
     return found
+
+
+@pytest.fixture
+def space(layout: RegisterMap, owner: Owner) -> RegisterFile:
+    return RegisterFile(layout, (owner,))
 
 
 def test_reset_values_and_holes(space: RegisterFile) -> None:
@@ -103,26 +109,48 @@ def test_every_cut(space: RegisterFile, width: int) -> None:
     assert b"".join(space.read(at, width) for at in range(0, 32, width))[:32] == whole
 
 
-def test_reset_preset_and_dump(space: RegisterFile) -> None:
-    space.preset("fixed", 0x1234)
+def test_reset_and_dump(space: RegisterFile) -> None:
+    space["fixed"] = 0x1234
     space["scratch"] = 1
     space["sticky"] = 2
     space.reset(keep=frozenset({"sticky"}))
-    assert space.dump() == {"fixed": 0x1234, "scratch": 0x5A, "sticky": 2, "live": 0, "window": 0}
+    assert space.dump() == {"fixed": 0xBEEF, "scratch": 0x5A, "sticky": 2, "live": 0, "window": 0}
+
+
+def test_files_of_one_map_have_their_own_values_and_owners(layout: RegisterMap, owner: Owner) -> None:
+    other = Owner()
+    other.value = 1
+    first, second = RegisterFile(layout, (owner,)), RegisterFile(layout, (other,))
+    first.write(2, b"\0\x02")
+    first["fixed"] = 7
+    assert (first.read(0, 4), second.read(0, 4)) == (b"\x07\0\x0a\xfc", b"\xef\xbe\x5a\xff")
+    assert (first.read(8, 4), second.read(8, 4)) == (b"\x44\x33\x22\x11", b"\1\0\0\0")
+    second.write(8, b"\2\0\0\0")
+    assert (owner.written, other.written) == ([], [2])
+    second.reset()
+    assert first["fixed"] == 7
+    first.reset()
+    assert first["fixed"] == 0xBEEF
+
+
+@pytest.mark.parametrize("owners", [(), (None,), (Owner(), Owner())])
+def test_owners_of_other_classes(layout: RegisterMap, owners: tuple[object, ...]) -> None:
+    with pytest.raises(ValueError, match="owners of 1 blocks"):
+        RegisterFile(layout, owners)
 
 
 @pytest.mark.parametrize(
     "register", [Register("more", 1, 2), Register("fixed", 20, 1), Register("past", 30, 4)]
 )
-def test_bad_placement(space: RegisterFile, register: Register) -> None:
+def test_bad_placement(layout: RegisterMap, register: Register) -> None:
     """Overlap, a name twice, past the end: refused."""
     with pytest.raises(ValueError, match=register.name):
-        space.place(0, (register,))
+        layout.place(0, (register,))
 
 
-def test_layouts() -> None:
-    layout = np.dtype([("a", "<u2"), ("b", "<u8"), ("c", "u1")])
-    assert [(r.name, r.offset, r.width) for r in registers_of(layout)] == [
+def test_structures() -> None:
+    structure = np.dtype([("a", "<u2"), ("b", "<u8"), ("c", "u1")])
+    assert [(r.name, r.offset, r.width) for r in registers_of(structure)] == [
         ("a", 0, 2),
         ("b", 2, 8),
         ("c", 10, 1),

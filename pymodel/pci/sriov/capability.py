@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import partialmethod
 from typing import Final, Protocol
 
 from pymodel.registers import Register
@@ -119,9 +119,6 @@ class SriovCapability:
             *(_register("vf_bar", part=part, width=4) for part in range(_VF_BARS)),
             _register("vf_migration_state_array"),
         )
-        for part in range(_VF_BARS):
-            setattr(self, f"read_vf_bar{part}", partial(self._read_vf_bar, part))
-            setattr(self, f"write_vf_bar{part}", partial(self._write_vf_bar, part))
         self.power_on()
 
     def power_on(self) -> None:
@@ -224,3 +221,8 @@ class SriovCapability:
         if bar in self._bars:
             self._addresses[bar] = self._address(bar) & ~(0xFFFFFFFF << shift) | value << shift
             self._changed()
+
+
+for _part in range(_VF_BARS):
+    setattr(SriovCapability, f"read_vf_bar{_part}", partialmethod(SriovCapability._read_vf_bar, _part))  # noqa: SLF001 - still its class
+    setattr(SriovCapability, f"write_vf_bar{_part}", partialmethod(SriovCapability._write_vf_bar, _part))  # noqa: SLF001
