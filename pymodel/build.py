@@ -16,8 +16,13 @@ from pymodel.pci.physical_function import PhysicalFunction
 from pymodel.pci.sriov.vf_slot import VfSlot, VfSlots
 from pymodel.pci.virtual_function import VirtualFunction
 
+VFS_MAX: Final = 0xFFFF
+"""TotalVFs has 16 bits, as routing IDs have: VF n is n behind the PF, over as many buses as that takes."""
+
 GUEST_VFS_MAX: Final = 248
-"""VFs on one bus behind a PF at device 0, whose device they leave alone."""
+"""VFs on one bus behind a PF at device 0, whose device they leave alone: below a port QEMU has no second bus
+without a bridge.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ def build(
     """
     if options.device not in DEVICES:
         raise ValueError(f"device type {options.device!r}; there are: {', '.join(DEVICES)}")
-    if not 0 <= options.vfs <= options.total_vfs < 0x10000:
+    if not 0 <= options.vfs <= options.total_vfs <= VFS_MAX:
         raise ValueError(f"{options.vfs} of {options.total_vfs} VFs")
     if options.guest_sriov and (options.vfs or not 0 < options.total_vfs <= GUEST_VFS_MAX):
         raise ValueError(f"a guest enables VFs itself, and can have 1 to {GUEST_VFS_MAX}")

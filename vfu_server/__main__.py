@@ -17,6 +17,7 @@ import argparse
 import io
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -47,8 +48,8 @@ EVERYTHING: Final = frozenset({"trace", "debug"})
 KEPT_MEMORY: Final = 256 << 20
 """Bytes of freed memory that the process keeps for itself."""
 
-VFS_MAX: Final = 255
-"""VFs of one device, each a thread and a socket. With the PF they fill one PCI bus."""
+STACK_BYTES: Final = 1 << 20
+"""Of addresses for the stack of each thread, which touches 8 KiB of them. Less than a huge page."""
 
 QUEUES_MAX: Final = 256
 
@@ -75,10 +76,10 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--socket-dir", type=Path, required=True, metavar="DIR", help="made if it is missing")
     result.add_argument("--device", choices=tuple(DEVICES), required=True)
     result.add_argument(
-        "--vfs", type=_count(0, VFS_MAX), default=0, metavar="N", help="VFs enabled at power-on"
+        "--vfs", type=_count(0, build.VFS_MAX), default=0, metavar="N", help="VFs enabled at power-on"
     )
     result.add_argument(
-        "--total-vfs", type=_count(0, VFS_MAX), metavar="M", help="VFs that can be enabled (default: N)"
+        "--total-vfs", type=_count(0, build.VFS_MAX), metavar="M", help="VFs that can be enabled (default: N)"
     )
     result.add_argument(
         "--sriov",
@@ -214,6 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What a written context is copied into is as large as a disk's chunks, and page faults on fresh memory
     # would cost more than the copy.
     keep_freed_memory(KEPT_MEMORY)
+    # Each function has a thread. Where all memory gets huge pages, one of Python's own 8 MiB would take 2.
+    threading.stack_size(STACK_BYTES)
     # A thread that wakes takes the interpreter from one that computes after this long, each time that it
     # comes back from the library: Python's own 5 ms would add up for a function beside a busy one.
     sys.setswitchinterval(0.0005)
@@ -243,7 +246,10 @@ def _check_sriov(options: argparse.Namespace, options_parser: argparse.ArgumentP
         if options.vfs:
             options_parser.error("--vfs is for --sriov owner: a guest enables VFs itself, up to --total-vfs")
         if not 0 < options.total_vfs <= build.GUEST_VFS_MAX:
-            options_parser.error(f"--sriov guest needs --total-vfs, from 1 to {build.GUEST_VFS_MAX}")
+            options_parser.error(
+                f"--sriov guest needs --total-vfs, from 1 to {build.GUEST_VFS_MAX}:"
+                " in a guest all VFs are on the PF's bus"
+            )
     elif options.ecam is not None:
         options_parser.error("--ecam is for --sriov guest")
 
@@ -314,7 +320,12 @@ def _serve(
         observer=monitor,
         rules=rules,
     )
-    share = _share(options.total_vfs + 1, device.vectors_needed, descriptors)
+    functions = options.total_vfs + 1
+    try:
+        budget.check(functions, device.vectors_needed, descriptors)
+    except budget.TooFewError as error:
+        return _failed("the functions", error)
+    share = _share(functions, device.vectors_needed, descriptors)
     try:
         with Server(device, folder, share) as server, monitor.serving(device, lambda: server.threads, rules):
             server.run(ready=lambda: _ready(folder.path), stop=stop)

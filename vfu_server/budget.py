@@ -20,11 +20,17 @@ DESCRIPTORS_KEPT: Final = 64
 DESCRIPTORS_OF_A_FUNCTION: Final = 24
 """Beside eventfds: two of its socket, two of a connection, 16 with a message, those of its disk or port."""
 
+DESCRIPTORS_LEAST: Final = 4
+"""Beside eventfds and what is open at the start: those of the socket and of a connection."""
+
 EVENTFDS_MIN: Final = 16
 """What a client may have even where there are too few for all."""
 
 MAPPINGS_KEPT: Final = 8192
-"""For libraries, stacks and the heap."""
+"""For libraries and the heap."""
+
+MAPPINGS_OF_A_THREAD: Final = 3
+"""Its stack, the page that guards that, and what the interpreter has for it."""
 
 MAPPINGS_OF_A_FILE: Final = 2
 """A file that is cut short under its mapping leaves two."""
@@ -33,6 +39,10 @@ ADDRESS_SPACE: Final = 96 << 40
 """Bytes, of the 128 TiB that a process on x86-64 has."""
 
 _MAX_MAP_COUNT: Final = Path("/proc/sys/vm/max_map_count")
+
+
+class TooFewError(Exception):
+    """The process may not have the file descriptors that all functions take; the message says what to do."""
 
 
 class Budget(NamedTuple):
@@ -55,12 +65,35 @@ def raise_descriptor_limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+def check(functions: int, vectors: int, descriptors: int) -> None:
+    """Raise TooFewError where some of `functions` could not be served while all the others have a client.
+
+    A client gives an eventfd for each of the `vectors` that a driver uses, up to `EVENTFDS_MIN`. The process
+    may have `descriptors`, those open now included.
+    """
+    fixed = _open_descriptors() + DESCRIPTORS_KEPT
+    each = DESCRIPTORS_LEAST + min(vectors, EVENTFDS_MIN)
+    needed = fixed + functions * each
+    if needed > descriptors:
+        vfs = max((descriptors - fixed) // each - 1, 0)
+        raise TooFewError(
+            f"{functions} with a client each take {needed} file descriptors at least, and the hard limit of"
+            f" {descriptors} is enough for {vfs} VFs: raise it (as root: ulimit -n {needed}; a systemd unit:"
+            f" LimitNOFILE={needed}), or have fewer VFs"
+        )
+
+
 def share(functions: int, descriptors: int) -> Budget:
     """What each of `functions` may take where the process may have `descriptors`, those open now included."""
-    left = descriptors - len(os.listdir("/proc/self/fd")) - DESCRIPTORS_KEPT
-    mappings = max(int(_MAX_MAP_COUNT.read_text()) - MAPPINGS_KEPT, 0) // MAPPINGS_OF_A_FILE
+    left = descriptors - _open_descriptors() - DESCRIPTORS_KEPT
+    kept = MAPPINGS_KEPT + functions * MAPPINGS_OF_A_THREAD
+    mappings = max(int(_MAX_MAP_COUNT.read_text()) - kept, 0) // MAPPINGS_OF_A_FILE
     return Budget(
         eventfds=max(left // functions - DESCRIPTORS_OF_A_FUNCTION, EVENTFDS_MIN),
         mappings=max(min(mappings, MAPPINGS_MAX) // functions, 1),
         address_space=ADDRESS_SPACE // functions,
     )
+
+
+def _open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))

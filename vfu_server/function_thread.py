@@ -105,8 +105,12 @@ class FunctionThread:
         self._thread = threading.Thread(target=self._main, name=function.name, daemon=True)
 
     def start(self) -> None:
-        """Start to serve. To be called once."""
-        self._thread.start()
+        """Start to serve, unless that was done. Not for two threads at a time.
+
+        Raises RuntimeError or MemoryError where no thread is to be had.
+        """
+        if self._thread.ident is None:
+            self._thread.start()
 
     def stop(self) -> None:
         """Tell the thread to end, whatever its client does. Returns at once; any thread may call it."""

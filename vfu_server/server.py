@@ -8,7 +8,8 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,11 @@ STOP_SECONDS: Final = 5.0
 
 QUEUED_SECONDS: Final = 1.0
 """How long a client may wait to be let in before that is told."""
+
+STARTERS: Final = 32
+"""Threads of functions that are started at a time where there are more. Python waits for each until it runs,
+which takes a busy machine milliseconds.
+"""
 
 NOT_TO_BE_HAD: Final = (OSError, RuntimeError, MemoryError)
 """Raised where there is no descriptor, no thread or no memory for another function."""
@@ -124,11 +130,13 @@ class Server:
         # Called on the PF's thread with the lock held: starting and stopping threads is left to this one.
         self._device.on_vfs_changed = self._wake
         try:
-            self._start(0, self._device)
-            self._follow_vfs()
+            failed = self._serve({0: self._device, **self._vfs})
         except BaseException:
             self._close()
             raise
+        for error in failed.values():
+            self._close()
+            raise error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -174,17 +182,42 @@ class Server:
     def _wake(self) -> None:
         os.eventfd_write(self._changed, 1)
 
-    def _start(self, number: int, function: Served) -> None:
+    @property
+    def _vfs(self) -> dict[int, Served]:
+        with self._device.lock:
+            return dict(self._device.served)
+
+    def _serve(self, functions: Mapping[int, Served]) -> dict[int, Exception]:
+        """Have a socket and a thread for each of these. One of NOT_TO_BE_HAD for each that has none."""
+        made: dict[int, FunctionThread] = {}
+        failed: dict[int, Exception] = {}
+        for number in sorted(functions):
+            try:
+                made[number] = self._make(functions[number])
+            except NOT_TO_BE_HAD as error:
+                failed[number] = error
+        if len(made) > STARTERS:
+            _start_as_can_be(made.values())
+        for number, thread in made.items():
+            try:
+                thread.start()
+                self._threads[number] = thread
+            except NOT_TO_BE_HAD as error:
+                thread.stop()
+                thread.join(0)
+                failed[number] = error
+        return failed
+
+    def _make(self, function: Served) -> FunctionThread:
         thread = FunctionThread(function, self._folder.path / f"{function.name}.sock", self._budget)
         try:
             # Once for each client that comes, and not for as long as it waits.
             self._events.register(thread.listener, select.EPOLLIN | select.EPOLLET)
-            thread.start()
         except BaseException:
             thread.stop()
             thread.join(0)
             raise
-        self._threads[number] = thread
+        return thread
 
     def _tell_of_queued(self) -> None:
         """Tell of clients that came a while ago and still wait: one of two at a socket would seem to hang."""
@@ -206,8 +239,7 @@ class Server:
 
         Raises the first of NOT_TO_BE_HAD, each told, once all others have theirs.
         """
-        with self._device.lock:
-            wanted = dict(self._device.served)
+        wanted = self._vfs
         gone = [n for n, thread in self._threads.items() if n and wanted.get(n) is not thread.function]
         for number in gone:
             thread = self._threads[number]
@@ -218,15 +250,11 @@ class Server:
                 "; its client is hung up on" if thread.attached else "",
             )
         self._end(gone)
-        failed: Exception | None = None
-        for number in sorted(wanted.keys() - self._threads.keys()):
-            try:
-                self._start(number, wanted[number])
-            except NOT_TO_BE_HAD as error:
-                log.error("%s is not served, until VFs are enabled again: %s", wanted[number].name, error)  # noqa: TRY400 - not a bug
-                failed = failed or error
-        if failed is not None:
-            raise failed
+        failed = self._serve({number: wanted[number] for number in wanted.keys() - self._threads.keys()})
+        for number, error in failed.items():
+            log.error("%s is not served, until VFs are enabled again: %s", wanted[number].name, error)
+        for error in failed.values():
+            raise error
 
     def _end(self, numbers: list[int]) -> None:
         threads = [self._threads.pop(number) for number in numbers]
@@ -241,3 +269,9 @@ class Server:
         self._end(list(self._threads))
         self._events.close()
         os.close(self._changed)
+
+
+def _start_as_can_be(threads: Iterable[FunctionThread]) -> None:
+    """Start threads, `STARTERS` at a time. Those for which no thread is to be had are not started."""
+    with suppress(*NOT_TO_BE_HAD), ThreadPoolExecutor(STARTERS, "starter") as starters:
+        starters.map(FunctionThread.start, threads)

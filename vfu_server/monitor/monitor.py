@@ -77,15 +77,8 @@ class Monitor:
     # -- commands --------------------------------------------------------------------------------------
 
     def _query_functions(self, function: str | None = None) -> list[dict[str, Any]]:
-        names = self._served if function is None else [function]
-        found = []
-        for name in list(names):
-            try:
-                found.append(self._describe(*self._find(name)))
-            except CommandFailed:
-                if function is not None:
-                    raise  # else the VF went meanwhile
-        return found
+        found = self._served.values() if function is None else [self._find(function)]
+        return [self._describe(*one) for one in found]
 
     def _query_rules(self) -> list[dict[str, Any]]:
         if self._rules is None:
@@ -126,18 +119,24 @@ class Monitor:
     # -- inside ----------------------------------------------------------------------------------------
 
     @property
-    def _served(self) -> dict[str, Function | VfSlot]:
+    def _served(self) -> dict[str, tuple[Function, FunctionThread]]:
+        """All functions, also those that wait for VF Enable, each with its thread."""
         assert self._device is not None
+        threads = self._threads()
         # A copy, as the PF's thread may change it.
-        return {"pf": self._device, **{served.name: served for served in dict(self._device.served).values()}}
+        served = (self._device, *dict(self._device.served).values())
+        return {
+            one.name: (one.vf if isinstance(one, VfSlot) else one, threads[one.name])
+            for one in served
+            if one.name in threads and threads[one.name].function is one
+        }
 
     def _find(self, name: str) -> tuple[Function, FunctionThread]:
-        """A function, also one that waits for VF Enable, and its thread. Raises `CommandFailed`."""
-        served, threads = self._served, self._threads()
-        if name not in served or name not in threads or threads[name].function is not served[name]:
+        """One of `_served`. Raises `CommandFailed`."""
+        served = self._served
+        if name not in served:
             raise CommandFailed(f"There is no function {name[:80]!r}; there are: {', '.join(served)}")
-        found = served[name]
-        return found.vf if isinstance(found, VfSlot) else found, threads[name]
+        return served[name]
 
     def _find_linked(self, name: str) -> tuple[Function, FunctionThread, Linked]:
         """A network function, its thread, its device. Raises `CommandFailed`."""
@@ -154,7 +153,7 @@ class Monitor:
             mode = member.mode if member is not None else context.MODE_ACTIVE
             requests = [queue for queue in transport.queues.values() if queue.index < transport.num_queues]
             commands = [queue for queue in transport.queues.values() if queue.index >= transport.num_queues]
-            port = self._networks.ports.get(function.name) if self._networks is not None else None
+            port = self._networks.backends[function.name].port if self._networks is not None else None
             return {
                 "name": function.name,
                 "served": thread.alive,

@@ -48,11 +48,6 @@ class Networks:
             self._opened = self._opened.pop_all()
         return self.backends
 
-    @property
-    def ports(self) -> Mapping[str, Port]:
-        """The port of each function."""
-        return {name: backend.port for name, backend in self.backends.items()}
-
     def close(self) -> None:
         """Close all ports. No function may be served any more."""
         self._opened.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -35,6 +36,11 @@ def files(count: int) -> Iterator[list[int]]:
     finally:
         for fd in found:
             os.close(fd)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "sockets"
 
 
 def limits(server: ServerProcess) -> tuple[int, int]:
@@ -151,6 +157,39 @@ def test_the_soft_limit_is_raised(tmp_path: Path) -> None:
     with limited("-Sn 200", tmp_path, "--vfs", "1") as server:
         soft, hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
         assert soft == hard > 200
+
+
+def test_a_limit_that_is_too_low_is_refused(folder: Path) -> None:
+    """With the number that it takes, for which the server then starts."""
+
+    def start(limit: int) -> subprocess.CompletedProcess[str]:
+        command = f"ulimit -n {limit}; exec timeout -s TERM 20 {sys.executable} -m vfu_server --device blk"
+        return subprocess.run(
+            ["sh", "-c", f"{command} --disk ram:1M --socket-dir {folder} --vfs 60"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=40,
+        )
+
+    refused = start(300)
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    found = re.search(
+        r"vfu-server: the functions: 61 with a client each take (\d+) file descriptors at least, and the hard"
+        r" limit of 300 is enough for (\d+) VFs: raise it \(as root: ulimit -n \1; a systemd unit:"
+        r" LimitNOFILE=\1\), or have fewer VFs$",
+        refused.stderr,
+    )
+    assert found is not None, refused.stderr
+    needed, vfs = map(int, found.groups())
+    assert 60 * 7 < needed < 60 * 7 + 120
+    assert 20 < vfs < 40
+    assert list(folder.glob("*.sock")) == []
+    with limited(f"-n {needed}", folder, "--vfs", "60"):
+        works(folder / "vf60.sock")
+    with limited("-n 300", folder, "--vfs", str(vfs)):
+        works(folder / f"vf{vfs}.sock")
 
 
 def test_shares() -> None:

@@ -126,7 +126,8 @@ def test_sockets_of_a_killed_server_are_taken_over(folder: Path) -> None:
     [
         (["--device", "gpu"], "invalid choice"),
         (["--device", "blk", "--vfs", "3", "--total-vfs", "2"], "more than --total-vfs 2"),
-        (["--device", "blk", "--vfs", "-1"], "not in 0 to 255"),
+        (["--device", "blk", "--vfs", "-1"], "not in 0 to 65535"),
+        (["--device", "blk", "--total-vfs", "65536"], "not in 0 to 65535"),
         (["--device", "blk", "--queues", "0"], "not in 1 to"),
         (["--device", "blk", "--queues", "many"], "invalid number value"),
         (["--device", "blk", "--disk", "ram:12"], "no multiple of 512"),

@@ -298,6 +298,47 @@ def test_vf_sockets_come_and_go(tmp_path: Path) -> None:
     folder.close()
 
 
+def test_functions_without_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 100 VFs at once those are served for which there is a thread; nothing is left of the others."""
+    device = FakeFunction("pf")
+    folder = Folder(tmp_path / "s")
+    start = FunctionThread.start
+
+    def refuse_every_tenth(thread: FunctionThread) -> None:
+        if thread.function.name.endswith("7"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(FunctionThread, "start", refuse_every_tenth)
+    vfs = {number: FakeFunction(f"vf{number}") for number in range(1, 101)}
+    expected = ["pf.sock", *(f"vf{number}.sock" for number in vfs if number % 10 != 7)]
+    server = Server(device, folder)
+
+    def drive() -> None:
+        with device.lock:
+            device.served = vfs
+            assert device.on_vfs_changed is not None
+            device.on_vfs_changed()
+        wait_for(lambda: sorted(path.name for path in folder.path.glob("*.sock")) == sorted(expected))
+        with RawClient(folder.path / "vf100.sock"):
+            vfs[100].wait_for("attach")
+        server.stop()
+
+    with ExitStack() as stack:
+        stack.enter_context(server)
+        driver = threading.Thread(target=drive)
+        server.run(ready=driver.start)
+        driver.join(10)
+    assert vfs[100].told == ["attach", "detach"]
+    assert list(folder.path.glob("*.sock")) == []
+
+    # At power-on that is the end.
+    with pytest.raises(RuntimeError, match="can't start new thread"), Server(device, folder):
+        pass
+    assert list(folder.path.glob("*.sock")) == []
+    folder.close()
+
+
 def test_a_folder_has_one_server(tmp_path: Path) -> None:
     first = Folder(tmp_path / "a" / "b")
     assert first.path.stat().st_mode & 0o777 == 0o700
