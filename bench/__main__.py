@@ -18,6 +18,7 @@ from bench.busy import Busy
 from bench.context import Contexts
 from bench.cpu import Cpu
 from bench.cycles import Cycles
+from bench.many_vfs import ManyVfs
 from bench.measure import BenchError, Group, NotPossibleError, Progress, Result
 from bench.mmio import Mmio
 from bench.move import MoveDowntime
@@ -36,6 +37,7 @@ GROUPS: tuple[Group, ...] = (
     Regions(),
     Contexts(),
     Cycles(),
+    ManyVfs(),
     Block(),
     Cpu(),
     Network(),
