@@ -17,8 +17,8 @@ from vfu_server.vfio.guest_memory import BYTES_MAX, MAPPINGS_MAX
 DESCRIPTORS_KEPT: Final = 64
 """For what no function has to itself: the monitor's clients, an uplink, the standard streams."""
 
-DESCRIPTORS_OF_A_FUNCTION: Final = 24
-"""Beside eventfds: two of its socket, two of a connection, 16 with a message, those of its disk or port."""
+DESCRIPTORS_OF_A_FUNCTION: Final = 40
+"""Beside eventfds: 2 of its socket, 2 of a connection, 16 with each of 2 messages, its disk or port."""
 
 DESCRIPTORS_LEAST: Final = 4
 """Beside eventfds and what is open at the start: those of the socket and of a connection."""

@@ -138,6 +138,9 @@ cdef extern from "library_guard.h":
     int link_open(link *, int fd) nogil
     void link_close(link *) nogil
     void link_hang_up(link *, c_bool for_good) nogil
+    void link_break_off(link *) nogil
+    c_bool link_has_input(const link *) nogil
+    void link_ready(link *) nogil
 
 
 GUARDED = bool(IS_GUARDED)
@@ -296,7 +299,7 @@ cdef class Context:
                 handled += 1
             if result < 0 and not self.lost:
                 # An error that the library does not end the connection for: the stream may be out of step.
-                link_hang_up(&self.link, False)
+                link_break_off(&self.link)
                 for attempt in range(3):
                     if not self.lost:
                         vfu_run_ctx(self.ctx)
@@ -318,6 +321,7 @@ cdef class Context:
         cdef int result
         cdef int count = 2
         cdef int milliseconds = -1 if timeout is None else min(int(timeout * 1000 + 0.999), 0x7FFF_FFFF)
+        cdef bint ahead = client and link_has_input(&self.link)
         fds[0].fd = vfu_get_poll_fd(self.ctx) if client else -1
         fds[0].events = POLLIN
         fds[0].revents = 0
@@ -332,9 +336,14 @@ cdef class Context:
             fds[count].revents = 0
             count += 1
         with nogil:
-            result = poll(fds, count, milliseconds)
+            result = poll(fds, count, 0 if ahead else milliseconds)
             if result > 0 and fds[1].revents:
                 read(self.wake_fd, &drained, sizeof(drained))
+            if result > 0 and fds[0].revents:
+                link_ready(&self.link)
+            elif ahead:
+                result = max(result, 0) + 1
+                fds[0].revents = POLLIN
         self.woken = result > (fds[0].revents != 0)
         return result > 0 and fds[0].revents != 0
 

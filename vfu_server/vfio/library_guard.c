@@ -29,12 +29,6 @@
 #define PATIENCE_SECONDS 10
 
 /*
- * File descriptors that are taken with one message. The library would take 253, which count against the process
- * while the message is handled. Clients are told 8; QEMU has 16 for the most that anybody may be told.
- */
-#define MESSAGE_FDS 16
-
-/*
  * What the server's VERSION has beside what the library says. One region more is taken (REGIONS_MAX in
  * guest_memory.pyx); QEMU refuses a server that announces more than this, Linux's own limit.
  */
@@ -42,7 +36,6 @@
 
 int __real_accept(int fd, struct sockaddr *address, socklen_t *length);
 ssize_t __real_recv(int fd, void *data, size_t length, int flags);
-ssize_t __real_recvmsg(int fd, struct msghdr *message, int flags);
 ssize_t __real_sendmsg(int fd, const struct msghdr *message, int flags);
 
 static ssize_t
@@ -56,6 +49,9 @@ fail(int error)
 static ssize_t
 hang_up(int fd, int error)
 {
+    if (guard_link != NULL) {
+        link_break_off(guard_link);
+    }
     shutdown(fd, SHUT_RDWR);
     return fail(error);
 }
@@ -82,7 +78,7 @@ __wrap_accept(int fd, struct sockaddr *address, socklen_t *length)
 ssize_t
 __wrap_recv(int fd, void *data, size_t length, int flags)
 {
-    size_t got = 0;
+    size_t got = guard_link != NULL ? inbox_take(&guard_link->inbox, data, length) : 0;
 
     while (got < length) {
         ssize_t count = __real_recv(fd, (char *)data + got, length - got, flags | MSG_WAITALL);
@@ -92,62 +88,64 @@ __wrap_recv(int fd, void *data, size_t length, int flags)
         } else if (count == 0) {
             break;
         } else if (errno != EINTR) {
+            if (errno == EAGAIN && guard_link != NULL) {
+                guard_link->why = "the rest of a message did not come";
+            }
             return hang_up(fd, ECONNRESET);
         }
     }
     return (ssize_t)got;
 }
 
+/* Hand descriptors over as recvmsg(2) does. The library has room for more than MESSAGE_FDS. */
 static void
-close_received(struct msghdr *message)
+put_fds(struct msghdr *message, const int *fds, size_t count)
 {
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c != NULL; c = CMSG_NXTHDR(message, c)) {
-        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
-            size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-            for (size_t i = 0; i < count; i++) {
-                int fd;
-                memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
-                close(fd);
-            }
-        }
+    struct cmsghdr *control = message->msg_control;
+    size_t size = count * sizeof(int);
+
+    if (count == 0) {
+        message->msg_controllen = 0;
+        return;
     }
+    control->cmsg_level = SOL_SOCKET;
+    control->cmsg_type = SCM_RIGHTS;
+    control->cmsg_len = CMSG_LEN(size);
+    memcpy(CMSG_DATA(control), fds, size);
+    message->msg_controllen = CMSG_SPACE(size);
 }
 
-/* The library drops a header that comes in pieces, and leaks the fds of one that it refuses. */
+/* The header of the next message that was received ahead, and its descriptors. */
+static ssize_t
+take_header(struct link *link, int fd, struct msghdr *message)
+{
+    struct vfio_user_header *header = message->msg_iov->iov_base;
+    size_t at = link->inbox.start;
+    int fds[MESSAGE_FDS];
+
+    if (__wrap_recv(fd, header, sizeof(*header), 0) != sizeof(*header)) {
+        return hang_up(fd, ECONNRESET);
+    }
+    put_fds(message, fds, inbox_take_fds(&link->inbox, at, header->msg_size, fds));
+    message->msg_flags = 0;
+    return sizeof(*header);
+}
+
+/*
+ * Once it is attached the library asks for headers without waiting for them. It would make two system calls for each
+ * message and a third one to find no other, drop a header that comes in pieces, and leak the descriptors of one that
+ * it refuses. Negotiation takes no descriptors, and what comes behind it waits in the socket.
+ */
 ssize_t
 __wrap_recvmsg(int fd, struct msghdr *message, int flags)
 {
-    struct iovec *iov = message->msg_iov;
-    ssize_t got;
-
-    if (message->msg_controllen > CMSG_SPACE(MESSAGE_FDS * sizeof(int))) {
-        message->msg_controllen = CMSG_SPACE(MESSAGE_FDS * sizeof(int));
+    if (guard_link != NULL && (flags & MSG_DONTWAIT)) {
+        ssize_t got = link_has_input(guard_link) ? 1 : link_receive(guard_link, fd);
+        return got > 0 ? take_header(guard_link, fd, message) : got;
     }
-    do {
-        got = __real_recvmsg(fd, message, flags | MSG_CMSG_CLOEXEC);
-    } while (got == -1 && errno == EINTR);
-    if (got == -1) {
-        if (errno == EAGAIN && (flags & MSG_DONTWAIT)) {
-            return -1;
-        }
-        return hang_up(fd, ECONNRESET);
-    }
-    if (got > 0 && message->msg_iovlen == 1 && (size_t)got < iov->iov_len) {
-        ssize_t rest = __wrap_recv(fd, (char *)iov->iov_base + got, iov->iov_len - (size_t)got, 0);
-        if (rest != (ssize_t)iov->iov_len - got) {
-            close_received(message);
-            return hang_up(fd, ECONNRESET);
-        }
-        got += rest;
-    }
-    if (message->msg_flags & (MSG_CTRUNC | MSG_TRUNC)) { /* out of file descriptors, or more than can be sent */
-        close_received(message);
-        if (guard_link != NULL) {
-            guard_link->why = "a message had more file descriptors than it may, or the process has too many open";
-        }
-        return hang_up(fd, ECONNRESET);
-    }
-    return got;
+    message->msg_controllen = 0;
+    message->msg_flags = 0;
+    return __wrap_recv(fd, message->msg_iov->iov_base, message->msg_iov->iov_len, flags);
 }
 
 /*
@@ -202,6 +200,10 @@ __wrap_sendmsg(int fd, const struct msghdr *message, int flags)
 /*
  * A client may hand over an eventfd that is at its maximum, or a full pipe. Never block on it, the caller holds the
  * model's lock: an eventfd at its maximum is already readable, so nothing is lost but a count.
+ *
+ * The poll can't be spared. O_NONBLOCK is not ours: the client shares the open file description, and takes it off when
+ * it likes; opening an eventfd anew (/proc/self/fd) fails. Linux 6.18 refuses RWF_NOWAIT for writes to an eventfd, which
+ * has no write_iter. So a client that fills its eventfd between the poll and the write can still hold up its function.
  */
 int
 __wrap_eventfd_write(int fd, eventfd_t value)

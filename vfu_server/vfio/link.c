@@ -1,8 +1,14 @@
 #include "library_guard.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#ifdef GUARDED_LIBRARY
+#include <vfio-user.h>
+#endif
 
 struct guard_dma guard_dma;
 _Thread_local struct link *guard_link;
@@ -16,6 +22,7 @@ link_init(struct link *link, int eventfds_max)
     link->stopped = false;
     link->eventfds_max = eventfds_max;
     link->why = NULL;
+    memset(&link->inbox, 0, sizeof(link->inbox));
 }
 
 int
@@ -26,6 +33,7 @@ link_open(struct link *link, int fd)
     if (own == -1) {
         return -1;
     }
+    inbox_clear(&link->inbox);
     pthread_mutex_lock(&link->lock);
     if (link->fd != -1) {
         close(link->fd);
@@ -42,6 +50,7 @@ link_open(struct link *link, int fd)
 void
 link_close(struct link *link)
 {
+    inbox_clear(&link->inbox);
     pthread_mutex_lock(&link->lock);
     if (link->fd != -1) {
         close(link->fd);
@@ -59,4 +68,111 @@ link_hang_up(struct link *link, bool for_good)
         shutdown(link->fd, SHUT_RDWR);
     }
     pthread_mutex_unlock(&link->lock);
+}
+
+void
+link_break_off(struct link *link)
+{
+    inbox_clear(&link->inbox);
+    link->inbox.over = true;
+    link_hang_up(link, false);
+}
+
+bool
+link_has_input(const struct link *link)
+{
+    return inbox_length(&link->inbox) > 0;
+}
+
+void
+link_ready(struct link *link)
+{
+    link->inbox.dry = false;
+}
+
+ssize_t
+link_receive(struct link *link, int fd)
+{
+    ssize_t got = inbox_fill(&link->inbox, fd);
+
+    if (got == -1 && errno != EAGAIN) {
+        if (errno == EMFILE) {
+            link->why = "a message had more file descriptors than it may, or the process has too many open";
+        }
+        link_break_off(link);
+        errno = ECONNRESET;
+    }
+    return got;
+}
+
+#ifdef GUARDED_LIBRARY
+
+struct post {
+    struct vfio_user_header header;
+    struct vfio_user_region_access access;
+    uint8_t data[sizeof(((struct posted *)NULL)->data)];
+} __attribute__((packed));
+
+/* Whether a message may be a posted write of a few bytes, as far as its header says. */
+static bool
+may_be_post(const struct vfio_user_header *header)
+{
+    return header->cmd == VFIO_USER_REGION_WRITE && header->flags.type == VFIO_USER_F_TYPE_COMMAND &&
+           header->flags.no_reply && header->msg_size > offsetof(struct post, data) &&
+           header->msg_size <= sizeof(struct post);
+}
+
+int
+link_peek_post(struct link *link, int fd, struct posted *post)
+{
+    struct inbox *inbox = &link->inbox;
+    struct post message;
+
+    for (;;) {
+        size_t length = inbox_length(inbox);
+
+        memcpy(&message, inbox->data + inbox->start, length < sizeof(message) ? length : sizeof(message));
+        if (length >= sizeof(message.header)) {
+            if (!may_be_post(&message.header)) {
+                return 0;
+            }
+            if (length >= message.header.msg_size) {
+                break;
+            }
+        }
+        if (inbox_has_fds(inbox, length)) {
+            return 0;
+        }
+        ssize_t got = link_receive(link, fd);
+        if (got <= 0) {
+            return length > 0 ? 0 : got == -1 && errno == EAGAIN ? -1 : -2;
+        }
+    }
+    if (message.access.count != message.header.msg_size - offsetof(struct post, data) ||
+        inbox_has_fds(inbox, message.header.msg_size)) {
+        return 0;
+    }
+    post->region = message.access.region;
+    post->offset = message.access.offset;
+    post->count = message.access.count;
+    memcpy(post->data, message.data, message.access.count);
+    post->size = message.header.msg_size;
+    return 1;
+}
+
+#else
+
+int
+link_peek_post(struct link *link, int fd, struct posted *post)
+{
+    (void)link, (void)fd, (void)post;
+    return 0;
+}
+
+#endif
+
+void
+link_drop_post(struct link *link, const struct posted *post)
+{
+    link->inbox.start += post->size;
 }

@@ -5,6 +5,7 @@ The extension is imported late: its handler of SIGBUS is to come after that of p
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,12 @@ from tests.wire.raw_client import RawClient
 
 if TYPE_CHECKING:
     from tests.wire.server.context_rig import Device
+
+
+@pytest.fixture(scope="module")
+def no_garbage() -> None:
+    """Descriptors of earlier tests are not closed while those of this file are counted."""
+    gc.collect()
 
 
 @pytest.fixture
