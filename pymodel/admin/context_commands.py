@@ -65,7 +65,7 @@ def _discard(member: Member, _: Call) -> Reply:
 
 
 def _record_start(member: Member, _: Call) -> Reply:
-    member.record.start()
+    member.start_record()
     return Reply()
 
 
@@ -80,7 +80,7 @@ def _record_read(member: Member, call: Call) -> Reply:
 
 
 def _record_stop(member: Member, _: Call) -> Reply:
-    member.record.stop()
+    member.stop_record()
     return Reply()
 
 

@@ -107,6 +107,10 @@ class Device(Consumer, PartsOfType, Protocol):
         """
         ...
 
+    def expect_quiesce(self, *, soon: bool) -> None:
+        """Whether a `quiesce` is to come, for which a guest will stand still: it should take little time."""
+        ...
+
     def quiesce(self) -> bool:
         """Let another host have what this device stands on. Called when no buffer is taken any more.
 

@@ -280,6 +280,16 @@ class Member:
         self._reading.forget()
         self._writing.discard()
 
+    def start_record(self) -> None:
+        """Begin to record what the function writes, with nothing recorded: it is about to be moved."""
+        self.record.start()
+        self._function.expect_quiesce(soon=True)
+
+    def stop_record(self) -> None:
+        """End the record, and forget what was recorded."""
+        self.record.stop()
+        self._function.expect_quiesce(soon=False)
+
     def begin_parts(self) -> None:
         """A DEV_PARTS object is about to be made. Raises `InvalidCommand` where contexts are at work."""
         self._claim(Dialect.PARTS)

@@ -61,6 +61,10 @@ class Migratable(Protocol):
         """Requests fetched that can and will be completed."""
         ...
 
+    def expect_quiesce(self, *, soon: bool) -> None:
+        """Whether the function is about to be moved, so that `quiesce` should then take little time."""
+        ...
+
     def quiesce(self) -> bool:
         """Nothing is outstanding: let another host have what the device stands on, its disk.
 

@@ -409,6 +409,10 @@ class Function:
         """See `Migratable`. Behind a gate that the driver closed nothing can be completed, so none counts."""
         return self.transport.outstanding if self.may_access else 0
 
+    def expect_quiesce(self, *, soon: bool) -> None:
+        """See `Migratable`."""
+        self.transport.device.expect_quiesce(soon=soon)
+
     def quiesce(self) -> bool:
         """See `Migratable`."""
         return self.transport.device.quiesce()

@@ -52,5 +52,8 @@ class PlainDisk:
     def abandon(self) -> None:
         """Nothing is under way."""
 
+    def expect_release(self, *, soon: bool) -> None:
+        pass
+
     def release(self) -> bool:
         return True

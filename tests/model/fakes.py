@@ -136,7 +136,11 @@ class FakeFunction:
     restored: int = 0
     captured: int = 0
     seen: list[tuple[int, bool]] = field(default_factory=list)
+    expected: list[bool] = field(default_factory=list)
     member: Member | None = None
+
+    def expect_quiesce(self, *, soon: bool) -> None:
+        self.expected.append(soon)
 
     def quiesce(self) -> bool:
         if isinstance(self.quiet, Exception):

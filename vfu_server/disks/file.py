@@ -24,6 +24,7 @@ from typing import Final
 from pymodel.devices.block.disk import Job
 from pymodel.memory import Bytes
 from vfu_server.disks import lock as disk_lock
+from vfu_server.disks.ahead import FlushAhead
 from vfu_server.disks.image import Image, check_kind
 from vfu_server.disks.pool import Pool
 
@@ -110,6 +111,8 @@ class FileDisk:
         self._cancel = threading.Event()
         self._forced = False
         self._refused: OSError | None = None
+        self._release_expected = False
+        self._ahead: FlushAhead | None = None
 
     def _image(self) -> Image:
         return Image(self._path, read_only=self.read_only, direct=self._direct)
@@ -119,6 +122,7 @@ class FileDisk:
     def connect(self, wake: Callable[[], None]) -> None:
         """See `Disk`."""
         self._wake = wake
+        self.expect_release(soon=False)
 
     def ready(self) -> bool:
         """See `Disk`. Opens the file, and waits for its lock, elsewhere."""
@@ -208,8 +212,28 @@ class FileDisk:
                 self._cancel.set()
             elif self._state is _State.OPEN:
                 self._state = _State.RELEASING
+                self._see_to_ahead()
                 if not self._under_way:
                     self._pool.submit(self._let_go)
+
+    def expect_release(self, *, soon: bool) -> None:
+        """See `Disk`. Whenever the file is open meanwhile, it is flushed again and again."""
+        with self._guard:
+            self._release_expected = soon
+            self._see_to_ahead()
+
+    def _see_to_ahead(self) -> None:
+        """Begin to flush ahead, or end that. To be called with the guard."""
+        image = self._opened if self._release_expected and self._state is _State.OPEN else None
+        if image is None:
+            if self._ahead is not None:
+                self._ahead.end()
+            self._ahead = None
+        elif self._ahead is None and not self.read_only:
+            try:
+                self._ahead = FlushAhead(image, str(self._path))
+            except (RuntimeError, MemoryError) as error:
+                self._log.warning("%s is not flushed ahead: %s", self._path, str(error) or "no memory")
 
     def release(self) -> bool:
         """See `Disk`."""
@@ -221,6 +245,7 @@ class FileDisk:
                 self._cancel.set()
             elif self._state is _State.OPEN and not self._under_way:
                 self._state = _State.RELEASING
+                self._see_to_ahead()
                 self._forced = False
                 self._pool.submit(self._let_go)
             return self._state is _State.CLOSED
@@ -274,6 +299,7 @@ class FileDisk:
             if not given_up:
                 self._opened, self._key, self._broken = image, key, broken
                 self._state = _State.OPEN
+                self._see_to_ahead()
         if given_up:
             self._close(image, key)
             with self._guard:

@@ -233,8 +233,13 @@ class Image:
             self._written += 1
 
     def close(self) -> None:
-        """Close the file. Raises OSError where that tells of one."""
-        os.close(self.fd)
+        """Close the file, after a flush that is under way; those that follow fail.
+
+        Raises OSError where that tells of one.
+        """
+        with self._flushing:
+            fd, self.fd = self.fd, -1
+        os.close(fd)
 
     def _discard(self, job: Job) -> None:
         try:

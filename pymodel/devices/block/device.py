@@ -114,6 +114,10 @@ class BlockDevice:
         """See `Device`."""
         return self._disk.work_unlocked()
 
+    def expect_quiesce(self, *, soon: bool) -> None:
+        """See `Device`: a disk can make durable ahead what is written."""
+        self._disk.expect_release(soon=soon)
+
     def quiesce(self) -> bool:
         """See `Device`: what was written is on the disk, and another host may have that."""
         try:

@@ -106,6 +106,13 @@ class Disk(Protocol):
         """
         ...
 
+    def expect_release(self, *, soon: bool) -> None:
+        """Whether a `release` is to come, which then should find little that is not durable yet.
+
+        A hint, until it is taken back or another device connects. Requests need not wait for what is done.
+        """
+        ...
+
     def release(self) -> bool:
         """Make all durable and let another host have the disk. False: under way, it wakes; call again.
 

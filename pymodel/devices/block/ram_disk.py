@@ -83,6 +83,9 @@ class RamDisk:
     def abandon(self) -> None:
         """See `Disk`. Nothing is ever under way."""
 
+    def expect_release(self, *, soon: bool) -> None:
+        """See `Disk`. There is nothing to do ahead of it."""
+
     def release(self) -> bool:
         """See `Disk`. Nobody else can have it."""
         return True

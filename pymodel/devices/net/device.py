@@ -289,6 +289,9 @@ class NetDevice:
         """See `Device`. Nothing here waits."""
         return False
 
+    def expect_quiesce(self, *, soon: bool) -> None:
+        """See `Device`. Nothing here takes time."""
+
     def quiesce(self) -> bool:
         """See `Device`. A port is this server's own."""
         return True

@@ -165,6 +165,7 @@ def test_write_records() -> None:
     assert driver.adm(8).status == INVALID_COMMAND
     assert driver.adm(7).status == OK
     assert record.active
+    assert driver.owner.functions[1].expected == [True]
     for page in (1, 2, 7):
         record.add(page << 12, 1)
     answer = driver.adm(8, room=8 + 8 + 16 + 15)
@@ -174,6 +175,7 @@ def test_write_records() -> None:
     assert driver.mode(2) == OK
     assert driver.adm(7).status == OK
     assert driver.adm(9).status == OK
+    assert driver.owner.functions[1].expected == [True, True, False]
     assert driver.adm(8).status == INVALID_COMMAND
     assert driver.adm(9).status == OK
 

@@ -20,6 +20,7 @@ from pymodel.devices.block.disk import Job, Kind
 from pymodel.memory import Bytes
 from tests.wire.disks.gates import Gates
 from tests.wire.running import until
+from vfu_server.disks import ahead as disk_ahead
 from vfu_server.disks import file as disk_file
 from vfu_server.disks import image as disk_image
 from vfu_server.disks import pool as pool_module
@@ -313,6 +314,138 @@ def test_lost_data_stays_lost(
     assert user.disk.ready()
     user.disk.abandon()
     user.open()
+    assert user.do(Kind.FLUSH).error is None
+
+
+# --- flushes ahead of a release --------------------------------------------------------------------
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_ahead, "AHEAD_SECONDS", 0.001)
+
+
+def flushers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.endswith(" ahead")]
+
+
+@pytest.mark.usefixtures("often")
+def test_flushes_ahead_while_a_release_is_expected(
+    users: Callable[..., User], image: Path, syncs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written, and only that: the release has nothing left to do. The next driver's is too."""
+    looks = threading.Semaphore(0)
+    real = Image.flush
+
+    def flush(opened: Image) -> None:
+        real(opened)
+        looks.release()
+
+    monkeypatch.setattr(Image, "flush", flush)
+    user = users(image)
+    user.disk.expect_release(soon=True)
+    user.disk.expect_release(soon=True)
+    assert len(flushers()) == 1
+    for count in (1, 2):
+        user.do(Kind.WRITE, 0, filled(512, count))
+        while len(syncs) < count:
+            assert looks.acquire(timeout=SECONDS)
+        for _ in range(5):
+            assert looks.acquire(timeout=SECONDS)
+        assert len(syncs) == count, "nothing was written since"
+    user.release()
+    assert len(syncs) == 2
+    until(lambda: not flushers(), "no file is open")
+    user.open()
+    user.do(Kind.WRITE, 0, filled(512, 3))
+    until(lambda: len(syncs) == 3, "flushed ahead")
+
+
+@pytest.mark.usefixtures("often")
+def test_flushes_no_more_when_no_release_is_expected(users: Callable[..., User], image: Path) -> None:
+    user = users(image)
+    user.disk.expect_release(soon=True)
+    user.disk.expect_release(soon=False)
+    until(lambda: not flushers(), "taken back")
+    user.disk.expect_release(soon=True)
+    assert flushers()
+    user.disk.connect(user._woken.set)
+    until(lambda: not flushers(), "another device came")
+
+
+def test_nothing_is_flushed_ahead_of_a_reader(users: Callable[..., User], image: Path) -> None:
+    users(image, read_only=True).disk.expect_release(soon=True)
+    assert not flushers()
+
+
+@pytest.mark.usefixtures("often")
+def test_a_flush_ahead_that_fails(
+    users: Callable[..., User], image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernel tells nobody else of what it lost, so everybody after it is told: as after a FLUSH."""
+    user = users(image)
+    real = os.fdatasync
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    user.disk.expect_release(soon=True)
+    user.do(Kind.WRITE, 0, filled(512, 1))
+    until(lambda: not flushers(), "it has failed")
+    monkeypatch.setattr(os, "fdatasync", real)
+    assert caplog.text.count("broken") == 1
+    assert user.do(Kind.FLUSH).error is not None
+    with pytest.raises(OSError, match="lost"):
+        user.release()
+    user.disk.abandon()
+    user.open()
+    assert user.do(Kind.FLUSH).error is None
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.usefixtures("often")
+def test_a_release_during_a_flush_ahead(
+    users: Callable[..., User], image: Path, monkeypatch: pytest.MonkeyPatch, forced: bool
+) -> None:
+    """Requests go on meanwhile; the file is closed after that flush, and never under it."""
+    begun, go = threading.Event(), threading.Event()
+    real = os.fdatasync
+
+    def slow(fd: int) -> None:
+        begun.set()
+        assert go.wait(SECONDS)
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    user = users(image)
+    user.disk.expect_release(soon=True)
+    user.do(Kind.WRITE, 0, filled(512, 1))
+    assert begun.wait(SECONDS)
+    user.do(Kind.WRITE, 512, filled(512, 2))
+    assert user.do(Kind.READ, 0, filled(512, 0)).error is None
+    if forced:
+        user.disk.abandon()
+    assert not user.disk.release()
+    assert locked(image)
+    go.set()
+    user.wait(user.disk.release)
+    assert not locked(image)
+    until(lambda: not flushers(), "it has ended")
+
+
+def test_no_thread_to_flush_ahead(
+    users: Callable[..., User], image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    user = users(image)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as short:
+        short.setattr(threading.Thread, "start", refuse)
+        user.disk.expect_release(soon=True)
+    assert "is not flushed ahead: can't start new thread" in caplog.text
     assert user.do(Kind.FLUSH).error is None
 
 

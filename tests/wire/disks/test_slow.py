@@ -20,6 +20,7 @@ from pymodel.devices.block.disk import Kind
 from pymodel.devices.block.ram_disk import RamDisk
 from tests.wire.disks.gates import Gates
 from tests.wire.driving import Neighbour
+from tests.wire.running import until
 from vfu_client.drivers.block import BlockDriver, BlockRequest
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.owner import OwnerDriver
@@ -158,6 +159,61 @@ def test_a_disk_that_can_not_be_flushed_is_not_stopped(folder: Path, monkeypatch
             pf.mode_set(1, STOP)
         assert pf.mode_get(1) == ACTIVE
         assert disk.read(0).tobytes() == NEW
+        flush = disk.submit(4, 0, None)
+        disk.completions()
+        assert flush.status == 1
+
+
+def test_a_write_record_has_the_disk_flushed_ahead(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests and commands go on meanwhile, and the stop of the move finds nothing to flush."""
+    begun, go = threading.Event(), threading.Event()
+    flushed: list[int] = []
+    real = os.fdatasync
+
+    def slow(fd: int) -> None:
+        begun.set()
+        assert go.wait(SECONDS)
+        real(fd)
+        flushed.append(fd)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    with owner(folder) as pf, driver(folder) as disk:
+        pf.write_record_start(1)
+        disk.write(0, NEW)
+        assert begun.wait(SECONDS)
+        assert disk.read(0).tobytes() == NEW
+        assert pf.mode_get(1) == ACTIVE
+        go.set()
+        until(lambda: len(flushed) == 1, "flushed ahead")
+        pf.mode_set(1, STOP)
+        assert len(flushed) == 1
+        pf.mode_set(1, ACTIVE)
+        pf.write_record_stop(1)
+        disk.write(0, OLD)
+        disk.flush()
+        assert len(flushed) == 2
+
+
+def test_a_disk_that_can_not_be_flushed_ahead_is_not_stopped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above, though the kernel has told of it already, and tells only once."""
+    begun = threading.Event()
+    real = os.fdatasync
+
+    def fail(fd: int) -> None:
+        begun.set()
+        raise OSError(errno.EIO, "broken")
+
+    with owner(folder) as pf, driver(folder) as disk:
+        monkeypatch.setattr(os, "fdatasync", fail)
+        pf.write_record_start(1)
+        disk.write(0, NEW)
+        assert begun.wait(SECONDS)
+        monkeypatch.setattr(os, "fdatasync", real)
+        with pytest.raises(AdminError):
+            pf.mode_set(1, STOP)
+        assert pf.mode_get(1) == ACTIVE
         flush = disk.submit(4, 0, None)
         disk.completions()
         assert flush.status == 1

@@ -447,6 +447,19 @@ def test_quiesce_is_refused_where_data_can_not_be_kept() -> None:
     assert device(RamDisk(4096)).quiesce()
 
 
+def test_the_disk_is_told_of_a_move_ahead() -> None:
+    class Expecting(SlowDisk):
+        expected: list[bool] = []  # noqa: RUF012 - one instance
+
+        def expect_release(self, *, soon: bool) -> None:
+            self.expected.append(soon)
+
+    block = device(Expecting(4096))
+    block.expect_quiesce(soon=True)
+    block.expect_quiesce(soon=False)
+    assert Expecting.expected == [True, False]
+
+
 def test_no_memory_for_the_data_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     disk = SlowDisk(1 << 20)
     block = device(disk)
