@@ -16,7 +16,8 @@ from pymodel.migration.member import MODE_NAMES, Member
 from pymodel.spec import admin
 from pymodel.spec import context as spec
 
-# spec.SIZE_GET_RESULT and spec.READ_RESULT.
+# spec.MODE, spec.SIZE_GET_RESULT and spec.READ_RESULT.
+_MODE = struct.Struct("<B7x")
 _SIZE_RESULT = struct.Struct("<Q")
 _READ_RESULT = struct.Struct("<II")
 
@@ -29,7 +30,7 @@ FREE_OPCODES = range(0x13, 0x8000)
 
 
 def _mode_get(member: Member, _: Call) -> Reply:
-    return Reply(np.array((member.mode, 0), spec.MODE).tobytes(), note=MODE_NAMES[member.mode])
+    return Reply(_MODE.pack(member.mode), note=MODE_NAMES[member.mode])
 
 
 def _mode_set(member: Member, call: Call) -> Reply | None:

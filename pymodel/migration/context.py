@@ -37,8 +37,11 @@ MARKERS = (spec.START_MARKER, spec.END_MARKER, spec.DISCARD)
 DEVICE_TYPES = 0x0100
 """The first field type of the device type's own."""
 
-# The members of one value by name.
-Members = Mapping[str, int]
+# The members of one value, in the order of its layout, without reserved ones.
+Members = tuple[int, ...]
+
+SMALL_PIECE = 64
+"""Pieces of the device type's own fields up to this many bytes join their neighbours' buffer."""
 
 
 def _codes(layout: Layout) -> str:
@@ -83,15 +86,21 @@ class Row:
     per_queue: Callable[[QueueState], bool] | None = None
     packed: bool | None = None
 
-    # Made of the above once, as a context is moved while its function stands still.
+    # Made of the above once, as a context is moved while its function stands still. Members go by their
+    # positions.
     members: tuple[str, ...] = field(init=False)
-    _attributes: tuple[str, ...] = field(init=False)
-    _values: Callable[[Any], Any] = field(init=False)
+    size: int = field(init=False)
+    """Bytes of the value."""
+    index_at: int = field(init=False)
+    """Which member is the queue's index, -1 for none."""
+    _values: Callable[[Any], tuple[Any, ...]] = field(init=False)
     _is_wide: bool = field(init=False)
     _value: struct.Struct = field(init=False)
     _field: struct.Struct = field(init=False)
     _reserved: int = field(init=False)
-    _applied: tuple[tuple[str, str, bool], ...] = field(init=False)
+    _limits: tuple[tuple[int, str, int], ...] = field(init=False)
+    _compared: tuple[tuple[int, str], ...] = field(init=False)
+    _applied: tuple[tuple[int, str, bool], ...] = field(init=False)
 
     def __post_init__(self) -> None:
         members = tuple(name for name in self.layout.names or () if name != "reserved")
@@ -99,64 +108,66 @@ class Row:
         target = FunctionState if self.per_queue is None else QueueState
         flags = {entry.name for entry in fields(target) if entry.type == "bool"}
         codes = _codes(self.layout)
+        applied = [at for at, name in enumerate(members) if name not in self.compared | self.ignored]
+        is_wide = "words" in members
+        size = self.layout.itemsize
         for name, value in {
             "members": members,
-            "_attributes": attributes,
-            "_values": attrgetter(*attributes),
-            "_is_wide": "words" in members,
+            "size": size,
+            "index_at": members.index("index") if "index" in members else -1,
+            "_values": _wide(attributes[0], size) if is_wide else _values(attributes),
+            "_is_wide": is_wide,
             "_value": struct.Struct("<" + codes),
             "_field": struct.Struct(HEADER.format + codes),
             "_reserved": _reserved(self.layout),
-            "_applied": tuple(
-                (name, attribute, attribute in flags)
-                for name, attribute in zip(members, attributes, strict=True)
-                if name not in self.compared | self.ignored
+            "_limits": tuple((members.index(name), name, limit) for name, limit in self.limits.items()),
+            "_compared": tuple(
+                (at, attributes[at]) for at, name in enumerate(members) if name in self.compared
             ),
+            "_applied": tuple((at, attributes[at], attributes[at] in flags) for at in applied),
         }.items():
             object.__setattr__(self, name, value)
 
-    @property
-    def size(self) -> int:
-        """Bytes of the value."""
-        return self._value.size
-
     def encode(self, source: FunctionState | QueueState) -> bytes:
         """The field, with its header, as `source` has it."""
-        return self._field.pack(self.type, 0, self._value.size, *self._packable(source))
+        return self._field.pack(self.type, 0, self.size, *self._values(source))
 
     def value(self, source: FunctionState | QueueState) -> bytes:
         """The field's value alone."""
-        return self._value.pack(*self._packable(source))
-
-    def _packable(self, source: FunctionState | QueueState) -> tuple[Any, ...]:
-        values = self._values(source)
-        if self._is_wide:
-            return (values.to_bytes(self._value.size, "little"),)
-        return (values,) if len(self.members) == 1 else tuple(values)
+        return self._value.pack(*self._values(source))
 
     def decode(self, raw: bytes) -> Members:
         """The members of a received value. Raises `InvalidField` for reserved bits and values (A-12)."""
         if self._reserved and int.from_bytes(raw, "little") & self._reserved:
             raise InvalidField(f"field {self.type:#06x}: a reserved word is not 0")
         if self._is_wide:
-            return {"words": int.from_bytes(raw, "little")}
-        members = dict(zip(self.members, self._value.unpack(raw), strict=True))
-        for name, limit in self.limits.items():
-            if members[name] > limit:
-                raise InvalidField(f"field {self.type:#06x}: {name} is {members[name]}")
+            return (int.from_bytes(raw, "little"),)
+        members = self._value.unpack(raw)
+        for at, name, limit in self._limits:
+            if members[at] > limit:
+                raise InvalidField(f"field {self.type:#06x}: {name} is {members[at]}")
         return members
 
     def apply(self, target: FunctionState | QueueState, members: Members) -> None:
         """Set the attributes of `target`. Raises `InvalidField` where one that is compared differs."""
-        for name in self.compared:
-            attribute = self.rename.get(name, name)
+        for at, attribute in self._compared:
             present = getattr(target, attribute)
-            if members[name] != present:
-                raise InvalidField(
-                    f"field {self.type:#06x}: {attribute} {members[name]}, here it is {present}"
-                )
-        for name, attribute, is_flag in self._applied:
-            setattr(target, attribute, members[name] != 0 if is_flag else members[name])
+            if members[at] != present:
+                raise InvalidField(f"field {self.type:#06x}: {attribute} {members[at]}, here it is {present}")
+        for at, attribute, is_flag in self._applied:
+            setattr(target, attribute, members[at] != 0 if is_flag else members[at])
+
+
+def _values(attributes: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    """What takes these attributes of an object, as a tuple."""
+    take = attrgetter(*attributes)
+    return take if len(attributes) > 1 else lambda source: (take(source),)
+
+
+def _wide(attribute: str, size: int) -> Callable[[Any], tuple[Any, ...]]:
+    """What takes an attribute that is one number of `size` bytes."""
+    take = attrgetter(attribute)
+    return lambda source: (take(source).to_bytes(size, "little"),)
 
 
 def _exists(queue: QueueState) -> bool:
@@ -221,6 +232,8 @@ class Shape:
     def check_header(self, kind: int, reserved: int, length: int) -> None:
         """Refuse a field as soon as its header is known. Raises `InvalidField` (DEV-32, A-12)."""
         exact = self.lengths.get(kind)
+        if exact == length <= spec.MAX_FIELD_LENGTH and not reserved:
+            return
         if exact is None:
             raise InvalidField(f"field {kind:#06x}: unknown type")
         if reserved:
@@ -242,7 +255,7 @@ class Shape:
         members = row.decode(raw)
         if row.per_queue is None:
             return 0, members
-        index = members["index"]
+        index = members[row.index_at]
         if index >= self.queues:
             raise InvalidField(f"field {kind:#06x}: queue {index} of {self.queues}")
         return index, members
@@ -262,7 +275,7 @@ _BEHIND = [row for row in TABLE if row.type > spec.DEVICE_CFG]
 def encode(state: FunctionState) -> list[Bytes]:
     """The whole context of `state`: START_MARKER, fields by number, END_MARKER (DEV-33, DEV-34).
 
-    The small fields come as one buffer; the buffers of the device's own fields are passed on, not copied.
+    Small fields come as one buffer; large buffers of the device's own fields are passed on, not copied.
     """
     queues = sorted(state.queues, key=attrgetter("index"))
     parts = [_START, *[row.encode(state) for row in _AHEAD]]
@@ -279,8 +292,12 @@ def encode(state: FunctionState) -> list[Bytes]:
         if part.length > spec.MAX_FIELD_LENGTH:
             raise ValueError(f"field {part.type:#06x} of {part.length} bytes: the device must divide it")
         parts.append(header(part.type, part.length))
-        buffers += [np.frombuffer(b"".join(parts), np.uint8), *part.value]
-        parts = []
+        for piece in part.value:
+            if len(piece) <= SMALL_PIECE:
+                parts.append(piece.tobytes())
+            else:
+                buffers += [np.frombuffer(b"".join(parts), np.uint8), piece]
+                parts = []
     parts.append(_END)
     buffers.append(np.frombuffer(b"".join(parts), np.uint8))
     return buffers

@@ -16,8 +16,11 @@ class Migratable(Protocol):
         """The present content: `capture` with it may leave out what has not changed since."""
         ...
 
-    def capture(self, since: Mark | None = None) -> FunctionState:
-        """The present state, a fresh object each time. What happens later does not change it (A-07)."""
+    def capture(self, since: Mark | None = None, *, own_fields: bool = True) -> FunctionState:
+        """The present state, a fresh object each time. What happens later does not change it (A-07).
+
+        Without `own_fields` those of the device type are left out, as a snapshot of a disk has its price.
+        """
         ...
 
     def check(self, state: FunctionState) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from pymodel.errors import InvalidCommand
 from pymodel.memory import Bytes, Segments
 from pymodel.migration.context import encode
@@ -9,6 +11,8 @@ from pymodel.migration.migratable import Migratable
 from pymodel.migration.state import Mark
 
 _MOST = 0xFFFFFFFF
+# In place of a buffer that was let go.
+_PASSED = np.empty(0, np.uint8)
 
 
 class _Stream:
@@ -42,7 +46,7 @@ class _Stream:
         self._offset += count
         while self._first < len(self._buffers) and self._offset >= len(self._buffers[self._first]):
             self._offset -= len(self._buffers[self._first])
-            self._buffers[self._first] = self._buffers[self._first][:0].copy()
+            self._buffers[self._first] = _PASSED
             self._first += 1
 
 

@@ -75,7 +75,7 @@ class Writing:
     def fields(self) -> Shape:
         """The field types that can be sent or taken."""
         if self._shape is None:
-            self._shape = Shape.of(self._function.capture(), self._function.device_fields())
+            self._shape = Shape.of(self._function.capture(own_fields=False), self._function.device_fields())
         return self._shape
 
     def take(self, source: Segments, start: int) -> bool | None:
@@ -123,7 +123,7 @@ class Writing:
 
     def _ended(self, fields: Fields, commits: list[_Commit]) -> None:
         """Check a context that ended on top of those before it in this command, and fold it onto them."""
-        state = commits[0].state if commits else self._function.capture()
+        state = commits[0].state if commits else self._function.capture(own_fields=False)
         fields.apply(state)
         self._function.check(state)
         if not commits:

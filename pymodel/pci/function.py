@@ -368,9 +368,9 @@ class Function:
         """See `Migratable`."""
         return self.transport.device.mark()
 
-    def capture(self, since: Mark | None = None) -> FunctionState:
+    def capture(self, since: Mark | None = None, *, own_fields: bool = True) -> FunctionState:
         """See `Migratable`."""
-        return saved_state.capture(self.transport, since)
+        return saved_state.capture(self.transport, since, own_fields=own_fields)
 
     def check(self, state: FunctionState) -> None:
         """See `Migratable`."""

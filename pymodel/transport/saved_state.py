@@ -9,7 +9,7 @@ from pymodel.transport.features import legacy_features
 from pymodel.transport.transport import Transport
 
 
-def capture(transport: Transport, since: Mark | None = None) -> FunctionState:
+def capture(transport: Transport, since: Mark | None = None, *, own_fields: bool = True) -> FunctionState:
     """All that a device context says of a function; with `since`, see `Device.capture_fields`."""
     return FunctionState(
         virtio_id=transport.device.virtio_id,
@@ -27,7 +27,7 @@ def capture(transport: Transport, since: Mark | None = None) -> FunctionState:
         isr=transport.isr,
         config_changed=transport.config_owed,
         content=transport.device.mark().name,
-        device=transport.device.capture_fields(since),
+        device=transport.device.capture_fields(since) if own_fields else [],
     )
 
 

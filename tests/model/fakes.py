@@ -150,9 +150,11 @@ class FakeFunction:
     def mark(self) -> Mark:
         return Mark()
 
-    def capture(self, since: Mark | None = None) -> FunctionState:
+    def capture(self, since: Mark | None = None, *, own_fields: bool = True) -> FunctionState:
         self.captured += 1
         state = deepcopy(self.state)
+        if not own_fields:
+            return state
         state.device = [
             DeviceField(EXTENT, [np.zeros(8, np.uint8), self.disk.copy()]),
             DeviceField(MAC, [np.frombuffer(self.mac, np.uint8)]),

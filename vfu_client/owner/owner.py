@@ -234,9 +234,12 @@ class OwnerDriver(Driver):
         The caller is the one to end the context before the VF leaves Freeze.
         """
         self.command(context.CTX_WRITE, vf, data=data, pad=False)
+        view = as_view(data if isinstance(data, bytes) else data.view)
+        if not self.partly_written(vf) and is_whole(view):
+            return
         walker = self._written.setdefault(vf, ContextWalker())
         try:
-            walker.walk(data if isinstance(data, bytes) else data.view)
+            walker.walk(view)
         except BadContextError:
             # The device took what this driver cannot follow; it alone knows whether that is partial.
             self._written.pop(vf)

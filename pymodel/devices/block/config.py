@@ -26,9 +26,12 @@ ZEROES_SECTORS: Final = (32 << 20) // block.SECTOR
 
 _OFFSETS: Final[dict[str, int]] = {name: at for name, (_, at, *_) in (block.CONFIG.fields or {}).items()}
 WRITEBACK_AT: Final = _OFFSETS["writeback"]
-_TOPOLOGY_AT: Final = _OFFSETS["topology"]
+# Fields as masks of the structure, which is compared as one little-endian number.
+_FIELDS: Final[dict[str, int]] = {
+    name: ((1 << 8 * block.CONFIG[name].itemsize) - 1) << 8 * at for name, at in _OFFSETS.items()
+}
 # Hints, which may be others where the guest goes to, and the byte that the driver may write.
-_VARIABLE: Final = frozenset((*range(_TOPOLOGY_AT, _TOPOLOGY_AT + 8), WRITEBACK_AT))
+_VARIABLE: Final = _FIELDS["topology"] | _FIELDS["writeback"]
 
 
 def features(disk: Disk, queues: int) -> int:
@@ -75,8 +78,11 @@ def check(config: bytes, own: bytes) -> None:
     """
     if len(config) != len(own) or config[WRITEBACK_AT] not in (block.WRITETHROUGH, block.WRITEBACK):
         raise InvalidField(f"writeback {config[WRITEBACK_AT : WRITEBACK_AT + 1].hex()}")
-    for name, at in _OFFSETS.items():
-        end = at + block.CONFIG[name].itemsize
-        if any(config[index] != own[index] for index in range(at, end) if index not in _VARIABLE):
-            there, here = (int.from_bytes(raw[at:end], "little") for raw in (config, own))
-            raise InvalidField(f"the configuration differs: {name} {there}, here {here}")
+    there, here = int.from_bytes(config, "little"), int.from_bytes(own, "little")
+    different = (there ^ here) & ~_VARIABLE
+    if different:
+        name, mask = next((name, mask) for name, mask in _FIELDS.items() if different & mask)
+        lowest = mask & -mask
+        raise InvalidField(
+            f"the configuration differs: {name} {(there & mask) // lowest}, here {(here & mask) // lowest}"
+        )

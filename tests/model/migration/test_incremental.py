@@ -359,3 +359,14 @@ def test_names_are_of_sixteen_bytes_and_of_no_two_contents() -> None:
             names.add(vf.disk.mark().name)
     assert len(names) == 400
     assert {len(name) for name in names} == {16}
+
+
+def test_a_written_context_leaves_the_rest_of_a_disk_alone() -> None:
+    """No snapshot is taken for it, whose chunks would be copied when they are written next."""
+    vf = Vf()
+    vf.freeze()
+    chunk = vf.disk._chunks[0]
+    vf.write(context(extent(4096, b"\x22" * 4096, CHANGE)))
+    vf.fill(0, b"\x33" * 512)
+    assert vf.content[4096:8192] == b"\x22" * 4096
+    assert vf.disk._chunks[0] is chunk

@@ -298,6 +298,15 @@ def test_limits_are_compared(at: int) -> None:
         block.check(bytes(config), [])
 
 
+def test_the_field_that_differs_is_named() -> None:
+    block = device(RamDisk(4096))
+    config = bytearray(block.read_config(0, 60))
+    config[12] = 7
+    config[34] = 2
+    with pytest.raises(InvalidField, match="seg_max 7, here 254"):
+        block.check(bytes(config), [])
+
+
 def test_topology_is_a_hint() -> None:
     block = device(RamDisk(4096))
     config = bytearray(block.read_config(0, 60))
