@@ -31,25 +31,22 @@ class ByContext(Carrier):
         self.owner.mode_set(vf, mode, timeout=timeout)
 
     def peek(self, vf: int) -> list[Field]:
-        memory = self.owner.device.memory
-        self.owner.context_discard(vf)
-        room = memory.allocate(FIRST_LOOK)
-        try:
-            size, _ = self.owner.context_read_into(vf, room)
+        with self.owner.room(FIRST_LOOK) as room:
+            size = self.owner.context_peek_into(vf, room)
             return self.fields([room.view[:size].copy()])
-        finally:
-            memory.free(room)
-            self.owner.context_discard(vf)
 
     def fields(self, state: Sequence[Bytes]) -> list[Field]:
         return common_part(memoryview(state[0][:FIRST_LOOK].tobytes()))
 
     def read(self, vf: int) -> list[Bytes]:
         self.owner.context_discard(vf)
-        return self.read_rest(vf)
-
-    def read_rest(self, vf: int) -> list[Bytes]:
         return list(self.owner.context_read(vf))
+
+    def freeze_and_read_rest(self, vf: int) -> list[Bytes]:
+        with self.owner.room(FIRST_LOOK) as room:
+            size, left = self.owner.freeze_and_read_into(vf, room)
+            first = room.view[:size].copy()
+        return [first, *(self.owner.context_read(vf) if left else ())]
 
     def write(self, vf: int, state: Sequence[Bytes]) -> None:
         if self.owner.partly_written(vf):

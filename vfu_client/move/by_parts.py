@@ -61,7 +61,8 @@ class ByParts(Carrier):
     def read(self, vf: int) -> list[Bytes]:
         return [np.frombuffer(self._get(vf), np.uint8)]
 
-    def read_rest(self, vf: int) -> list[Bytes]:
+    def freeze_and_read_rest(self, vf: int) -> list[Bytes]:
+        self.mode_set(vf, context.MODE_FREEZE)
         return self.read(vf)
 
     def write(self, vf: int, state: Sequence[Bytes]) -> None:

@@ -48,8 +48,8 @@ class Carrier(ABC):
         """All of a VF's state, whatever was read before."""
 
     @abstractmethod
-    def read_rest(self, vf: int) -> list[Bytes]:
-        """What is new in a VF's state since `read`, where these commands can tell, and else all of it."""
+    def freeze_and_read_rest(self, vf: int) -> list[Bytes]:
+        """Have a VF stand still; what is new in its state since `read`, or all where they can't tell."""
 
     @abstractmethod
     def write(self, vf: int, state: Sequence[Bytes]) -> None:

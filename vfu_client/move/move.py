@@ -25,6 +25,7 @@ from vfu_client.move.side import Side, reason
 from vfu_client.move.way_back import AT_REST, WayBack
 from vfu_client.qemu.address import Address
 from vfu_client.qemu.running import QemuError
+from vfu_client.vfio.pci import Capability
 
 DOWNTIME_LIMIT_MS = 20
 # What QEMU takes.
@@ -80,6 +81,8 @@ class Move:
         self._devices: list[tuple[str, str]] = []
         self._addresses: list[Address] = []
         self._journal: Journal | None = None
+        self._likely: dict[str, Sequence[Capability]] = {}
+        """Where the VFs of a server of the source probably have their PCI capabilities."""
         self._functions: list[PciState] = []
         self._statuses: dict[MovedVf, int] = {}
         self._ram: list[range] = []
@@ -136,8 +139,7 @@ class Move:
         await self._prepare()
         await self._copy_ram(self._ram_socket)
         await _together(self._stop_vfs(), self._read_pci())
-        await self._mark_pages()
-        await _together(self._move_contexts(), self._move_machine())
+        await _together(self._move_machine(), self._move_contexts())
         await self._activate()
         await self._continue()
         await self._release()
@@ -264,6 +266,8 @@ class Move:
         former = Former(await self.destination.call(vf.destination, Pf.mode))
         self._way_back.note(contexts=self._way_back.contexts | {vf.destination: former})
         await self.destination.call(vf.destination, Pf.prepare, former, first)
+        if vf.source.server not in self._likely:
+            self._likely[vf.source.server] = await self.source.call(vf.source, Pf.capabilities)
 
     async def _start_record(self, vf: MovedVf) -> None:
         self._way_back.note(recorded=[*self._way_back.recorded, vf.source])
@@ -306,10 +310,7 @@ class Move:
         async with self._step("read-pci"):
             # With the guest at rest QEMU asks nothing more of the VFs: none is lost that is there now.
             for vf, address in self._way_back.places.items():
-                await self.source.check_attached(vf, address)
-                self._functions.append(
-                    await self.source.outside(PciState.read, self.source.qemu.qtest, address)
-                )
+                self._functions.append(await self.source.read_pci(vf, address, self._likely[vf.server]))
 
     async def _mark_pages(self) -> None:
         """Only now: a page must not change between the read and the write that mark it."""
@@ -341,6 +342,7 @@ class Move:
         await self.destination.call(vf.destination, Pf.write_last, state)
 
     async def _move_machine(self) -> None:
+        await self._mark_pages()
         await self._finish_ram()
         await self._write_pci()
 
@@ -352,11 +354,18 @@ class Move:
 
     async def _write_pci(self) -> None:
         async with self._step("write-pci"):
-            there = await self.destination.qemu.addresses([there for _, there in self._devices])
-            for function, address in zip(self._functions, there, strict=True):
-                if function.address != address:
-                    raise QemuError(f"a VF is at {address} now, at {function.address} when the move began")
-                await self.destination.outside(function.write, self.destination.qemu.qtest)
+            await _together(self._check_places(), self._write_functions())
+
+    async def _check_places(self) -> None:
+        there = await self.destination.qemu.addresses([there for _, there in self._devices])
+        for function, address in zip(self._functions, there, strict=True):
+            if function.address != address:
+                raise QemuError(f"a VF is at {address} now, at {function.address} when the move began")
+
+    async def _write_functions(self) -> None:
+        """What is written to another function is lost with its QEMU, which the way back ends."""
+        for function in self._functions:
+            await self.destination.outside(function.write, self.destination.qemu.qtest)
 
     async def _activate(self) -> None:
         async with self._step("activate"):
@@ -365,10 +374,7 @@ class Move:
     async def _continue(self) -> None:
         async with self._step("continue"):
             # From `cont` on there may be no way back, so see that it can be carried out.
-            status = await self.destination.qemu.status()
-            if status != "paused":
-                raise QemuError(f"the destination is {status!r}, and should wait with the guest's state")
-            await self._check_there()
+            await _together(self._check_waits(), self._check_there())
             self._way_back.note(continued=True)
             self._continued = True
             try:
@@ -381,6 +387,11 @@ class Move:
                     raise
             self._arrived = True
             self._note_times()
+
+    async def _check_waits(self) -> None:
+        status = await self.destination.qemu.status()
+        if status != "paused":
+            raise QemuError(f"the destination is {status!r}, and should wait with the guest's state")
 
     async def _check_there(self) -> None:
         """Raise SideError unless each VF runs at the destination, and its QEMU has it."""

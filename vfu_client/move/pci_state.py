@@ -5,12 +5,13 @@ QEMU emulates them for a passthrough function. They are read and written through
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pymodel.spec import pci
 from vfu_client.qemu.address import Address
 from vfu_client.qemu.qtest import CONFIG_ADDRESS, CONFIG_DATA, QTest
+from vfu_client.vfio.pci import Capability
 
 ROM_ADDRESS = 0x30
 COMMAND = 0x04
@@ -35,9 +36,16 @@ CAPABILITY_WORDS = {
 }
 """The words of capabilities that are read besides the first, which has MSI-X control."""
 
+SELECTED = f"inl {CONFIG_ADDRESS:#x}"
+"""The command that reads the address register."""
+
 
 class PciStateError(Exception):
     """The function at the destination is not the one that was read, or does not take its registers."""
+
+
+class NobodyAnswersError(PciStateError):
+    """Nobody serves the function, or none is there."""
 
 
 def identity(qtest: QTest, address: Address) -> int:
@@ -46,11 +54,9 @@ def identity(qtest: QTest, address: Address) -> int:
     QEMU keeps no copy of these, so an answer shows that it is still attached to the server. The machine must
     be stopped. Raises QTestError.
     """
-    selected = qtest.run([f"inl {CONFIG_ADDRESS:#x}"])[0]
-    try:
-        return qtest.run([address.select(0), f"inl {CONFIG_DATA:#x}"])[1]
-    finally:
-        qtest.run([f"outl {CONFIG_ADDRESS:#x} {selected:#x}"])
+    selected, _, found = qtest.run([SELECTED, *_words(address, [0])])
+    qtest.run([_restore(selected)])
+    return found
 
 
 @dataclass(frozen=True)
@@ -67,42 +73,51 @@ class PciState:
     table: bytearray
 
     @classmethod
-    def read(cls, qtest: QTest, address: Address) -> PciState:
-        """Read them; the machine must be stopped. Raises QTestError, PciStateError when no function is there.
+    def read(cls, qtest: QTest, address: Address, likely: Sequence[Capability] = ()) -> PciState:
+        """Read them; the machine must be stopped. Raises QTestError, and NobodyAnswersError.
+
+        Each question takes time, so what is where a function of its kind has its capabilities, `likely`, is
+        asked for at once. What is elsewhere is found all the same.
 
         The guest may stand between its own write of the address register and that of the data, so the
         register gets its old value back.
         """
         state = cls(address, {}, {}, bytearray())
-        selected = qtest.run([f"inl {CONFIG_ADDRESS:#x}"])[0]
+        first = {capability.id: capability.offset for capability in reversed(likely)}
+        ahead = [*HEADER_WORDS, *(capability.offset for capability in likely), *_wanted(first)]
+        selected, *answers = qtest.run([SELECTED, *_words(address, ahead)])
         try:
-            state._read_words(qtest, HEADER_WORDS)
-            if state.register(0, 2) == 0xFFFF:
-                raise PciStateError(f"no function answers at {address}")
-            offset = state.register(CAPABILITIES, 1) & 0xFC
-            while offset >= FIRST_CAPABILITY and offset not in state.words:
-                state._read_words(qtest, (offset,))
-                state.capabilities.setdefault(state.register(offset, 1), offset)
-                offset = state.register(offset + 1, 1) & 0xFC
-            wanted = [
-                state.capabilities[capability] + at
-                for capability, offsets in CAPABILITY_WORDS.items()
-                for at in offsets
-                if capability in state.capabilities
-            ]
-            state._read_words(qtest, wanted)
-        finally:
-            qtest.run([f"outl {CONFIG_ADDRESS:#x} {selected:#x}"])
-        if place := state._table_place():
-            (table,) = qtest.run([_read(*place)])
-            state.table.extend(table.to_bytes(place[1]))
+            state._take_words(ahead, answers)
+            state._read_capabilities(qtest)
+        except BaseException:
+            qtest.run([_restore(selected)])
+            raise
+        place = state._table_place()
+        _, *table = qtest.run([_restore(selected), *([_read(*place)] if place else [])])
+        if place:
+            state.table.extend(table[0].to_bytes(place[1]))
         return state
 
-    def _read_words(self, qtest: QTest, offsets: Sequence[int]) -> None:
-        commands: list[str] = []
-        for offset in offsets:
-            commands += [self.address.select(offset), f"inl {CONFIG_DATA:#x}"]
-        self.words.update(zip(offsets, qtest.run(commands)[1::2], strict=True))
+    def _read_capabilities(self, qtest: QTest) -> None:
+        """Find the capabilities, and read the words that are wanted of them, unless that was done ahead."""
+        if self.register(0, 2) == 0xFFFF:
+            raise NobodyAnswersError(f"no function answers at {self.address}")
+        offset, seen = self.register(CAPABILITIES, 1) & 0xFC, set[int]()
+        while offset >= FIRST_CAPABILITY and offset not in seen:
+            seen.add(offset)
+            self._read_missing(qtest, [offset])
+            self.capabilities.setdefault(self.register(offset, 1), offset)
+            offset = self.register(offset + 1, 1) & 0xFC
+        self._read_missing(qtest, _wanted(self.capabilities))
+
+    def _read_missing(self, qtest: QTest, offsets: Sequence[int]) -> None:
+        missing = [offset for offset in offsets if offset not in self.words]
+        if missing:
+            self._take_words(missing, qtest.run(_words(self.address, missing)))
+
+    def _take_words(self, offsets: Sequence[int], answers: Sequence[int]) -> None:
+        """Keep what was answered to `_words`."""
+        self.words.update(zip(offsets, answers[1::2], strict=True))
 
     def write(self, qtest: QTest) -> None:
         """Give the registers to the same function of a machine that is stopped; MSI-X control comes last.
@@ -111,13 +126,15 @@ class PciState:
         its BARs do not answer where they should, QTestError; some registers are written then.
         """
         address = self.address
-        commands = [f"inl {CONFIG_ADDRESS:#x}", address.select(0), f"inl {CONFIG_DATA:#x}"]
+        commands = [SELECTED, *_words(address, [0])]
         for offset, size in self._plain():
             commands += address.write(offset, size, self.register(offset, size))
+        commands += _words(address, BARS)
         place = self._table_place()
         if place:
             commands += [f"write {place[0]:#x} {place[1]:#x} 0x{self.table.hex()}", _read(*place)]
         selected, _, identity, *answers = qtest.run(commands)
+        last: list[str] = []
         try:
             if identity != self.register(0, 4):
                 expected = f"{self.register(0, 2):04x}:{self.register(2, 2):04x}"
@@ -125,9 +142,9 @@ class PciState:
                     f"at {address} is {identity & 0xFFFF:04x}:{identity >> 16:04x}, at the source there was"
                     f" {expected}: start the destination with the source's options"
                 )
-            taken = PciState(address, {}, {}, bytearray())
-            taken._read_words(qtest, BARS)
-            if any(taken.words[offset] != self.words[offset] for offset in BARS):
+            bars_at = 2 * len(self._plain())
+            bars = answers[bars_at : bars_at + 2 * len(BARS)][1::2]
+            if any(bar != self.words[offset] for offset, bar in zip(BARS, bars, strict=True)):
                 raise PciStateError(
                     f"the function at {address} has other BARs than at the source: start both servers with"
                     " the same options (--legacy)"
@@ -136,12 +153,10 @@ class PciState:
                 raise PciStateError(
                     f"the BARs of {address} do not answer: the bridges above it differ from the source's"
                 )
-            last: list[str] = []
             for offset, size in self._last():
                 last += address.write(offset, size, self.register(offset, size))
-            qtest.run(last)
         finally:
-            qtest.run([f"outl {CONFIG_ADDRESS:#x} {selected:#x}"])
+            qtest.run([*last, _restore(selected)])
 
     def register(self, offset: int, size: int) -> int:
         """A register as it was read; bits that start something are 0."""
@@ -187,6 +202,29 @@ class PciState:
         if base & pci.BAR_MEMORY_64:
             base |= self.register(bar + 4, 4) << 32
         return (base & ~pci.BAR_FLAGS) + (table & ~7), vectors * pci.MSIX_ENTRY.itemsize
+
+
+def _wanted(capabilities: Mapping[int, int]) -> list[int]:
+    """The offsets of `CAPABILITY_WORDS`, where these capabilities are."""
+    return [
+        capabilities[capability] + at
+        for capability, offsets in CAPABILITY_WORDS.items()
+        for at in offsets
+        if capability in capabilities
+    ]
+
+
+def _words(address: Address, offsets: Iterable[int]) -> list[str]:
+    """The commands that read words of configuration space; each second answer is one."""
+    commands: list[str] = []
+    for offset in offsets:
+        commands += [address.select(offset), f"inl {CONFIG_DATA:#x}"]
+    return commands
+
+
+def _restore(selected: int) -> str:
+    """The command that gives the address register back what `SELECTED` answered."""
+    return f"outl {CONFIG_ADDRESS:#x} {selected:#x}"
 
 
 def _read(address: int, size: int) -> str:

@@ -15,6 +15,7 @@ from vfu_client.owner.context import Field
 from vfu_client.owner.owner import OwnerDriver
 from vfu_client.vfio.connection import ServerBusyError, ServerUnreachableError
 from vfu_client.vfio.memory import Bytes
+from vfu_client.vfio.pci import Capability
 
 NEGOTIATION_SECONDS = 3.0
 COMMAND_SECONDS = 30.0
@@ -79,6 +80,8 @@ class Pf:
                 context_opcodes=self._opcodes,
                 timeout=COMMAND_SECONDS,
                 negotiation_timeout=patience,
+                # One wake-up less for each command.
+                posted_writes=True,
             )
         except ServerUnreachableError as error:
             raise SideError(
@@ -128,6 +131,10 @@ class Pf:
         if missing:
             listed = ", ".join(f"{opcode:#x}" for opcode in missing)
             raise SideError(f"the {self.name} lacks the commands {listed}: see its --context-opcodes")
+
+    def capabilities(self, _vf: int) -> list[Capability]:
+        """Where the PF has its capabilities, and with that most likely its VFs, too."""
+        return self.owner.device.function.capabilities()
 
     def read_first(self, vf: int) -> list[Bytes]:
         """Read the whole state of a running VF. The one that `read_last` reads may build on it."""
@@ -179,9 +186,8 @@ class Pf:
         return pages
 
     def read_last(self, vf: int) -> list[Bytes]:
-        """Freeze a stopped VF and read its state: after `read_first`, of a disk only what changed."""
-        self.carrier.mode_set(vf, context.MODE_FREEZE)
-        return self.carrier.read_rest(vf)
+        """Freeze a VF and read its state: after `read_first`, of a disk only what changed."""
+        return self.carrier.freeze_and_read_rest(vf)
 
     def status_in(self, _vf: int, state: list[Bytes]) -> int:
         """The device status in a state that was read."""

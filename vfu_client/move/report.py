@@ -19,7 +19,7 @@ STEPS = {
     "continue": "the guest runs at the destination",
     "release": "give the VFs at the source back, as after a reset",
 }
-"""The steps, in order. read-pci runs beside stop-vfs, move-contexts beside finish-ram and write-pci."""
+"""The steps, in order. read-pci runs beside stop-vfs, move-contexts beside mark-pages to write-pci."""
 
 
 @dataclass(frozen=True)

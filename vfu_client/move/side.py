@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
 from vfu_client.move.dialect import CONTEXT
 from vfu_client.move.moved_vf import Vf
-from vfu_client.move.pci_state import identity
+from vfu_client.move.pci_state import NobodyAnswersError, PciState, identity
 from vfu_client.move.pf import Pf, SideError
 from vfu_client.move.qemu import Qemu
 from vfu_client.owner.admin import AdminError
@@ -21,6 +21,7 @@ from vfu_client.owner.stream import BadContextError
 from vfu_client.qemu.address import Address
 from vfu_client.qemu.qtest import QTestError
 from vfu_client.qemu.running import QemuError, same_socket
+from vfu_client.vfio.pci import Capability
 from vfu_client.virtio.driver_queue import QueueBrokenError
 from vfu_client.virtio.function import NegotiationError
 
@@ -151,11 +152,21 @@ class Side:
         QEMU itself is silent about it: it hangs up on a server that does not answer in time, for good.
         """
         if await self.outside(identity, self.qemu.qtest, address) == NOBODY:
-            what = f"{vf} at the {self.name} (server {self._pfs[vf.server].folder})"
-            raise SideError(
-                f"{what}: QEMU hung up on it, for good: the server ended, or was silent for longer than"
-                " QEMU's x-msg-timeout allows"
-            )
+            raise self._lost(vf)
+
+    async def read_pci(self, vf: Vf, address: Address, likely: Sequence[Capability]) -> PciState:
+        """`PciState.read` of a VF. Raises SideError as `check_attached`."""
+        try:
+            return await self.outside(PciState.read, self.qemu.qtest, address, likely)
+        except NobodyAnswersError as error:
+            raise self._lost(vf) from error
+
+    def _lost(self, vf: Vf) -> SideError:
+        what = f"{vf} at the {self.name} (server {self._pfs[vf.server].folder})"
+        return SideError(
+            f"{what}: QEMU hung up on it, for good: the server ended, or was silent for longer than"
+            " QEMU's x-msg-timeout allows"
+        )
 
     def _reason(self, error: BaseException) -> str:
         return explain(error, self.context_opcodes) if isinstance(error, AdminError) else reason(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Any, Unpack
@@ -22,7 +23,9 @@ CONTEXT_OPCODES = 0x40
 # Largest READ and WRITE that are made by default; a context may be larger.
 READ_SIZE = 256 << 20
 WRITE_SIZE = 4 << 20
-RECORDS_SIZE = 1 << 20
+# What is read and written in memory that is mapped already, as mapping more takes longer than the command.
+SMALL_SIZE = 64 << 10
+RECORDS_SIZE = 64 << 10
 
 # context.READ_RESULT: what comes ahead of the bytes.
 _READ_RESULT = struct.Struct("<II")
@@ -162,6 +165,19 @@ class OwnerDriver(Driver):
         ]
         return _read_result(self.admin.wait_all(pending)[-1], destination)
 
+    def context_peek_into(self, vf: int, destination: Buffer) -> int:
+        """The first bytes of a VF's whole context, for the price of one notification; how many came.
+
+        What was read or written in part before is dropped. Raises as `freeze_and_read_into`.
+        """
+        pending = [
+            self.submit(context.CTX_DISCARD, vf, kick=False),
+            self.submit(context.CTX_READ, vf, result=_READ_RESULT.size, into=[destination], kick=False),
+            self.submit(context.CTX_DISCARD, vf),
+        ]
+        self._written.pop(vf, None)
+        return _read_result(self.admin.wait_all(pending)[1], destination)[0]
+
     def context_read(self, vf: int, buffer_size: int | None = None) -> Iterator[Bytes]:
         """What is left of a VF's context, in READs of at most `buffer_size` bytes (DRV-01).
 
@@ -208,10 +224,7 @@ class OwnerDriver(Driver):
         views = [as_view(piece) for piece in pieces]
         if self.obey:
             self._check_whole(vf, views)
-        memory = self.device.memory
-        region = memory.add_region(min(chunk_size, max(sum(map(len, views)), 1)), allocatable=False)
-        try:
-            stage = memory.buffer(region.address, min(chunk_size, region.size))
+        with self._stage(min(chunk_size, max(sum(map(len, views)), 1))) as stage:
             filled = 0
             for view in views:
                 at = 0
@@ -224,6 +237,18 @@ class OwnerDriver(Driver):
                         filled = 0
             if filled:
                 self.context_write_part(vf, stage.part(0, filled))
+
+    @contextlib.contextmanager
+    def _stage(self, size: int) -> Iterator[Buffer]:
+        """DMA memory of that size, to write from."""
+        if size <= SMALL_SIZE:
+            with self.room(size) as buffer:
+                yield buffer
+            return
+        memory = self.device.memory
+        region = memory.add_region(size, allocatable=False)
+        try:
+            yield memory.buffer(region.address, size)
         finally:
             memory.remove(region)
 
@@ -272,6 +297,23 @@ class OwnerDriver(Driver):
         """The field types that the VF can send or take, as `pymodel.spec.context.FIELD_SUPPORT`."""
         reply = self.command(context.CTX_FIELDS_QUERY, vf, result=PAGE)
         return reply.array(context.FIELD_SUPPORT)
+
+    @contextlib.contextmanager
+    def room(self, size: int) -> Iterator[Buffer]:
+        """Memory that is mapped already, for commands within the context. Raises `OutOfMemoryError`.
+
+        It is not used again after one that was not answered in time: the device may get to that yet.
+        """
+        memory = self.device.memory
+        buffer = memory.allocate(size)
+        try:
+            yield buffer
+        except TimeoutError:
+            raise
+        except BaseException:
+            memory.free(buffer)
+            raise
+        memory.free(buffer)
 
     # Write records.
 

@@ -69,7 +69,8 @@ class QTest:
             for first in range(0, len(commands), WINDOW):
                 window = commands[first : first + WINDOW]
                 self._socket.sendall("".join(f"{command}\n" for command in window).encode())
-                values += [self._answer(command) for command in window]
+                answers = self._answers(len(window))
+                values += [_value(*pair) for pair in zip(window, answers, strict=True)]
         except TimeoutError as error:
             self.close()
             raise QTestError(
@@ -100,15 +101,23 @@ class QTest:
             found = self.run([f"readb {page:#x}" for page in group])
             self.run([f"writeb {page:#x} {value:#x}" for page, value in zip(group, found, strict=True)])
 
-    def _answer(self, command: str) -> int:
-        while b"\n" not in self._unread:
+    def _answers(self, count: int) -> list[bytearray]:
+        """The next lines, so many."""
+        there = self._unread.count(b"\n")
+        while there < count:
             received = self._socket.recv(1 << 16)
             if not received:
                 raise self._gone()
             self._unread += received
-        line, _, rest = self._unread.partition(b"\n")
+            there += received.count(b"\n")
+        *lines, rest = self._unread.split(b"\n", count)
         self._unread = rest
-        words = line.decode(errors="replace").split()
-        if not words or words[0] != "OK":
-            raise QTestError(f"qtest {command!r}: {line.decode(errors='replace')}")
-        return int(words[1], 0) if len(words) > 1 else 0
+        return lines
+
+
+def _value(command: str, answer: bytearray) -> int:
+    """The value of an answer, 0 where it has none. Raises QTestError for one that is not OK."""
+    words = answer.decode(errors="replace").split()
+    if not words or words[0] != "OK":
+        raise QTestError(f"qtest {command!r}: {answer.decode(errors='replace')}")
+    return int(words[1], 0) if len(words) > 1 else 0

@@ -35,6 +35,7 @@ from tests.wire.draft_rig import (
 from vfu_client.drivers.block import BlockDriver
 from vfu_client.move.pf import Former, Pf
 from vfu_client.owner import cli as owner_cli
+from vfu_client.owner.admin import AdminError
 from vfu_client.owner.owner import DriverRuleError, OwnerDriver
 
 COMMAND = re.compile(r"virtio\.pf: (DEV_\w+) vf(\d+): (\w+)(?:, (.*))?$")
@@ -337,6 +338,36 @@ def test_commands_that_are_sent_together(
     with pytest.raises(DriverRuleError):
         owner.write_and_activate(1, buffer.part(size - len(END_BYTES), len(END_BYTES)))
     assert [name for name, _, _ in commands(server, mark)] == ["DEV_CTX_WRITE"]
+
+
+def test_a_look_at_a_context(obeying: tuple[OwnerDriver, BlockDriver]) -> None:
+    """Whatever was read or written in part; the next read is a whole one."""
+    owner, _ = obeying
+    owner.mode_set(1, FREEZE)
+    size = owner.context_size(1)
+    with owner.room(1 << 16) as room:
+        owner.context_read_into(1, room.part(0, 100))
+        owner.context_write_part(1, START_BYTES)
+        assert owner.context_peek_into(1, room) == size
+        first = room.view[:size].tobytes()
+        assert owner.context_peek_into(1, room.part(0, 100)) == 100
+        assert room.view[:100].tobytes() == first[:100]
+    assert not owner.partly_written(1)
+    assert owner.context_size(1) == size
+    owner.mode_set(1, ACTIVE)
+
+
+def test_memory_of_a_command_without_an_answer_is_not_used_again(
+    obeying: tuple[OwnerDriver, BlockDriver],
+) -> None:
+    owner, _ = obeying
+    with pytest.raises(TimeoutError), owner.room(4096) as lost:
+        raise TimeoutError
+    with pytest.raises(AdminError), owner.room(4096) as refused:
+        raise AdminError(0x43, 22, 1)
+    with owner.room(4096) as room:
+        assert room.address == refused.address
+        assert room.address >= lost.address + 4096
 
 
 @pytest.mark.spec("DRV-04")
