@@ -68,7 +68,8 @@ check: ext
 	@echo "check: layers"
 	$(BIN)/lint-imports
 	@echo "check: stubs of the extensions"
-	$(BIN)/stubtest vfu_server.vfio._vfu vfu_server.vfio.guest_memory --ignore-missing-stub
+	$(BIN)/stubtest vfu_server.vfio._vfu vfu_server.vfio.guest_memory vfu_server.vfio.turn_lock \
+	  vfu_server.datapath.direct_memory vfu_server.datapath.file_store vfu_server.datapath.loop --ignore-missing-stub
 	@echo "check: requirement table"
 	$(BIN)/python -m tests.requirements --check
 

@@ -1,6 +1,24 @@
 # Types for `make ext`, which compiles memory.py as it stands.
 import cython
 
+ctypedef unsigned long long u64
+
+@cython.final
+cdef class Vectors:
+    cdef public u64[::1] pieces
+    cdef public int count
+    cdef public u64 size
+
+cdef class GuestMemory:
+    cdef int word(self, u64 address) except -1 with gil
+    cdef int set_word(self, u64 address, int value) except -1 with gil
+    cdef int barrier(self) except -1 with gil
+    cdef u64 peek(self, u64 address) except? 0xFFFFFFFFFFFFFFFF with gil
+    cdef int poke(self, u64 address, u64 value, int length) except -1 with gil
+    cdef int copy_in(self, u64 address, u64 place, u64 length) except -1 with gil
+    cdef int copy_out(self, u64 address, u64 place, u64 length) except -1 with gil
+    cdef int places(self, u64 address, u64 length, bint write, Vectors found) except -1 with gil
+
 cdef class Segments:
     cdef object _memory
     cdef readonly object _segments

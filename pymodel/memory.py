@@ -1,4 +1,4 @@
-"""Guest memory as the model sees it: a Protocol, and the device's view of one virtqueue element.
+"""Guest memory as the model sees it, and the device's view of one virtqueue element.
 
 Addresses are guest physical (or what the client mapped at that I/O virtual address). Views are numpy
 arrays of bytes over the mapped memory, looked up for each access and never kept: the client may unmap
@@ -7,6 +7,8 @@ memory between two messages. Nothing here trusts a length or an address.
 
 from __future__ import annotations
 
+import ctypes
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -20,15 +22,35 @@ HOW_TO_SHARE = (
 )
 
 
-class GuestMemory(Protocol):
-    """The memory that a client mapped. Each method raises `MemoryFault` where it is not (wholly) mapped."""
+class Vectors:
+    """Pieces of the process's own memory, as readv(2) and its like take them.
+
+    `pieces` has an address and a length in bytes for each of the `count`; there can be no more than `MOST`.
+    """
+
+    MOST = 1024
+
+    def __init__(self) -> None:
+        self.pieces = array("Q", bytes(16 * self.MOST))
+        self.count = 0
+        self.size = 0
+
+
+class GuestMemory:
+    """The memory that a client mapped. Each method raises `MemoryFault` where it is not (wholly) mapped.
+
+    Whoever implements it has `view`, `is_mapped`, `load_u16`, `store_u16` and `fence`; the other methods are
+    made of those. Rings and engines, which are compiled to run without the interpreter, call those at the
+    end: `word` and what follows. They take addresses of 64 bits, and come back to the methods ahead of them
+    unless a class that is compiled too has better ones.
+    """
 
     def view(self, address: int, length: int, *, write: bool) -> list[Bytes]:
         """Byte views that cover [address, address + length), in order, one for each mapped region crossed.
 
         Without `write` they are read-only. An access of no bytes gives no views.
         """
-        ...
+        raise NotImplementedError
 
     def views(
         self, segments: Sequence[tuple[int, int]], start: int, length: int, *, write: bool
@@ -56,19 +78,58 @@ class GuestMemory(Protocol):
 
     def is_mapped(self, address: int, length: int) -> bool:
         """Whether any of [address, address + length), which is within 2**64, is memory, shared or not."""
-        ...
+        raise NotImplementedError
 
     def load_u16(self, address: int) -> int:
         """One aligned 16-bit load with acquire order."""
-        ...
+        raise NotImplementedError
 
     def store_u16(self, address: int, value: int) -> None:
         """One aligned 16-bit store with release order."""
-        ...
+        raise NotImplementedError
 
     def fence(self) -> None:
         """A full barrier: no load after it is done before a store ahead of it."""
-        ...
+        raise NotImplementedError
+
+    # -- without the interpreter --------------------------------------------------------------------------
+
+    def word(self, address: int) -> int:
+        """`load_u16`."""
+        return self.load_u16(address)
+
+    def set_word(self, address: int, value: int) -> int:
+        """`store_u16`."""
+        self.store_u16(address, value)
+        return 0
+
+    def barrier(self) -> int:
+        """`fence`."""
+        self.fence()
+        return 0
+
+    def peek(self, address: int) -> int:
+        """Eight bytes, at any address and in no order, as a little-endian number."""
+        return int.from_bytes(self.read(address, 8), "little")
+
+    def poke(self, address: int, value: int, length: int) -> int:
+        """The low `length` bytes of a little-endian number, 8 at most, at any address and in no order."""
+        self.write(address, value.to_bytes(8, "little")[:length])
+        return 0
+
+    def copy_in(self, address: int, place: int, length: int) -> int:
+        """Copy `length` bytes of the process's own memory at `place` to guest memory. May fault half-way."""
+        self.write(address, ctypes.string_at(place, length))
+        return 0
+
+    def copy_out(self, address: int, place: int, length: int) -> int:
+        """Copy `length` bytes of guest memory to the process's own at `place`. May fault half-way."""
+        ctypes.memmove(place, self.read(address, length), length)
+        return 0
+
+    def places(self, address: int, length: int, write: bool, found: Vectors) -> int:
+        """Where in the process's own memory the bytes of a range are, for a system call: added to `found`."""
+        raise NotImplementedError
 
 
 def runs(segments: Sequence[tuple[int, int]], start: int, length: int) -> list[tuple[int, int]]:

@@ -39,8 +39,8 @@ from vfu_server.monitor.monitor import SOCKET_NAME, Monitor
 from vfu_server.networks.networks import Networks
 from vfu_server.networks.options import NetOptions, mac_option, mtu_option, net_option, uplink_option
 from vfu_server.server import Folder, FolderTakenError, Server, StopSignals
-from vfu_server.turn_lock import TurnLock
 from vfu_server.vfio._vfu import keep_freed_memory
+from vfu_server.vfio.turn_lock import TurnLock
 
 EVERYTHING: Final = frozenset({"trace", "debug"})
 """Log levels at which no line is left out."""

@@ -13,16 +13,19 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from pymodel.host import Host
+from pymodel.memory import GuestMemory as Memory
+from pymodel.pci.lane import Lane
 from vfu_server.budget import Budget
+from vfu_server.datapath import COMPILED, DirectMemory, Loop
 from vfu_server.vfio._vfu import CONFIG_REGION, Context
-from vfu_server.vfio.guest_memory import GuestMemory
+from vfu_server.vfio.turn_lock import TurnLock
 
 Result = TypeVar("Result")
 
@@ -66,6 +69,8 @@ class Served(Protocol):
     def waits(self) -> Sequence[tuple[int, int]]: ...
     def service(self) -> None: ...
     def work_unlocked(self) -> bool: ...
+    def lanes(self) -> list[Lane]: ...
+    def go_on(self, queues: Iterable[int], error: Exception | None) -> None: ...
     def memory_lost(self, reason: str) -> None: ...
 
 
@@ -93,6 +98,12 @@ class FunctionThread:
             mappings_max=budget.mappings,
             bytes_max=budget.address_space,
         )
+        # What serves queues without the interpreter, where that is there and the lock is one for it.
+        lock = function.lock
+        self._loop = Loop(self._context, lock) if COMPILED and isinstance(lock, TurnLock) else None
+        # The context's has all that the model asks for where that is not compiled.
+        memory = self._context.memory
+        self._memory = DirectMemory(memory) if COMPILED else cast("Memory", memory)
         self._path = path
         self._stopping = False
         self._waits: Sequence[tuple[int, int]] = ()
@@ -179,9 +190,9 @@ class FunctionThread:
     # What the model calls (pymodel.host.Host).
 
     @property
-    def memory(self) -> GuestMemory:
+    def memory(self) -> Memory:
         """The client's memory; nothing is mapped while none is attached."""
-        return self._context.memory
+        return self._memory
 
     @property
     def memory_in_flux(self) -> bool:
@@ -252,16 +263,10 @@ class FunctionThread:
         """Wait for a client, a message, a timer or `wake`, and have the model work on it."""
         try:
             if self._context.attached:
-                handled = self._context.run(self._patience(), self._waits)
-                # Registers that were read leave nothing to do.
-                if (
-                    0 < handled == self._accesses.take_reads()
-                    and not self._context.woken
-                    and not self._timers
-                ):
+                if self._serve_client():
                     return
             elif self._context.attach(self._patience()):
-                self._lost_pages = self.memory.lost
+                self._lost_pages = self._context.memory.lost
                 with self.function.lock:
                     self.function.attach(self)
                 self._log.info("a client attached")
@@ -273,23 +278,47 @@ class FunctionThread:
             self._log.warning("%s: clients wait", error.strerror)
         with self.function.lock:
             self._run_timers()
+            if self._loop is not None:
+                self.function.go_on(self._loop.others(), self._loop.error())
             self.function.service()
-            if self.memory.lost != self._lost_pages:
-                self._lost_pages = self.memory.lost
+            memory = self._context.memory
+            if memory.lost != self._lost_pages:
+                self._lost_pages = memory.lost
                 self.function.memory_lost(_PAST_THE_END)
-            if self.memory.refused != self._refused:
-                self._refused = self.memory.refused
-                self.function.memory_lost(self.memory.refusal)
-            self._waits = self.function.waits
+            if memory.refused != self._refused:
+                self._refused = memory.refused
+                self.function.memory_lost(memory.refusal)
+            self._rest()
         if self._posted:
             posted, self._posted = self._posted, []
             self._context.post_writes(posted)
         if self.function.work_unlocked():
             with self.function.lock:
                 self.function.service()
-                self._waits = self.function.waits
+                self._rest()
             if self.function.work_unlocked():
                 self.wake()  # the client's messages come first
+
+    def _serve_client(self) -> bool:
+        """Wait for the client, and have the library handle its messages. Whether there is nothing else to do.
+
+        Raises ConnectionResetError where it left.
+        """
+        patience = self._patience()
+        if self._loop is not None:
+            if not self._loop.run(patience, self._waits):
+                return False
+            if self._loop.armed:
+                patience = 0.0  # the loop has waited
+        handled = self._context.run(patience, self._waits)
+        # Registers that were read leave nothing to do.
+        return 0 < handled == self._accesses.take_reads() and not self._context.woken and not self._timers
+
+    def _rest(self) -> None:
+        """The function has nothing to do now: what is waited for, and who serves its queues meanwhile."""
+        self._waits = self.function.waits
+        if self._loop is not None:
+            self._loop.arm(self.function.lanes() if self._context.attached else ())
 
     def _detach(self, reason: str) -> None:
         with self.function.lock:

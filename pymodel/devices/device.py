@@ -7,9 +7,11 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from pymodel.memory import Consumer
+from pymodel.memory import Consumer, GuestMemory
 from pymodel.migration.parts import PartsOfType
 from pymodel.migration.state import DeviceField, Mark
+from pymodel.queue.engine import Engine
+from pymodel.queue.virtqueue import Virtqueue
 
 
 class Notifier(Protocol):
@@ -63,6 +65,14 @@ class Device(Consumer, PartsOfType, Protocol):
 
     def acceptable(self, features: int) -> str | None:
         """Why a driver cannot have these of the offered features together; None if it can."""
+        ...
+
+    def engine(self, queue: Virtqueue, memory: GuestMemory) -> Engine | None:
+        """What does the buffers of a queue at once, as far as it can, as long as nobody has the function's
+        lock.
+
+        Asked for at the end of each turn, with the lock held. None where all are for `take`.
+        """
         ...
 
     def delayable(self, queue: int) -> bool:

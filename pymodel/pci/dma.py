@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pymodel.errors import MemoryFault
-from pymodel.memory import Bytes, GuestMemory, runs
+from pymodel.memory import Bytes, GuestMemory, Vectors, runs
 from pymodel.migration.record import WriteRecord
 
 CLOSED = "the function may not access memory now"
 
 
-class Dma:
+class Dma(GuestMemory):
     """Guest memory as one function may use it.
 
     `target` is the client's memory while the gate is open, else None: then every access is a `MemoryFault`,
@@ -89,3 +89,70 @@ class Dma:
         if target is None:
             raise MemoryFault(CLOSED)
         target.fence()
+
+    # -- without the interpreter --------------------------------------------------------------------------
+
+    def word(self, address: int) -> int:
+        """See `GuestMemory`."""
+        if self.target is None:
+            return closed()
+        return self.target.word(address)
+
+    def set_word(self, address: int, value: int) -> int:
+        """See `GuestMemory`."""
+        if self.target is None:
+            return closed()
+        self.target.set_word(address, value)
+        return self.note(address, 2)
+
+    def barrier(self) -> int:
+        """See `GuestMemory`."""
+        if self.target is None:
+            return closed()
+        return self.target.barrier()
+
+    def peek(self, address: int) -> int:
+        """See `GuestMemory`."""
+        if self.target is None:
+            return closed()
+        return self.target.peek(address)
+
+    def poke(self, address: int, value: int, length: int) -> int:
+        """See `GuestMemory`."""
+        if self.target is None:
+            return closed()
+        self.target.poke(address, value, length)
+        return self.note(address, length)
+
+    def copy_in(self, address: int, place: int, length: int) -> int:
+        """See `GuestMemory`."""
+        if self.target is None:
+            return closed()
+        # Before: what faults half-way has written.
+        self.note(address, length)
+        return self.target.copy_in(address, place, length)
+
+    def copy_out(self, address: int, place: int, length: int) -> int:
+        """See `GuestMemory`."""
+        if self.target is None:
+            return closed()
+        return self.target.copy_out(address, place, length)
+
+    def places(self, address: int, length: int, write: bool, found: Vectors) -> int:
+        """See `GuestMemory`."""
+        if self.target is None:
+            return closed()
+        if write:
+            self.note(address, length)
+        return self.target.places(address, length, write, found)
+
+    def note(self, address: int, length: int) -> int:
+        """Put [address, address + length) into the write record, if there is one."""
+        if self._record is not None and self._record.active:
+            self._record.add(address, length)
+        return 0
+
+
+def closed() -> int:
+    """Raise `MemoryFault` at a closed gate."""
+    raise MemoryFault(CLOSED)

@@ -26,6 +26,7 @@ from pymodel.pci.config_space import ConfigSpace, Identity
 from pymodel.pci.express import Express
 from pymodel.pci.gate import Gate
 from pymodel.pci.interrupts import Interrupts
+from pymodel.pci.lane import Lane
 from pymodel.pci.legacy_interface import LegacyInterface
 from pymodel.pci.msix import MsiX
 from pymodel.pci.power import D0, PowerManagement
@@ -239,6 +240,26 @@ class Function:
         self.transport.service()
         if self.member is not None:
             self.member.settled()
+
+    def lanes(self) -> list[Lane]:
+        """The queues that the function's thread may serve by itself until somebody else has the lock."""
+        if not self.memory_space:
+            return []
+        found = []
+        for engine, kicked in self.transport.engines():
+            queue = engine.queue
+            name = queue.notif_config_data or queue.index
+            at = self._virtio.notify_at(queue.index)
+            found.append(Lane(engine, self._virtio.index, at, name, self.interrupts.direct(queue), kicked))
+        return found
+
+    def go_on(self, queues: Iterable[int], error: Exception | None) -> None:
+        """The function's thread did what it could: these queues are to be looked at, and `error` is what it
+        met.
+        """
+        self.transport.go_on(queues)
+        if error is not None:
+            self.transport.failed(error)
 
     def work_unlocked(self) -> bool:
         """What may wait for a moment, called after `service` without the lock. Whether to service again."""

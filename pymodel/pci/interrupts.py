@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 from pymodel.host import Host
 from pymodel.pci.gate import Gate
+from pymodel.pci.lane import ASK, NOBODY
 from pymodel.pci.msix import MsiX
+from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import virtio_pci
 from pymodel.transport.transport import Transport
 
@@ -18,7 +20,7 @@ from pymodel.transport.transport import Transport
 class Interrupts:
     """Sends what a function owes by MSI-X or, where it has a pin and MSI-X is off, by INTx.
 
-    `host` is who sends, None before a client came. `sent` counts messages and assertions ever.
+    `host` is who sends, None before a client came.
     """
 
     def __init__(self, transport: Transport, msix: MsiX, gate: Gate, *, has_intx: bool) -> None:
@@ -27,7 +29,21 @@ class Interrupts:
         self._gate = gate
         self._has_intx = has_intx
         self.host: Host | None = None
-        self.sent = 0
+        self._sent = 0
+
+    @property
+    def sent(self) -> int:
+        """Messages and assertions, ever."""
+        return self._sent + sum(queue.interrupts for queue in self._transport.queues.values())
+
+    def direct(self, queue: Virtqueue) -> int:
+        """Where a queue's interrupt goes to as long as nothing changes: a vector, NOBODY or ASK (`lane`)."""
+        gate = self._gate
+        if self.host is None or not (gate.may_signal and gate.bus_master and self._msix.enabled):
+            return ASK
+        if queue.vector == virtio_pci.NO_VECTOR:
+            return NOBODY
+        return ASK if self._msix.masked(queue.vector) else queue.vector
 
     def _owed(self) -> dict[int, list[Callable[[], None]]]:
         """What is owed by vector, each with what settles it."""
@@ -71,7 +87,7 @@ class Interrupts:
                 if self._msix.masked(vector):
                     continue
                 host.msix(vector)
-                self.sent += 1
+                self._sent += 1
             for told in settled:
                 told()
 
@@ -79,7 +95,7 @@ class Interrupts:
         """Signal INTx while its level is high. A client lowers it after each access by itself."""
         if self.intx_level and not self._gate.intx_disabled and self.host is not None:
             self.host.intx()
-            self.sent += 1
+            self._sent += 1
 
     @property
     def intx_level(self) -> bool:

@@ -139,6 +139,8 @@ class PhysicalFunction(Function):
         wanted = self._sriov.enabled_vfs if self._sriov else 0
         if wanted != len(self.vfs):
             self._enable_vfs(wanted)
+        for vf in self.vfs.values():
+            vf.memory_changed()
         if self.placement is not None and wanted and self.vf_memory:
             self.placement.check()
 

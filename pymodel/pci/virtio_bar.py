@@ -65,6 +65,11 @@ class VirtioBar:
             for name, kind, at, length, multiplier in rows
         )
 
+    @staticmethod
+    def notify_at(queue: int) -> int:
+        """Where in the BAR a queue is notified."""
+        return NOTIFY_AT + NOTIFY_MULTIPLIER * queue
+
     def read(self, offset: int, length: int) -> bytes:
         """Read; 0 where there is nothing."""
         structure, at = offset // _PAGE * _PAGE, offset % _PAGE

@@ -54,6 +54,11 @@ class VirtualFunction(Function):
         """Whether the BARs answer: not while the PF's VF MSE is clear."""
         return self._vf_memory() and super().memory_space
 
+    def memory_changed(self) -> None:
+        """VF MSE may be another: whoever serves the VF by itself finds that it was touched."""
+        with self.lock:
+            pass
+
     def detach(self) -> None:
         """The client left. Of a VF that was removed nothing is left to reset."""
         if self._removed:

@@ -1,23 +1,40 @@
 # Types for `make ext`, which compiles chain.py as it stands.
 import cython
 
-cdef int _SIZE, _NEXT, _WRITE, _INDIRECT
+from pymodel.memory cimport GuestMemory, u64
+from pymodel.queue.broken cimport beyond, broken
 
+cdef int _SIZE, _NEXT, _WRITE, _INDIRECT, _ROOM
+cdef int _OUTSIDE, _LOOP, _BOTH, _OUTSIDE_TABLE, _TABLE_LOOP, _NESTED, _ORDER, _LONG, _NO_TABLES, _TABLE
+cdef long long _MAX_BYTES
+cdef u64 _LAST_ADDRESS, _LENGTH
+
+@cython.final
 cdef class Chain:
+    cdef public u64[::1] addresses
+    cdef public unsigned int[::1] lengths
+    cdef readonly int room
     cdef public int id
-    cdef public int count
-    cdef readonly list readable
-    cdef readonly list writable
+    cdef public int slots
+    cdef readonly int count
+    cdef readonly int readable_count
     cdef readonly long long readable_size
     cdef readonly long long writable_size
+    cdef readonly bint wraps
 
-    cpdef add(self, address, long long length, int flags)
+    cpdef int clear(self) except -1 nogil
+    cpdef list pairs(self, int first, int end)
+    cpdef int add(self, u64 address, unsigned int length, int flags) except -1 nogil
+    cpdef int grow(self) except -1 with gil
 
-@cython.locals(chain=Chain, index=int, length=cython.longlong, flags=int, following=int)
-cpdef Chain walk(memory, table, int size, int head, int table_max)
+    @cython.locals(index=int, left=int, address=u64, rest=u64, flags=int)
+    cpdef int walk(self, GuestMemory memory, u64 table, int size, int head, int table_max) except -1 nogil
 
-@cython.locals(count=cython.longlong, rest=cython.longlong)
-cpdef list read_table(memory, table, long long length, int table_max)
+    @cython.locals(index=int, left=int, address=u64, rest=u64, flags=int)
+    cdef int walk_table(self, GuestMemory memory, u64 table, int count) except -1 nogil
 
-@cython.locals(count=int, index=int, size=cython.longlong, flags=int, following=int)
-cdef _walk_table(list descriptors, Chain chain)
+    @cython.locals(index=int, address=u64, rest=u64)
+    cdef int add_table(self, GuestMemory memory, u64 table, int count) except -1 nogil
+
+@cython.locals(count=cython.longlong)
+cpdef int table_length(u64 table, unsigned int length, int table_max) except -1 nogil

@@ -6,111 +6,182 @@ guest may change a descriptor at any time: each is copied once, and the copy is 
 
 from __future__ import annotations
 
-import struct
+from array import array
 
-from pymodel.errors import BrokenQueue
 from pymodel.memory import GuestMemory
+from pymodel.queue import broken as why
+from pymodel.queue.broken import beyond, broken
 from pymodel.spec import ring
 
-# ring.DESC and ring.PACKED_DESC, taken apart without numpy's cost for each field.
-_DESC = struct.Struct("<QIHH")
-_SIZE = _DESC.size
-
+# Compiled code has numbers of its own for these.
+_SIZE = ring.DESC.itemsize
 _NEXT = ring.DESC_F_NEXT
 _WRITE = ring.DESC_F_WRITE
 _INDIRECT = ring.DESC_F_INDIRECT
+_OUTSIDE, _LOOP, _BOTH, _OUTSIDE_TABLE = why.OUTSIDE, why.LOOP, why.BOTH, why.OUTSIDE_TABLE
+_TABLE_LOOP, _NESTED, _ORDER, _LONG, _NO_TABLES, _TABLE = (
+    why.TABLE_LOOP,
+    why.NESTED,
+    why.ORDER,
+    why.LONG,
+    why.NO_TABLES,
+    why.TABLE,
+)
 
 # A driver must not make a chain of more bytes than this ("Descriptor Table", driver normative); it also
 # keeps a used element's 32-bit length true.
-MAX_BYTES = 1 << 32
+_MAX_BYTES = 1 << 32
+_LAST_ADDRESS = 0xFFFF_FFFF_FFFF_FFFF
+# Of the second half of a descriptor.
+_LENGTH = 0xFFFF_FFFF
+
+# Segments that there is room for at first.
+_ROOM = 64
 
 
 class Chain:
-    """The two parts of a chain as (address, length) pairs, and how many bytes they are.
+    """A chain, made once and filled anew for each buffer: `count` segments, of which `readable_count` come
+    first.
 
-    `id` is what tells the driver which buffer was used; `count` is how far the chain reaches in its ring.
+    `addresses` and `lengths` have the segments. `id` is what tells the driver which buffer was used; `slots`
+    is how far the chain reaches in its ring. `wraps`: a segment reaches past the last address, so a part of
+    the chain cannot be mapped.
     """
 
-    __slots__ = ("count", "id", "readable", "readable_size", "writable", "writable_size")
-
     def __init__(self) -> None:
+        self.addresses = array("Q", bytes(8 * _ROOM))
+        self.lengths = array("I", bytes(4 * _ROOM))
+        self.room = _ROOM
+        self.clear()
+
+    def clear(self) -> int:
+        """Begin anew."""
         self.id = 0
-        self.count = 1
-        self.readable: list[tuple[int, int]] = []
-        self.writable: list[tuple[int, int]] = []
+        self.slots = 1
+        self.count = 0
+        self.readable_count = 0
         self.readable_size = 0
         self.writable_size = 0
+        self.wraps = False
+        return 0
+
+    @property
+    def readable(self) -> list[tuple[int, int]]:
+        """The device-readable part as (address, length) pairs."""
+        return self.pairs(0, self.readable_count)
+
+    @property
+    def writable(self) -> list[tuple[int, int]]:
+        """The device-writable part as (address, length) pairs."""
+        return self.pairs(self.readable_count, self.count)
+
+    def pairs(self, first: int, end: int) -> list[tuple[int, int]]:
+        """Segments from number `first` to before `end`."""
+        return [(self.addresses[number], self.lengths[number]) for number in range(first, end)]
 
     @property
     def size(self) -> int:
         """Bytes in all."""
         return self.readable_size + self.writable_size
 
-    def add(self, address: int, length: int, flags: int) -> None:
+    def add(self, address: int, length: int, flags: int) -> int:
         """Append a descriptor. Raises `BrokenQueue` if it is readable after a writable one, or too long."""
+        if self.count == self.room:
+            self.grow()
         if flags & _WRITE:
-            self.writable.append((address, length))
             self.writable_size += length
-        elif self.writable:
-            raise BrokenQueue("a device-readable descriptor follows a device-writable one")
+        elif self.count > self.readable_count:
+            return broken(_ORDER)
         else:
-            self.readable.append((address, length))
+            self.readable_count += 1
             self.readable_size += length
-        if self.readable_size + self.writable_size > MAX_BYTES:
-            raise BrokenQueue("a descriptor chain of more than 2^32 bytes")
+        if self.readable_size + self.writable_size > _MAX_BYTES:
+            return broken(_LONG)
+        if length and address > _LAST_ADDRESS - (length - 1):
+            self.wraps = True
+        self.addresses[self.count] = address
+        self.lengths[self.count] = length
+        self.count += 1
+        return 0
+
+    def grow(self) -> int:
+        """Have room for twice as many. Tables bound how often."""
+        addresses, lengths = self.addresses, self.lengths
+        self.addresses = array("Q", bytes(16 * self.room))
+        self.lengths = array("I", bytes(8 * self.room))
+        for number in range(self.room):
+            self.addresses[number] = addresses[number]
+            self.lengths[number] = lengths[number]
+        self.room *= 2
+        return 0
+
+    def walk(self, memory: GuestMemory, table: int, size: int, head: int, table_max: int) -> int:
+        """Take up the chain that starts at descriptor `head` of a split queue's table of `size` descriptors.
+
+        `table_max` is that of `table_length`. Raises `BrokenQueue` for a chain that loops, leaves its table
+        or breaks another rule, `MemoryFault` for a descriptor that is not mapped.
+        """
+        self.clear()
+        self.id = index = head
+        left = size
+        while left:
+            if index >= size:
+                return broken(_OUTSIDE, index, size)
+            address = memory.peek(table + index * _SIZE)
+            rest = memory.peek(table + index * _SIZE + 8)
+            flags = rest >> 32 & 0xFFFF
+            if flags & _INDIRECT:
+                if flags & _NEXT:
+                    return broken(_BOTH)
+                return self.walk_table(memory, address, table_length(address, rest & _LENGTH, table_max))
+            self.add(address, rest & _LENGTH, flags)
+            if not flags & _NEXT:
+                return 0
+            index = rest >> 48
+            left -= 1
+        return broken(_LOOP, size)
+
+    def walk_table(self, memory: GuestMemory, table: int, count: int) -> int:
+        """Follow a split queue's indirect table of `count` descriptors."""
+        index = 0
+        left = count
+        while left:
+            if index >= count:
+                return broken(_OUTSIDE_TABLE, index, count)
+            address = memory.peek(table + index * _SIZE)
+            rest = memory.peek(table + index * _SIZE + 8)
+            flags = rest >> 32 & 0xFFFF
+            if flags & _INDIRECT:
+                return broken(_NESTED)
+            self.add(address, rest & _LENGTH, flags)
+            if not flags & _NEXT:
+                return 0
+            index = rest >> 48
+            left -= 1
+        return broken(_TABLE_LOOP, count)
+
+    def add_table(self, memory: GuestMemory, table: int, count: int) -> int:
+        """Append a packed queue's indirect table of `count` descriptors, which has all of them in a row."""
+        index = 0
+        while index < count:
+            address = memory.peek(table + index * _SIZE)
+            rest = memory.peek(table + index * _SIZE + 8)
+            self.add(address, rest & _LENGTH, rest >> 48)
+            index += 1
+        return 0
 
 
-def walk(memory: GuestMemory, table: int, size: int, head: int, table_max: int) -> Chain:
-    """Follow the chain that starts at descriptor `head` of a split queue's table of `size` descriptors.
-
-    `table_max` is that of `read_table`. Raises `BrokenQueue` for a chain that loops, leaves its table or
-    breaks another rule, `MemoryFault` for a table that is not mapped.
-    """
-    chain = Chain()
-    chain.id = index = head
-    for _ in range(size):
-        if index >= size:
-            raise BrokenQueue(f"descriptor {index} lies outside a table of {size}")
-        address, length, flags, following = _DESC.unpack(memory.read(table + index * _SIZE, _SIZE))
-        if flags & _INDIRECT:
-            if flags & _NEXT:
-                raise BrokenQueue("a descriptor with both INDIRECT and NEXT")
-            _walk_table(read_table(memory, address, length, table_max), chain)
-            return chain
-        chain.add(address, length, flags)
-        if not flags & _NEXT:
-            return chain
-        index = following
-    raise BrokenQueue(f"a descriptor chain longer than its queue of {size}")
-
-
-def read_table(
-    memory: GuestMemory, table: int, length: int, table_max: int
-) -> list[tuple[int, int, int, int]]:
-    """Copy an indirect table. It may hold no more than `table_max` descriptors, so that a walk ends.
+def table_length(table: int, length: int, table_max: int) -> int:
+    """How many descriptors an indirect table of `length` bytes holds: at most `table_max`, so that a walk
+    ends.
 
     Raises `BrokenQueue` for a table of another length, or where `table_max` is 0: none may come.
     """
     if not table_max:
-        raise BrokenQueue("an indirect descriptor, but INDIRECT_DESC was not negotiated")
-    count, rest = divmod(length, _SIZE)
-    if rest or not 0 < count <= table_max:
-        raise BrokenQueue(f"an indirect table of {length} bytes, where {table_max} descriptors may be")
-    return list(_DESC.iter_unpack(memory.read(table, length)))
-
-
-def _walk_table(descriptors: list[tuple[int, int, int, int]], chain: Chain) -> None:
-    """Follow a split queue's indirect table."""
-    count = len(descriptors)
-    index = 0
-    for _ in range(count):
-        if index >= count:
-            raise BrokenQueue(f"descriptor {index} lies outside an indirect table of {count}")
-        address, size, flags, following = descriptors[index]
-        if flags & _INDIRECT:
-            raise BrokenQueue("an indirect descriptor inside an indirect table")
-        chain.add(address, size, flags)
-        if not flags & _NEXT:
-            return
-        index = following
-    raise BrokenQueue(f"an indirect chain longer than its table of {count}")
+        return broken(_NO_TABLES)
+    count = length // _SIZE
+    if length % _SIZE or not 0 < count <= table_max:
+        return broken(_TABLE, length, table_max)
+    if table > _LAST_ADDRESS - (length - 1):
+        return beyond(table, length)
+    return count

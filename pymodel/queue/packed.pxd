@@ -1,11 +1,17 @@
 # Types for `make ext`, which compiles packed.py as it stands.
 import cython
 
-from pymodel.queue.chain cimport Chain, read_table
-from pymodel.queue.ring cimport Ring, RingBuffer
+from pymodel.memory cimport GuestMemory, u64
+from pymodel.queue.broken cimport broken
+from pymodel.queue.chain cimport Chain, table_length
+from pymodel.queue.ring cimport Ring
 
-cdef int _SIZE, _NEXT, _WRITE, _INDIRECT, _BOTH, _AHEAD, _FLAGS, _LEN
+cdef int _SIZE, _NEXT, _WRITE, _INDIRECT, _FLAGS, _LEN, _AVAIL, _USED
+cdef int _EVENT_DESC, _EVENT_FLAGS, _EVENT_MASK, _ENABLE, _DISABLE, _BY_DESC, _WRAP_SHIFT, _OFFSET
+cdef int _SKIP, _WROTE, _ROOM, _GAP, _NOT_ALONE
+cdef u64 _LENGTH
 
+@cython.final
 cdef class PackedRing(Ring):
     cdef int _avail
     cdef int _avail_wrap
@@ -13,28 +19,31 @@ cdef class PackedRing(Ring):
     cdef int _used_wrap
     cdef int _seen
     cdef int _held
-    cdef int _flags
     cdef int _told_flags
 
-    cdef bint _available(self, memory, int offset, int wrap) except -1
-    cpdef bint pending(self, memory) except -1
-
-    @cython.locals(chain=Chain, size=int, offset=int, wrap=int, room=int, copied=list, count=int, ahead=int,
-                   length=cython.longlong, flags=int)
-    cpdef Chain take(self, memory)
-
-    cpdef untake(self, int count)
-
-    @cython.locals(size=int, offset=int, wrap=int, at=int, used=int, first_flags=int, moved=int, number=int,
-                   buffer=RingBuffer, written=cython.longlong, flags=int)
-    cpdef publish(self, memory, list buffers)
-
     @cython.locals(flags=int)
-    cpdef bint wants_interrupt(self, memory) except -1
+    cdef int available(self, GuestMemory memory, int offset, int wrap) except -1 nogil
 
-    cpdef suppress_kicks(self, memory)
+    cpdef int pending(self, GuestMemory memory) except -1 nogil
 
-    @cython.locals(edge=int, wrap=int, news=bint)
-    cpdef bint ask_for_kicks(self, memory) except -1
+    @cython.locals(offset=int, wrap=int, room=int, count=int, address=u64, rest=u64, flags=int)
+    cpdef int take(self, GuestMemory memory, Chain chain) except -1 nogil
 
-    cdef _tell(self, memory, int flags)
+    cpdef int untake(self, int slots) except -1 nogil
+
+    @cython.locals(offset=int, wrap=int, at=int, used=int, first=int, first_flags=int, moved=int, number=int, flags=u64,
+                   element=u64)
+    cpdef int publish(self, GuestMemory memory) except -1 nogil
+
+    @cython.locals(flags=int, ago=int, wanted=int)
+    cpdef int wants_interrupt(self, GuestMemory memory) except -1 nogil
+
+    cpdef int suppress_kicks(self, GuestMemory memory) except -1 nogil
+
+    @cython.locals(before=int, offset=int, wrap=int)
+    cpdef int ask_for_kicks(self, GuestMemory memory) except -1 nogil
+
+    cdef int tell(self, GuestMemory memory, int flags) except -1 nogil
+
+@cython.locals(distance=int)
+cpdef int between(int start, int end, int size) except? -1 nogil

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
-
-from pymodel.errors import BrokenQueue, InvalidField
+from pymodel.errors import InvalidField
 from pymodel.memory import GuestMemory
 from pymodel.migration.state import QueueState
-from pymodel.queue.chain import Chain, read_table
-from pymodel.queue.ring import Ring, RingBuffer
+from pymodel.queue import broken as why
+from pymodel.queue import ring as any_ring
+from pymodel.queue.broken import broken
+from pymodel.queue.chain import Chain, table_length
+from pymodel.queue.ring import Ring
 from pymodel.spec import ring
 
-# ring.PACKED_DESC; the parts of it that make a used descriptor, with and without flags.
-_DESC = struct.Struct("<QIHH")
-_SIZE = _DESC.size
-_USED = struct.Struct("<IHH")
-_USED_BUT_FLAGS = struct.Struct("<IH")
-
+# Compiled code has numbers of its own for these.
+_SIZE = ring.PACKED_DESC.itemsize
 _NEXT = ring.DESC_F_NEXT
 _WRITE = ring.DESC_F_WRITE
 _INDIRECT = ring.DESC_F_INDIRECT
 _FLAGS = ring.PACKED_FLAGS
 _LEN = ring.PACKED_LEN
-_BOTH = ring.PACKED_DESC_F_AVAIL | ring.PACKED_DESC_F_USED
-# What these two bits are in an available descriptor, by the driver's wrap counter.
-_AVAILABLE = (ring.PACKED_DESC_F_USED, ring.PACKED_DESC_F_AVAIL)
-
-# Descriptors that are copied at once: a request is a header, data, and a status.
-_AHEAD = 4
+_AVAIL = ring.PACKED_DESC_F_AVAIL
+_USED = ring.PACKED_DESC_F_USED
+_EVENT_DESC = ring.EVENT_DESC
+_EVENT_FLAGS = ring.EVENT_FLAGS
+_EVENT_MASK = ring.EVENT_FLAGS_MASK
+_ENABLE = ring.EVENT_FLAGS_ENABLE
+_DISABLE = ring.EVENT_FLAGS_DISABLE
+_BY_DESC = ring.EVENT_FLAGS_DESC
+_WRAP_SHIFT = ring.WRAP_SHIFT
+_OFFSET = ring.OFFSET_MASK
+_SKIP, _WROTE = any_ring.SKIP, any_ring.WROTE
+# Of the second half of a descriptor.
+_LENGTH = 0xFFFF_FFFF
+_ROOM, _GAP, _NOT_ALONE = why.ROOM, why.GAP, why.NOT_ALONE
 
 
 class PackedRing(Ring):
@@ -48,14 +52,16 @@ class PackedRing(Ring):
         self._seen = 0
         # Descriptors taken and not used.
         self._held = 0
-        # Of the next descriptor, when `pending` looked.
-        self._flags = 0
         self._told_flags = -1
 
     @staticmethod
     def aligned(desc: int, driver: int, device: int) -> bool:
         """See `Ring`."""
         return not (desc % ring.DESC_ALIGN or driver % ring.EVENT_ALIGN or device % ring.EVENT_ALIGN)
+
+    def parts(self, size: int) -> tuple[int, int, int]:
+        """See `Ring`."""
+        return _SIZE * size, ring.EVENT_ALIGN, ring.EVENT_ALIGN
 
     @property
     def last_avail(self) -> int:
@@ -82,7 +88,7 @@ class PackedRing(Ring):
         if state.lost:
             raise InvalidField(f"queue {self.index}: where it is in a packed ring was not said")
         offset = max(state.last_avail & ring.OFFSET_MASK, state.last_used & ring.OFFSET_MASK)
-        outstanding = _between(state.last_used, state.last_avail, state.size)
+        outstanding = between(state.last_used, state.last_avail, state.size)
         if offset >= state.size or not 0 <= outstanding <= state.size:
             raise InvalidField(
                 f"queue {self.index}: positions {state.last_avail:#x} and {state.last_used:#x}"
@@ -93,154 +99,150 @@ class PackedRing(Ring):
         """See `Ring`."""
         self._avail, self._avail_wrap = _parts(state.last_avail)
         self._used, self._used_wrap = _parts(state.last_used)
-        self._held = _between(state.last_used, state.last_avail, state.size)
+        self._held = between(state.last_used, state.last_avail, state.size)
 
-    def _available(self, memory: GuestMemory, offset: int, wrap: int) -> bool:
-        return memory.load_u16(self.desc + _SIZE * offset + _FLAGS) & _BOTH == _AVAILABLE[wrap]
+    def available(self, memory: GuestMemory, offset: int, wrap: int) -> int:
+        """Whether a descriptor is, by its flags and the driver's wrap counter."""
+        flags = memory.word(self.desc + _SIZE * offset + _FLAGS) & (_AVAIL | _USED)
+        return flags == (_AVAIL if wrap else _USED)
 
-    def pending(self, memory: GuestMemory) -> bool:
+    def pending(self, memory: GuestMemory) -> int:
         """See `Ring`."""
-        place = self.desc + _SIZE * self._avail + _FLAGS
-        self._flags = memory.load_u16(place)
-        return self._flags & _BOTH == _AVAILABLE[self._avail_wrap]
+        return self.available(memory, self._avail, self._avail_wrap)
 
-    def take(self, memory: GuestMemory) -> Chain:
+    def take(self, memory: GuestMemory, chain: Chain) -> int:
         """See `Ring`. The driver made the first descriptor available last, so all of them are there."""
-        chain = Chain()
-        size, offset, wrap = self.size, self._avail, self._avail_wrap
-        room = size - self._held
-        copied: list[tuple[int, int, int, int]] = []
+        chain.clear()
+        offset, wrap = self._avail, self._avail_wrap
+        room = self.size - self._held
         count = 0
         while True:
             if count == room:
-                raise BrokenQueue(f"queue {self.index}: a chain of more than the {room} free descriptors")
-            if not copied:
-                ahead = min(_AHEAD, size - offset) if self._flags & _NEXT else 1
-                raw = memory.read(self.desc + _SIZE * offset, _SIZE * ahead)
-                copied = list(_DESC.iter_unpack(raw))
-                copied.reverse()
-            address, length, chain.id, flags = copied.pop()
+                return broken(_ROOM, self.index, room)
+            address = memory.peek(self.desc + _SIZE * offset)
+            rest = memory.peek(self.desc + _SIZE * offset + _LEN)
+            flags = rest >> 48
             # That the first one is available was seen before its copy was made.
-            if count and flags & _BOTH != _AVAILABLE[wrap]:
-                raise BrokenQueue(f"queue {self.index}: a chain goes on in descriptor {offset}")
+            if count and flags & (_AVAIL | _USED) != (_AVAIL if wrap else _USED):
+                return broken(_GAP, self.index, offset)
+            chain.id = rest >> 32 & 0xFFFF
             count += 1
             offset += 1
-            if offset == size:
+            if offset == self.size:
                 offset, wrap = 0, wrap ^ 1
             if flags & _INDIRECT:
                 if count > 1 or flags & _NEXT:
-                    raise BrokenQueue("an indirect descriptor in a chain of a packed ring")
-                table = read_table(memory, address, length, self.table_max)
-                for address, length, _, flags in table:
-                    chain.add(address, length, flags)
+                    return broken(_NOT_ALONE)
+                chain.add_table(memory, address, table_length(address, rest & _LENGTH, self.table_max))
                 break
-            chain.add(address, length, flags)
+            chain.add(address, rest & _LENGTH, flags)
             if not flags & _NEXT:
                 break
-        chain.count = count
+        chain.slots = count
         self._held += count
         self._avail, self._avail_wrap = offset, wrap
-        self._seen = max(0, self._seen - count)
-        return chain
+        self._seen = self._seen - count if self._seen > count else 0
+        return 0
 
-    def untake(self, count: int) -> None:
+    def untake(self, slots: int) -> int:
         """See `Ring`."""
-        self._seen += count
-        self._held -= count
-        self._avail -= count
+        self._seen += slots
+        self._held -= slots
+        self._avail -= slots
         if self._avail < 0:
             self._avail += self.size
             self._avail_wrap ^= 1
+        return 0
 
-    def publish(self, memory: GuestMemory, buffers: Sequence[RingBuffer]) -> None:
+    def publish(self, memory: GuestMemory) -> int:
         """See `Ring`. The flags of the first descriptor come last: the driver looks at no other one before.
         With IN_ORDER a descriptor may close a batch: it stands at the place of the batch's first buffer.
         """
-        size, offset, wrap = self.size, self._used, self._used_wrap
-        at, used = offset, _BOTH if wrap else 0
+        offset, wrap = self._used, self._used_wrap
+        at, used = offset, _AVAIL | _USED if wrap else 0
         first = -1
         first_flags = 0
         moved = 0
-        for number, buffer in enumerate(buffers, 1):
-            moved += buffer.count
-            offset += buffer.count
-            if offset >= size:
-                offset, wrap = offset - size, wrap ^ 1
-            if self.in_order and number < len(buffers) and buffer.can_be_skipped:
+        number = 0
+        while number < self.completed:
+            moved += self._slots[number]
+            offset += self._slots[number]
+            if offset >= self.size:
+                offset, wrap = offset - self.size, wrap ^ 1
+            number += 1
+            if self.in_order and number < self.completed and self._marks[number - 1] & _SKIP:
                 continue
-            written = min(buffer.written, 0xFFFFFFFF)
-            # A status behind data that was not written counts too, though the length says nothing of it.
-            flags = used | _WRITE if written or buffer.writable.written else used
-            place = self.desc + _SIZE * at
+            flags = used | _WRITE if self._marks[number - 1] & _WROTE else used
+            element = self._ids[number - 1]
+            element = element << 32 | self._lengths[number - 1]
             if first < 0:
-                first, first_flags = place, flags
-                memory.write(place + _LEN, _USED_BUT_FLAGS.pack(written, buffer.id))
+                first, first_flags = at, flags
+                memory.poke(self.desc + _SIZE * at + _LEN, element, 6)
             else:
-                memory.write(place + _LEN, _USED.pack(written, buffer.id, flags))
-            at, used = offset, _BOTH if wrap else 0
-        memory.store_u16(first + _FLAGS, first_flags)
+                memory.poke(self.desc + _SIZE * at + _LEN, element | flags << 48, 8)
+            at, used = offset, _AVAIL | _USED if wrap else 0
+        memory.set_word(self.desc + _SIZE * first + _FLAGS, first_flags)
         self._used, self._used_wrap = offset, wrap
         self._held -= moved
         self.unanswered += moved
+        self.completed = 0
+        return 0
 
-    def wants_interrupt(self, memory: GuestMemory) -> bool:
+    def wants_interrupt(self, memory: GuestMemory) -> int:
         """See `Ring`. Flags that mean nothing here, or are reserved, count as a wish."""
-        flags = memory.load_u16(self.driver + ring.EVENT_FLAGS) & ring.EVENT_FLAGS_MASK
-        if flags == ring.EVENT_FLAGS_DESC and self.event_idx:
-            event = memory.load_u16(self.driver + ring.EVENT_DESC)
+        flags = memory.word(self.driver + _EVENT_FLAGS) & _EVENT_MASK
+        if flags == _BY_DESC and self.event_idx:
             # How many descriptors ago it was used.
-            wanted = 0 < _between(event, self.used, self.size) <= self.unanswered
+            ago = between(
+                memory.word(self.driver + _EVENT_DESC), self._used | self._used_wrap << _WRAP_SHIFT, self.size
+            )
+            wanted = 0 < ago <= self.unanswered
         else:
-            wanted = flags != ring.EVENT_FLAGS_DISABLE
+            wanted = flags != _DISABLE
         self.unanswered = 0
         return wanted
 
-    def suppress_kicks(self, memory: GuestMemory) -> None:
+    def suppress_kicks(self, memory: GuestMemory) -> int:
         """See `Ring`. With EVENT_IDX the position of the last round stays: it was passed."""
         if not self.event_idx:
-            self._tell(memory, ring.EVENT_FLAGS_DISABLE)
+            self.tell(memory, _DISABLE)
+        return 0
 
-    def ask_for_kicks(self, memory: GuestMemory) -> bool:
-        """See `Ring`."""
-        edge, wrap, news = self._avail, self._avail_wrap, False
-        if self._seen:
-            edge, wrap, news = self._look_ahead(memory)
-        if self.event_idx:
-            memory.store_u16(self.device + ring.EVENT_DESC, edge | wrap << ring.WRAP_SHIFT)
-            self._tell(memory, ring.EVENT_FLAGS_DESC)
-        else:
-            self._tell(memory, ring.EVENT_FLAGS_ENABLE)
-        memory.fence()
-        return news or self._available(memory, edge, wrap)
-
-    def _look_ahead(self, memory: GuestMemory) -> tuple[int, int, bool]:
-        """Buffers were given back: where those end that the driver has made available, as offset and wrap
-        counter, and whether some of them are new.
-        """
+    def ask_for_kicks(self, memory: GuestMemory) -> int:
+        """See `Ring`. Where buffers were given back, the position is behind those that are there already."""
         before = self._seen
-        while True:
+        offset, wrap = self._avail, self._avail_wrap
+        while self._seen:
             offset, wrap = self._avail + self._seen, self._avail_wrap
             if offset >= self.size:
                 offset, wrap = offset - self.size, wrap ^ 1
-            if self._held + self._seen >= self.size or not self._available(memory, offset, wrap):
-                return offset, wrap, self._seen > before
+            if self._held + self._seen >= self.size or not self.available(memory, offset, wrap):
+                break
             self._seen += 1
+        if self.event_idx:
+            memory.set_word(self.device + _EVENT_DESC, offset | wrap << _WRAP_SHIFT)
+            self.tell(memory, _BY_DESC)
+        else:
+            self.tell(memory, _ENABLE)
+        memory.barrier()
+        return self._seen > before or self.available(memory, offset, wrap)
 
-    def _tell(self, memory: GuestMemory, flags: int) -> None:
+    def tell(self, memory: GuestMemory, flags: int) -> int:
         """Set the flags of the device's event structure, where they are not what is there."""
         if self._told_flags != flags:
-            memory.store_u16(self.device + ring.EVENT_FLAGS, flags)
+            memory.set_word(self.device + _EVENT_FLAGS, flags)
             self._told_flags = flags
+        return 0
 
 
 def _parts(position: int) -> tuple[int, int]:
     return position & ring.OFFSET_MASK, position >> ring.WRAP_SHIFT
 
 
-def _between(start: int, end: int, size: int) -> int:
+def between(start: int, end: int, size: int) -> int:
     """How many descriptors `end` is ahead of `start` (both with their wrap counters), less than a lap or two.
 
     Negative where the two cannot belong together.
     """
-    distance = (end & ring.OFFSET_MASK) - (start & ring.OFFSET_MASK)
-    return distance if not (start ^ end) >> ring.WRAP_SHIFT else distance + size
+    distance = (end & _OFFSET) - (start & _OFFSET)
+    return distance if not (start ^ end) >> _WRAP_SHIFT else distance + size

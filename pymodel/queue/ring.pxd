@@ -1,10 +1,13 @@
 # Types for `make ext`, which compiles ring.py as it stands.
-from pymodel.memory cimport Buffer
+from pymodel.memory cimport Buffer, GuestMemory, u64
 from pymodel.queue.chain cimport Chain
+
+cdef int _SKIP, _WROTE
+cdef long long _LONGEST
 
 cdef class RingBuffer(Buffer):
     cdef public int id
-    cdef public int count
+    cdef public int slots
     cdef public long long written
 
 cdef class Ring:
@@ -15,15 +18,21 @@ cdef class Ring:
     cdef public int long_tables
     cdef public int table_max
     cdef public int size
-    cdef public object desc
-    cdef public object driver
-    cdef public object device
+    cdef public u64 desc
+    cdef public u64 driver
+    cdef public u64 device
     cdef public int unanswered
+    cdef readonly int completed
+    cdef unsigned int[::1] _ids
+    cdef unsigned int[::1] _slots
+    cdef unsigned int[::1] _lengths
+    cdef unsigned char[::1] _marks
 
-    cpdef bint pending(self, memory) except -1
-    cpdef Chain take(self, memory)
-    cpdef untake(self, int count)
-    cpdef publish(self, memory, list buffers)
-    cpdef bint wants_interrupt(self, memory) except -1
-    cpdef suppress_kicks(self, memory)
-    cpdef bint ask_for_kicks(self, memory) except -1
+    cdef int put(self, int id, int slots, long long written, int marks) except -1 nogil
+    cdef int pending(self, GuestMemory memory) except -1 nogil
+    cdef int take(self, GuestMemory memory, Chain chain) except -1 nogil
+    cdef int untake(self, int slots) except -1 nogil
+    cdef int publish(self, GuestMemory memory) except -1 nogil
+    cdef int wants_interrupt(self, GuestMemory memory) except -1 nogil
+    cdef int suppress_kicks(self, GuestMemory memory) except -1 nogil
+    cdef int ask_for_kicks(self, GuestMemory memory) except -1 nogil

@@ -1,33 +1,36 @@
 # Types for `make ext`, which compiles split.py as it stands.
 import cython
 
-from pymodel.queue.chain cimport Chain, walk
-from pymodel.queue.ring cimport Ring, RingBuffer
+from pymodel.memory cimport GuestMemory, u64
+from pymodel.queue.broken cimport broken
+from pymodel.queue.chain cimport Chain
+from pymodel.queue.ring cimport Ring
 
-cdef int _USED_SIZE, _FLAGS, _IDX, _ENTRIES
+cdef int _USED_SIZE, _FLAGS, _IDX, _ENTRIES, _NO_INTERRUPT, _NO_NOTIFY, _SKIP, _AVAILABLE, _HEAD
 
+@cython.final
 cdef class SplitRing(Ring):
     cdef int _last_avail
     cdef int _used
     cdef int _seen
 
-    cpdef bint pending(self, memory) except -1
+    cpdef int pending(self, GuestMemory memory) except -1 nogil
 
     @cython.locals(count=int)
-    cdef _look(self, int available)
+    cdef int look(self, int available) except -1 nogil
 
-    @cython.locals(chain=Chain, slot=int, head=int)
-    cpdef Chain take(self, memory)
+    @cython.locals(head=int)
+    cpdef int take(self, GuestMemory memory, Chain chain) except -1 nogil
 
-    cpdef untake(self, int count)
+    cpdef int untake(self, int slots) except -1 nogil
 
-    @cython.locals(first=int, number=int, buffer=RingBuffer, room=int, used=int, elements=list)
-    cpdef publish(self, memory, list buffers)
+    @cython.locals(first=int, number=int, element=u64)
+    cpdef int publish(self, GuestMemory memory) except -1 nogil
 
-    cdef _write(self, memory, int index, bytes elements)
+    @cython.locals(event=int, wanted=int)
+    cpdef int wants_interrupt(self, GuestMemory memory) except -1 nogil
 
-    @cython.locals(event=int)
-    cpdef bint wants_interrupt(self, memory) except -1
+    cpdef int suppress_kicks(self, GuestMemory memory) except -1 nogil
 
-    cpdef suppress_kicks(self, memory)
-    cpdef bint ask_for_kicks(self, memory) except -1
+    @cython.locals(available=int)
+    cpdef int ask_for_kicks(self, GuestMemory memory) except -1 nogil

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
-
-from pymodel.errors import BrokenQueue, InvalidField
+from pymodel.errors import InvalidField
 from pymodel.memory import GuestMemory
 from pymodel.migration.state import QueueState
-from pymodel.queue.chain import Chain, walk
-from pymodel.queue.ring import Ring, RingBuffer
+from pymodel.queue import broken as why
+from pymodel.queue import ring as any_ring
+from pymodel.queue.broken import broken
+from pymodel.queue.chain import Chain
+from pymodel.queue.ring import Ring
 from pymodel.spec import ring
 
-# ring.USED_ELEM
-_USED = struct.Struct("<II")
-_USED_SIZE = _USED.size
-
+# Compiled code has numbers of its own for these.
+_USED_SIZE = ring.USED_ELEM.itemsize
 _FLAGS = ring.RING_FLAGS
 _IDX = ring.RING_IDX
 _ENTRIES = ring.RING_ENTRIES
+_NO_INTERRUPT = ring.AVAIL_F_NO_INTERRUPT
+_NO_NOTIFY = ring.USED_F_NO_NOTIFY
+_SKIP = any_ring.SKIP
+_AVAILABLE, _HEAD = why.AVAILABLE, why.HEAD
 
 
 class SplitRing(Ring):
@@ -46,6 +48,10 @@ class SplitRing(Ring):
     def aligned(desc: int, driver: int, device: int) -> bool:
         """See `Ring`."""
         return not (desc % ring.DESC_ALIGN or driver % ring.AVAIL_ALIGN or device % ring.USED_ALIGN)
+
+    def parts(self, size: int) -> tuple[int, int, int]:
+        """See `Ring`. The event words count too, whether they are used or not."""
+        return 16 * size, _ENTRIES + 2 * size + 2, _ENTRIES + _USED_SIZE * size + 2
 
     @property
     def last_avail(self) -> int:
@@ -81,87 +87,84 @@ class SplitRing(Ring):
         """See `Ring`. A packed ring's memory does not tell: a chain overwrites only its first descriptor."""
         self._last_avail = self._seen = self._used = memory.load_u16(self.device + _IDX)
 
-    def pending(self, memory: GuestMemory) -> bool:
+    def pending(self, memory: GuestMemory) -> int:
         """See `Ring`. The driver's index is read when what it said last is used up."""
-        if self._seen != self._last_avail:
-            return True
-        self._look(memory.load_u16(self.driver + _IDX))
+        if self._seen == self._last_avail:
+            self.look(memory.word(self.driver + _IDX))
         return self._seen != self._last_avail
 
-    def _look(self, available: int) -> None:
+    def look(self, available: int) -> int:
         """Take note of the driver's index. Raises `BrokenQueue` for one that cannot be."""
         # What is taken and not used takes its place in the ring too.
         count = (available - self._used) & 0xFFFF
         if count > self.size or (available - self._last_avail) & 0xFFFF > count:
-            raise BrokenQueue(f"queue {self.index}: {count} buffers available in a ring of {self.size}")
+            return broken(_AVAILABLE, self.index, count, self.size)
         self._seen = available
+        return 0
 
-    def take(self, memory: GuestMemory) -> Chain:
+    def take(self, memory: GuestMemory, chain: Chain) -> int:
         """See `Ring`."""
-        slot = self._last_avail & (self.size - 1)
-        head = memory.load_u16(self.driver + _ENTRIES + 2 * slot)
+        head = memory.word(self.driver + _ENTRIES + 2 * (self._last_avail & (self.size - 1)))
         if head >= self.size:
-            raise BrokenQueue(f"queue {self.index}: descriptor {head} in a ring of {self.size}")
-        chain = walk(memory, self.desc, self.size, head, self.table_max)
+            return broken(_HEAD, self.index, head, self.size)
+        chain.walk(memory, self.desc, self.size, head, self.table_max)
         self._last_avail = (self._last_avail + 1) & 0xFFFF
-        return chain
+        return 0
 
-    def untake(self, count: int) -> None:
+    def untake(self, slots: int) -> int:
         """See `Ring`."""
-        self._last_avail = (self._last_avail - count) & 0xFFFF
+        self._last_avail = (self._last_avail - slots) & 0xFFFF
+        return 0
 
-    def publish(self, memory: GuestMemory, buffers: Sequence[RingBuffer]) -> None:
+    def publish(self, memory: GuestMemory) -> int:
         """See `Ring`. The used index moves once. With IN_ORDER an element may close a batch: it stands at
         the place of the batch's first buffer, and says the id of the last one.
         """
-        if self.in_order and len(buffers) > 1:
-            first = self._used
-            for number, buffer in enumerate(buffers, 1):
-                if number == len(buffers) or not buffer.can_be_skipped:
-                    self._write(memory, first, _USED.pack(buffer.id, min(buffer.written, 0xFFFFFFFF)))
-                    first = self._used + number
-        else:
-            elements = [_USED.pack(buffer.id, min(buffer.written, 0xFFFFFFFF)) for buffer in buffers]
-            room = self.size - (self._used & self.size - 1)
-            self._write(memory, self._used, b"".join(elements[:room]))
-            if len(elements) > room:
-                self._write(memory, 0, b"".join(elements[room:]))
-        used = (self._used + len(buffers)) & 0xFFFF
-        memory.store_u16(self.device + _IDX, used)
-        self._used = used
-        self.unanswered += len(buffers)
+        first = self._used
+        number = 0
+        while number < self.completed:
+            if not self.in_order or number == self.completed - 1 or not self._marks[number] & _SKIP:
+                element = self._lengths[number]
+                element = element << 32 | self._ids[number]
+                memory.poke(self.device + _ENTRIES + _USED_SIZE * (first & (self.size - 1)), element, 8)
+                first = self._used + number + 1
+            number += 1
+        first = (self._used + self.completed) & 0xFFFF
+        memory.set_word(self.device + _IDX, first)
+        self._used = first
+        self.unanswered += self.completed
+        self.completed = 0
+        return 0
 
-    def _write(self, memory: GuestMemory, index: int, elements: bytes) -> None:
-        memory.write(self.device + _ENTRIES + _USED_SIZE * (index & self.size - 1), elements)
-
-    def wants_interrupt(self, memory: GuestMemory) -> bool:
+    def wants_interrupt(self, memory: GuestMemory) -> int:
         """See `Ring`."""
         if self.event_idx:
-            event = memory.load_u16(self.driver + _ENTRIES + 2 * self.size)
+            event = memory.word(self.driver + _ENTRIES + 2 * self.size)
             wanted = (self._used - event - 1) & 0xFFFF < self.unanswered
         else:
-            wanted = not memory.load_u16(self.driver + _FLAGS) & ring.AVAIL_F_NO_INTERRUPT
+            wanted = not memory.word(self.driver + _FLAGS) & _NO_INTERRUPT
         self.unanswered = 0
         return wanted
 
-    def suppress_kicks(self, memory: GuestMemory) -> None:
+    def suppress_kicks(self, memory: GuestMemory) -> int:
         """See `Ring`. With EVENT_IDX the event word of the last round stays where it is: no kick comes until
         it is moved.
         """
         if not self.event_idx:
-            memory.store_u16(self.device + _FLAGS, ring.USED_F_NO_NOTIFY)
+            memory.set_word(self.device + _FLAGS, _NO_NOTIFY)
+        return 0
 
-    def ask_for_kicks(self, memory: GuestMemory) -> bool:
+    def ask_for_kicks(self, memory: GuestMemory) -> int:
         """See `Ring`."""
         if self.event_idx:
-            memory.store_u16(self.device + _ENTRIES + 8 * self.size, self._seen)
+            memory.set_word(self.device + _ENTRIES + _USED_SIZE * self.size, self._seen)
         else:
-            memory.store_u16(self.device + _FLAGS, 0)
-        memory.fence()
-        available = memory.load_u16(self.driver + _IDX)
+            memory.set_word(self.device + _FLAGS, 0)
+        memory.barrier()
+        available = memory.word(self.driver + _IDX)
         if available == self._seen:
-            return False
+            return 0
         if self._seen != self._last_avail:
             # Buffers were given back, and `pending` knows of those without another look.
-            self._look(available)
-        return True
+            self.look(available)
+        return 1

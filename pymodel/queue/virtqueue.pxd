@@ -1,7 +1,7 @@
 # Types for `make ext`, which compiles virtqueue.py as it stands.
 import cython
 
-from pymodel.memory cimport Segments
+from pymodel.memory cimport GuestMemory, Segments
 from pymodel.queue.chain cimport Chain
 from pymodel.queue.ring cimport Ring, RingBuffer
 
@@ -12,6 +12,7 @@ cdef class TakenBuffer(RingBuffer):
     cdef public long long number
     cdef Virtqueue _owner
 
+@cython.final
 cdef class Virtqueue:
     cdef readonly int index
     cdef readonly int max_size
@@ -19,6 +20,8 @@ cdef class Virtqueue:
     cdef public int outstanding
     cdef public long long requests
     cdef public long long bytes
+    cdef public long long kicks
+    cdef public long long interrupts
     cdef public long long life
     cdef public int size
     cdef public int vector
@@ -31,8 +34,8 @@ cdef class Virtqueue:
     cdef public bint untouched
     cdef public Ring ring
     cdef bint _lost
-    cdef object _memory
-    cdef list _completed
+    cdef readonly Chain chain
+    cdef GuestMemory _memory
     cdef object _line
     cdef list _further
     cdef long long _taken
@@ -41,15 +44,17 @@ cdef class Virtqueue:
     cdef int _long_tables
     cdef int _shown_notify_data
 
-    cpdef run(self, memory, consumer)
+    cpdef run(self, GuestMemory memory, consumer)
 
     @cython.locals(ring=Ring, life=cython.longlong, rounds=int, enough=cython.longlong, buffer=TakenBuffer)
-    cdef bint _rounds(self, memory, consumer) except -1
+    cdef bint _rounds(self, GuestMemory memory, consumer) except -1
 
-    cdef TakenBuffer _take(self, memory)
+    cdef TakenBuffer _take(self, GuestMemory memory)
     cpdef TakenBuffer take_next(self)
     cpdef take_back(self, TakenBuffer buffer)
     cpdef completed(self, TakenBuffer buffer)
-    cpdef publish(self, memory)
-    cdef _publish(self, memory)
-    cpdef settle(self, memory)
+    cdef _use(self, RingBuffer buffer)
+    cpdef publish(self, GuestMemory memory)
+    @cython.locals(used=int)
+    cdef int _publish(self, GuestMemory memory) except -1 nogil
+    cpdef int settle(self, GuestMemory memory) except -1 nogil

@@ -11,6 +11,7 @@ from collections import deque
 from pymodel.errors import BrokenQueue, InvalidField, MemoryFault
 from pymodel.memory import Consumer, GuestMemory, Segments
 from pymodel.migration.state import QueueState
+from pymodel.queue.chain import Chain
 from pymodel.queue.packed import PackedRing
 from pymodel.queue.ring import Ring, RingBuffer
 from pymodel.queue.split import SplitRing
@@ -36,12 +37,13 @@ class TakenBuffer(RingBuffer):
     __slots__ = ("_owner", "life", "number")
 
     def __init__(self, owner: Virtqueue, memory: GuestMemory) -> None:  # its ring has said that there is one
-        chain = owner.ring.take(memory)
+        chain = owner.chain
+        owner.ring.take(memory, chain)
         self.queue = owner.index
-        self.readable = Segments(memory, chain.readable, chain.readable_size)
-        self.writable = Segments(memory, chain.writable, chain.writable_size)
+        self.readable = Segments(memory, chain.pairs(0, chain.readable_count), chain.readable_size)
+        self.writable = Segments(memory, chain.pairs(chain.readable_count, chain.count), chain.writable_size)
         self.id = chain.id
-        self.count = chain.count
+        self.slots = chain.slots
         self.written = _NOT_YET
         self.life = owner.life
         self.number = 0
@@ -72,14 +74,14 @@ class TakenBuffer(RingBuffer):
 class Virtqueue:
     """One queue of a function. Its fields are those of the common configuration, for the transport to set.
 
-    `ring` is of the format that was negotiated: a new one each time the queue is reset, negotiated or
-    restored, and a split one until then.
-    `owed` is an interrupt that the driver asked for and has not been sent. `outstanding` counts buffers
-    taken and not used. `waiting` says that the last `run` ended because the consumer took no more.
-    `untouched` is for a queue from which nothing was ever taken. `requests` and `bytes` count what was taken
-    ever, and how much was read and written by it. `in_order`: whether the consumer finishes buffers in the
-    order in which they come, negotiated or not. `long_tables`: an indirect table may have so many
-    descriptors, however few the ring has.
+    `chain` is where a buffer is taken up. `ring` is of the format that was negotiated: a new one each time
+    the queue is reset, negotiated or restored, and a split one until then. `owed` is an interrupt that the
+    driver asked for and has not been sent. `outstanding` counts buffers taken and not used. `waiting` says
+    that the last `run` ended because the consumer took no more. `untouched` is for a queue from which nothing
+    was ever taken. `requests` and `bytes` count what was taken ever, and how much was read and written by it;
+    `kicks` and `interrupts` what the data path saw and sent. `in_order`: whether the consumer finishes
+    buffers in the order in which they come, negotiated or not. `long_tables`: an indirect table may have so
+    many descriptors, however few the ring has.
     """
 
     def __init__(self, index: int, max_size: int, *, in_order: bool = False, long_tables: int = 0) -> None:
@@ -92,7 +94,10 @@ class Virtqueue:
         # Since the function was made; nothing resets them.
         self.requests = 0
         self.bytes = 0
+        self.kicks = 0
+        self.interrupts = 0
         self.life = 0
+        self.chain = Chain()
         self._memory: GuestMemory | None = None
         self.reset()
 
@@ -116,8 +121,8 @@ class Virtqueue:
         """Forget the buffers that are outstanding: they complete into nothing."""
         self.outstanding = 0
         self.life += 1
-        self._completed: list[RingBuffer] = []
-        # With IN_ORDER: all that are outstanding and not yet in `_completed`, in the order of taking.
+        self.ring.forget()
+        # With IN_ORDER: all that are outstanding and not yet used, in the order of taking.
         self._line: deque[TakenBuffer] = deque()
         # Taken by the consumer itself, with `next`, in this round.
         self._further: list[TakenBuffer] = []
@@ -132,7 +137,18 @@ class Virtqueue:
     @property
     def full(self) -> bool:
         """See `Buffer.ring_is_full`: what is completed will be the driver's to use again."""
-        return self.ring.full and not self._completed
+        return self.ring.full and not self.ring.completed
+
+    @property
+    def ready(self) -> bool:
+        """Whether an engine may take buffers: in order, so what the consumer has not finished holds it up."""
+        return (
+            self.enabled
+            and not self.untouched
+            and not self.waiting
+            and not self._lost
+            and not (self._in_order and self.outstanding)
+        )
 
     @property
     def notif_config_data(self) -> int:
@@ -304,42 +320,46 @@ class Virtqueue:
         self.outstanding -= 1
         self.requests -= 1
         self.bytes -= buffer.readable.length
-        self.ring.untake(buffer.count)
+        self.ring.untake(buffer.slots)
 
     def completed(self, buffer: TakenBuffer) -> None:
         """See `Buffer.complete`. With IN_ORDER it waits for those that were taken before it."""
         self.bytes += buffer.written
         if not self._in_order:
-            self._completed.append(buffer)
+            self._use(buffer)
             return
         line = self._line
         while line and line[0].written != _NOT_YET:
-            self._completed.append(line.popleft())
+            self._use(line.popleft())
+
+    def _use(self, buffer: RingBuffer) -> None:
+        self.ring.put(buffer.id, buffer.slots, buffer.written, buffer.marks)
 
     def publish(self, memory: GuestMemory) -> None:
         """Show the driver what was completed. What cannot be shown now stays for `settle`."""
-        if self._completed:
-            with contextlib.suppress(MemoryFault):
-                self._publish(memory)
+        with contextlib.suppress(MemoryFault):
+            self._publish(memory)
 
-    def _publish(self, memory: GuestMemory) -> None:
-        self.ring.publish(memory, self._completed)
-        self.outstanding -= len(self._completed)
-        self._completed.clear()
+    def _publish(self, memory: GuestMemory) -> int:
+        used = self.ring.completed
+        if used:
+            self.ring.publish(memory)
+            self.outstanding -= used
+        return 0
 
-    def settle(self, memory: GuestMemory) -> None:
+    def settle(self, memory: GuestMemory) -> int:
         """Publish what was completed, and decide whether it owes an interrupt.
 
         Raises `MemoryFault`, and may be called again.
         """
-        if self._completed:
-            self._publish(memory)
+        self._publish(memory)
         if self.ring.unanswered:
             # What is used must be visible before the driver's wish is read: the driver sets its wish and
             # then looks at what is used.
-            memory.fence()
+            memory.barrier()
             if self.ring.wants_interrupt(memory):
                 self.owed = True
+        return 0
 
     def told(self) -> None:
         """The interrupt is no longer owed."""

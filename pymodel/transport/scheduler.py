@@ -7,6 +7,7 @@ from typing import Final
 
 from pymodel.devices.device import Device
 from pymodel.memory import HOW_TO_SHARE, Consumer
+from pymodel.queue.engine import Engine
 from pymodel.queue.virtqueue import Virtqueue
 from pymodel.transport.bus import Bus
 from pymodel.transport.delay_line import Delayed, DelayLine
@@ -21,7 +22,7 @@ class Scheduler:
     """The queues of a function by index, those of `device` and then that of `admin`, each with its consumer.
 
     A queue has a turn when the driver notified it, when its consumer takes buffers again, and when there was
-    more in it than one turn is for. `notifications` counts those of queues that exist, ever.
+    more in it than one turn is for.
     """
 
     def __init__(
@@ -50,12 +51,17 @@ class Scheduler:
             )
             self._consumers[self._admin_index] = admin
         self._distinct: list[Consumer] = [device] if admin is None else [device, admin]
-        self.notifications = 0
+        self._notifications = 0
         self._kicked: set[int] = set()
         # Queues that the driver itself notified, until something was found there or its absence was told.
         self._notified: set[int] = set()
         # Queues of which was told that a notification named another one.
         self._misnamed: set[int] = set()
+
+    @property
+    def notifications(self) -> int:
+        """Those of queues that exist, ever."""
+        return self._notifications + sum(queue.kicks for queue in self.queues.values())
 
     # -- resets ----------------------------------------------------------------------------------------
 
@@ -112,7 +118,7 @@ class Scheduler:
                 self._misnamed.add(index)
                 self._log.warning("queue %d is notified with %s, not with %#06x", index, data[:4].hex(), name)
             return
-        self.notifications += 1
+        self._notifications += 1
         self._kicked.add(index)
         if queue.untouched:
             self._notified.add(index)
@@ -151,6 +157,23 @@ class Scheduler:
         for queue in self.queues.values():
             if queue.enabled:
                 queue.settle(self._bus.memory)
+
+    def engines(self) -> list[tuple[Engine, bool]]:
+        """The queues that can do without their consumer for a while, and whether each had a turn to come.
+
+        Those turns are the caller's to give now.
+        """
+        if self._delay.seconds:
+            return []
+        found = []
+        for queue in self.queues.values():
+            if queue.index == self._admin_index or not queue.ready:
+                continue
+            engine = self._device.engine(queue, self._bus.memory)
+            if engine is not None:
+                found.append((engine, queue.index in self._kicked))
+                self._kicked.discard(queue.index)
+        return found
 
     def _look_for_private_memory(self, queue: Virtqueue) -> None:
         """Tell, once, of a queue that was notified while nothing was ever in it.

@@ -13,6 +13,7 @@ from pymodel.errors import BrokenQueue, MemoryFault
 from pymodel.host import DRIVER_STATUS
 from pymodel.memory import Consumer
 from pymodel.migration.state import FunctionState
+from pymodel.queue.engine import Engine
 from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import virtio, virtio_pci
 from pymodel.transport import status as machine
@@ -264,6 +265,17 @@ class Transport:
         """Notifications of queues that exist, ever."""
         return self._scheduler.notifications
 
+    def engines(self) -> list[tuple[Engine, bool]]:
+        """Queues that can be served without this for a while: see `Scheduler.engines`."""
+        if not self.running or self.legacy or not self.bus.may_fetch:
+            return []
+        return self._scheduler.engines()
+
+    def go_on(self, queues: Iterable[int]) -> None:
+        """Look at these queues again."""
+        for index in queues:
+            self._scheduler.resume(index)
+
     def rescan(self) -> None:
         """Look at every enabled queue as if it had been kicked (A-18, A-31)."""
         self._scheduler.rescan()
@@ -306,19 +318,23 @@ class Transport:
         if self.running and self.bus.may_access:
             try:
                 self._scheduler.work()
-            except MemoryFault as fault:
-                if self.bus.memory_in_flux:
-                    self.log.debug("waiting for memory: %s", fault)
-                    self._scheduler.rescan()
-                    self.bus.after(FLUX_SECONDS, self.bus.wake)
-                else:
-                    self.broken(str(fault))
-            except BrokenQueue as error:
-                self.broken(str(error))
-            except MemoryError:
-                self.broken("the server has no memory for what is in a queue")
+            except (BrokenQueue, MemoryError) as error:
+                self.failed(error)
         if self.config_owed or any(queue.owed for queue in self.queues.values()):
             self.bus.interrupts_owed()
+
+    def failed(self, error: Exception) -> None:
+        """Work on the queues met this: memory that may be back in a moment, a driver's mistake, or want of
+        ours.
+        """
+        if isinstance(error, MemoryFault) and self.bus.memory_in_flux:
+            self.log.debug("waiting for memory: %s", error)
+            self._scheduler.rescan()
+            self.bus.after(FLUX_SECONDS, self.bus.wake)
+        elif isinstance(error, MemoryError):
+            self.broken("the server has no memory for what is in a queue")
+        else:
+            self.broken(str(error))
 
     def broken(self, reason: str) -> None:
         """The driver broke a rule: DEVICE_NEEDS_RESET, and a configuration change if it is running."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from pymodel.devices.block.disk import Job
+from pymodel.devices.block.store import Store
 from pymodel.memory import Bytes
 from vfu_server.disks import lock as disk_lock
 from vfu_server.disks.ahead import FlushAhead
@@ -111,6 +112,8 @@ class FileDisk:
         self._cancel = threading.Event()
         self._forced = False
         self._refused: OSError | None = None
+        # The driver went while an engine was about to write.
+        self._left_busy = False
         self._release_expected = False
         self._ahead: FlushAhead | None = None
 
@@ -147,6 +150,16 @@ class FileDisk:
         image = self._opened if self._state is _State.OPEN else None
         return image is not None and image.attempt(job, views)
 
+    def at_once(self) -> Store | None:
+        """See `Disk`. A store that turns out slow is left with what needs no waiting for a while."""
+        image = self._opened if self._state is _State.OPEN else None
+        store = image.store if image is not None else None
+        if store is not None:
+            if store.slow:
+                self._punish()
+            store.may_copy(time.monotonic() >= self._small_from)
+        return store
+
     def start(self, job: Job) -> None:
         """See `Disk`."""
         small = self._is_small(job) and time.monotonic() >= self._small_from
@@ -168,6 +181,11 @@ class FileDisk:
 
     def work_unlocked(self) -> bool:
         """See `Disk`. A disk that turns out slow holds up its own function once, and then uses the pool."""
+        if self._left_busy and not self._busy:
+            with self._guard:
+                self._left_busy = False
+                if not self._under_way:
+                    self._pool.submit(self._let_go)
         if not self._small:
             return False
         while self._small:
@@ -178,12 +196,21 @@ class FileDisk:
                 break
             start = time.monotonic()
             self._run(job, session, wake=False)
-            end = time.monotonic()
-            if end - start > SLOW_SECONDS:
-                self._small_from = end + self._penalty
-                self._penalty = min(2 * self._penalty, PENALTY_MOST_SECONDS)
+            if time.monotonic() - start > SLOW_SECONDS:
+                self._punish()
                 self._hand_over()
         return True
+
+    def _punish(self) -> None:
+        """The disk is slow: have the pool do all for a while."""
+        self._small_from = time.monotonic() + self._penalty
+        self._penalty = min(2 * self._penalty, PENALTY_MOST_SECONDS)
+
+    @property
+    def _busy(self) -> bool:
+        """Whether an engine is about to write what it has copied."""
+        image = self._opened
+        return image is not None and image.busy
 
     def _hand_over(self) -> None:
         """Give the small jobs that are left to the pool."""
@@ -213,7 +240,8 @@ class FileDisk:
             elif self._state is _State.OPEN:
                 self._state = _State.RELEASING
                 self._see_to_ahead()
-                if not self._under_way:
+                self._left_busy = self._busy
+                if not self._under_way and not self._left_busy:
                     self._pool.submit(self._let_go)
 
     def expect_release(self, *, soon: bool) -> None:
@@ -243,7 +271,7 @@ class FileDisk:
                 raise refused
             if self._state is _State.OPENING:
                 self._cancel.set()
-            elif self._state is _State.OPEN and not self._under_way:
+            elif self._state is _State.OPEN and not self._under_way and not self._busy:
                 self._state = _State.RELEASING
                 self._see_to_ahead()
                 self._forced = False
@@ -264,7 +292,7 @@ class FileDisk:
                 self._done.append(job)
                 # The last one also for a `release`: behind a closed gate nobody takes those that are done.
                 wanted = len(self._done) == 1 or not self._under_way
-            if self._state is _State.RELEASING and not self._under_way:
+            if self._state is _State.RELEASING and not self._under_way and not self._left_busy:
                 self._pool.submit(self._let_go)
         if wanted and wake:
             self._wake()

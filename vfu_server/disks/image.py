@@ -15,6 +15,7 @@ from typing import Final
 
 from pymodel.devices.block.disk import Job, Kind, Shape
 from pymodel.memory import Bytes
+from vfu_server.datapath import COMPILED, FileStore
 from vfu_server.disks.formats import recognized
 
 SECTOR: Final = 512
@@ -34,6 +35,8 @@ KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
 # linux/fs.h
 BLKPBSZGET = 0x127B
 _PHYSICAL_MAX: Final = 4096
+# As many writes as there can't be.
+_NEVER: Final = (1 << 64) - 1
 _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOSYS)
 # The second is what a block device says of a range that is not in whole blocks of its own.
 _NOT_THIS: Final = (*_UNSUPPORTED, errno.EINVAL)
@@ -69,6 +72,8 @@ class Image:
             self._counting = threading.Lock()
             self._flushing = threading.Lock()
             self._lost: OSError | None = None
+            self._store: FileStore | None = None
+            self._whole = True
         except BaseException:
             os.close(self.fd)
             raise
@@ -106,6 +111,22 @@ class Image:
         """Raise OSError for an image of less than `size` bytes, which it must have from now on."""
         self._least = size
         self._check_whole()
+        if COMPILED and not self._direct:
+            self._store = FileStore(
+                self.fd, size, reads=self._reads_now, writes=self._writes_now, copies=not self._read_only
+            )
+
+    @property
+    def store(self) -> FileStore | None:
+        """What an engine may use, once `check_size` found the image whole; None where all is to be waited
+        for.
+        """
+        return self._store if self._whole else None
+
+    @property
+    def busy(self) -> bool:
+        """Whether an engine is about to write what it has copied: then it is not to be closed."""
+        return self._store is not None and self._store.busy
 
     def _check_whole(self) -> None:
         """Raise OSError for an image that became shorter, and from then on until it is opened anew.
@@ -114,6 +135,7 @@ class Image:
         """
         self._kept = min(self._kept, os.lseek(self.fd, 0, os.SEEK_END))
         if self._kept < self._least:
+            self._whole = False
             raise OSError(
                 errno.EIO, f"the disk image is shorter than it was: {self._kept} bytes, not {self._least}"
             )
@@ -217,20 +239,27 @@ class Image:
                 self._check_whole()
             if self._lost is not None:
                 raise OSError(self._lost.errno, f"data was lost before: {self._lost.strerror}")
-            written = self._written
+            store = self._store
+            written = self._written + (store.written if store is not None else 0)
             if self._durable == written:
                 return
             try:
                 os.fdatasync(self.fd)
             except OSError as error:
                 self._lost = error
+                if store is not None:
+                    store.durable = _NEVER
                 raise
             self._durable = written
+            if store is not None:
+                store.durable = written
 
     def _count_write(self) -> None:
         """A write has ended, in whatever way: from now on a flush covers it."""
         with self._counting:
             self._written += 1
+            if self._store is not None:
+                self._store.others = self._written
 
     def close(self) -> None:
         """Close the file, after a flush that is under way; those that follow fail.

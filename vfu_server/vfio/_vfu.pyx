@@ -18,6 +18,7 @@ from libc.string cimport memcpy
 
 from vfu_server.vfio.guest_memory import BYTES_MAX, MAPPINGS_MAX
 from vfu_server.vfio.guest_memory cimport GuestMemory, iovec
+from vfu_server.vfio.line cimport NAP_INPUT, NAP_NOTHING, NAP_OTHER, POLLIN, Line, Posted, pollfd
 
 cdef extern from "<stdbool.h>":
     ctypedef bint c_bool "bool"
@@ -43,11 +44,6 @@ cdef extern from "<unistd.h>":
     Py_ssize_t write(int fd, const void *data, size_t length) nogil
 
 cdef extern from "<poll.h>":
-    short POLLIN
-    cdef struct pollfd:
-        int fd
-        short events
-        short revents
     int poll(pollfd *fds, unsigned long count, int timeout) nogil
 
 cdef extern from "<libvfio-user.h>":
@@ -141,6 +137,14 @@ cdef extern from "library_guard.h":
     void link_break_off(link *) nogil
     c_bool link_has_input(const link *) nogil
     void link_ready(link *) nogil
+    cdef struct posted:
+        uint32_t region
+        uint64_t offset
+        uint32_t count
+        unsigned char data[8]
+        size_t size
+    int link_peek_post(link *, int fd, posted *) nogil
+    void link_drop_post(link *, const posted *) nogil
 
 
 GUARDED = bool(IS_GUARDED)
@@ -170,8 +174,9 @@ def keep_freed_memory(int size):
 
 
 @cython.final
-cdef class Context:
+cdef class Context(Line):
     cdef vfu_ctx_t *ctx
+    cdef posted post      # that `peek` looked at
     cdef link link
     cdef int wake_fd
     cdef str path
@@ -346,6 +351,43 @@ cdef class Context:
                 fds[0].revents = POLLIN
         self.woken = result > (fds[0].revents != 0)
         return result > 0 and fds[0].revents != 0
+
+    # For a loop without the interpreter, while a client is attached.
+
+    cdef int peek(self, Posted *found) noexcept nogil:
+        cdef int result = link_peek_post(&self.link, vfu_get_poll_fd(self.ctx), &self.post)
+        if result == 1:
+            found.region = self.post.region
+            found.offset = self.post.offset
+            found.count = self.post.count
+            memcpy(found.data, self.post.data, sizeof(found.data))
+        return result
+
+    cdef void drop(self, const Posted *found) noexcept nogil:
+        link_drop_post(&self.link, &self.post)
+
+    cdef int nap(self, pollfd *fds, int count, int milliseconds) noexcept nogil:
+        cdef int result
+        fds[0].fd = vfu_get_poll_fd(self.ctx)
+        fds[1].fd = self.wake_fd
+        fds[0].events = fds[1].events = POLLIN
+        result = poll(fds, count, milliseconds)
+        if result <= 0:
+            return NAP_NOTHING
+        if fds[0].revents:
+            link_ready(&self.link)
+        return (NAP_INPUT if fds[0].revents else 0) | (NAP_OTHER if result > (fds[0].revents != 0) else 0)
+
+    cdef bint trigger(self, uint32_t vector) noexcept nogil:
+        cdef int result, error
+        cdef uint64_t dropped = guard_irqs_dropped
+        self.quiet = True
+        result = vfu_irq_trigger(self.ctx, vector)
+        self.quiet = False
+        if guard_irqs_dropped != dropped:
+            self.irqs_dropped += 1
+            return False
+        return result == 0
 
     def wake(self):
         cdef uint64_t one = 1

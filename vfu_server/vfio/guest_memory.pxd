@@ -1,5 +1,5 @@
 cimport cython
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 cdef extern from "<sys/uio.h>":
     cdef struct iovec:
@@ -60,9 +60,13 @@ cdef class GuestMemory:
     cdef readonly Py_ssize_t refused
     cdef readonly str refusal
 
-    cdef Region *overlapping(self, uint64_t start, uint64_t last) noexcept
-    cdef Region *find(self, uint64_t address) except NULL
-    cdef char *at(self, uint64_t address, uint64_t length, bint write) except NULL
+    cdef Region *overlapping(self, uint64_t start, uint64_t last) noexcept nogil
+    cdef Region *find(self, uint64_t address) except NULL nogil
+    cdef char *at(self, uint64_t address, uint64_t length, bint write) except NULL nogil
+    cdef int load(self, uint64_t address) except -1 nogil
+    cdef int store(self, uint64_t address, uint16_t value) except -1 nogil
+    cdef int copy(self, uint64_t address, void *place, uint64_t length, bint write) except -1 nogil
+    cdef char *run(self, uint64_t address, uint64_t length, bint write, uint64_t *count) except NULL nogil
     cdef int cover(self, list found, uint64_t start, uint64_t left, bint write) except -1
     cdef int map(self, uint64_t start, uint64_t length, int fd, uint64_t offset, uint32_t prot) except -1
     cdef int adopt(self, uint64_t start, uint64_t length, void *vaddr, iovec mapped, size_t page_size,

@@ -165,25 +165,71 @@ cdef class GuestMemory:
     def __len__(self):
         return self.regions.count
 
-    cdef Region *overlapping(self, uint64_t start, uint64_t last) noexcept:
+    cdef Region *overlapping(self, uint64_t start, uint64_t last) noexcept nogil:
         """A region that has some of [start, last], or NULL."""
         return region_table_overlapping(&self.regions, start, last)
 
-    cdef Region *find(self, uint64_t address) except NULL:
+    cdef Region *find(self, uint64_t address) except NULL nogil:
         cdef Region *region = self.recent
         if region == NULL or not region.start <= address <= region.last:
             region = self.overlapping(address, address)
             if region == NULL:
-                raise MemoryFault(f"guest memory at {address:#x} is not mapped")
+                unmapped(address)
+                return NULL
             self.recent = region
         return region
 
-    cdef char *at(self, uint64_t address, uint64_t length, bint write) except NULL:
+    cdef char *at(self, uint64_t address, uint64_t length, bint write) except NULL nogil:
         """Where `length` bytes (not 0) at `address` are, all in one region."""
         cdef Region *region = self.find(address)
         check(region, address, write)
         if region.last - address < length - 1:
-            raise MemoryFault(f"guest memory at {address:#x}: {length} bytes are not in one region")
+            apart(address, length)
+            return NULL
+        return region.host + (address - region.start)
+
+    # What the data path asks for without the interpreter (`vfu_server.datapath`).
+
+    cdef int load(self, uint64_t address) except -1 nogil:
+        """One aligned 16-bit load with acquire order."""
+        cdef char *place = self.at(address, 2, False)
+        return load_acquire(aligned(place, address))
+
+    cdef int store(self, uint64_t address, uint16_t value) except -1 nogil:
+        """One aligned 16-bit store with release order."""
+        cdef char *place = self.at(address, 2, True)
+        store_release(aligned(place, address), value)
+        return 0
+
+    cdef int copy(self, uint64_t address, void *place, uint64_t length, bint write) except -1 nogil:
+        """Copy between [address, address + length) and memory of ours, to the first if `write`."""
+        cdef uint64_t count
+        cdef Region *region
+        while length:
+            region = self.find(address)
+            check(region, address, write)
+            count = region.last - address + 1
+            if count > length or count == 0:  # 0: all 2**64 bytes
+                count = length
+            if write:
+                memcpy(region.host + (address - region.start), place, count)
+            else:
+                memcpy(place, region.host + (address - region.start), count)
+            place = <char *>place + count
+            length -= count
+            address += count
+            if length and not address:
+                unmapped(address)
+                return -1
+        return 0
+
+    cdef char *run(self, uint64_t address, uint64_t length, bint write, uint64_t *count) except NULL nogil:
+        """Where `address` is, and how many of the `length` bytes (not 0) from there on follow it there."""
+        cdef Region *region = self.find(address)
+        check(region, address, write)
+        count[0] = region.last - address + 1
+        if count[0] > length or count[0] == 0:
+            count[0] = length
         return region.host + (address - region.start)
 
     def view(self, object address, object length, *, bint write):
@@ -283,15 +329,32 @@ cdef class GuestMemory:
         return length != 0 and self.overlapping(address, address + (length - 1)) != NULL
 
     def load_u16(self, object address):
-        cdef char *place = self.at(checked(address), 2, False)
-        return load_acquire(aligned(place, address))
+        return self.load(checked(address))
 
     def store_u16(self, object address, uint16_t value):
-        cdef char *place = self.at(checked(address), 2, True)
-        store_release(aligned(place, address), value)
+        self.store(checked(address), value)
 
     def fence(self):
         full_fence()
+
+    # Rings that are not compiled ask so.
+
+    def word(self, object address):
+        return self.load(checked(address))
+
+    def set_word(self, object address, uint16_t value):
+        return self.store(checked(address), value)
+
+    def barrier(self):
+        full_fence()
+        return 0
+
+    def peek(self, object address):
+        return int.from_bytes(self.read(address, 8), "little")
+
+    def poke(self, object address, object value, Py_ssize_t length):
+        self.write(address, value.to_bytes(8, "little")[:length])
+        return 0
 
     # What the client maps and unmaps.
 
@@ -485,16 +548,27 @@ cdef object identity(int fd, uint32_t prot):
     return (status.st_dev, status.st_ino, flags & (O_ACCMODE | O_PATH), prot)
 
 
-cdef inline int check(Region *region, uint64_t address, bint write) except -1:
+cdef inline int check(Region *region, uint64_t address, bint write) except -1 nogil:
+    if (region.host == NULL or guest_fault_lost(region.slot)
+            or not region.prot & (PROT_WRITE if write else PROT_READ)):
+        return refused(region, address, write)
+    return 0
+
+
+cdef int refused(Region *region, uint64_t address, bint write) except -1 with gil:
     if region.host == NULL:
         raise MemoryFault(UNSHARED.format(region.start))
     if guest_fault_lost(region.slot):
         raise MemoryFault(f"guest memory at {region.start:#x} is past the end of the client's file")
-    if write and not region.prot & PROT_WRITE:
-        raise MemoryFault(f"guest memory at {address:#x} is mapped without write access")
-    if not write and not region.prot & PROT_READ:
-        raise MemoryFault(f"guest memory at {address:#x} is mapped without read access")
-    return 0
+    raise MemoryFault(f"guest memory at {address:#x} is mapped without {'write' if write else 'read'} access")
+
+
+cdef int unmapped(uint64_t address) except -1 with gil:
+    raise MemoryFault(f"guest memory at {address:#x} is not mapped")
+
+
+cdef int apart(uint64_t address, uint64_t length) except -1 with gil:
+    raise MemoryFault(f"guest memory at {address:#x}: {length} bytes are not in one region")
 
 
 cdef inline uint64_t checked(object address) except? 0:
@@ -504,8 +578,13 @@ cdef inline uint64_t checked(object address) except? 0:
         raise MemoryFault(f"guest memory at {address:#x}: no such address") from None
 
 
-cdef inline void *aligned(char *place, object address) except NULL:
+cdef inline void *aligned(char *place, uint64_t address) except NULL nogil:
     # The client chooses where in a file a region starts, so the guest's address alone does not tell.
     if <uintptr_t>place & 1:
-        raise MemoryFault(f"guest memory at {address:#x} is not aligned for a 16-bit access")
+        uneven(address)
+        return NULL
     return place
+
+
+cdef int uneven(uint64_t address) except -1 with gil:
+    raise MemoryFault(f"guest memory at {address:#x} is not aligned for a 16-bit access")

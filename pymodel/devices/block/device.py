@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import struct
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -18,13 +19,16 @@ import numpy as np
 from pymodel.devices.block import config as block_config
 from pymodel.devices.block import content as block_content
 from pymodel.devices.block.disk import Disk, Job, Kind
+from pymodel.devices.block.engine import BlockEngine
 from pymodel.devices.block.ram_disk import RamDisk
 from pymodel.devices.block.request import HEADER, Request, pieces, private
 from pymodel.devices.device import Notifier
 from pymodel.errors import BrokenQueue, InvalidCommand, InvalidField, MemoryFault
-from pymodel.memory import Buffer, Bytes
+from pymodel.memory import Buffer, Bytes, GuestMemory
 from pymodel.migration.parts import Part
 from pymodel.migration.state import DeviceField, FunctionState, Mark
+from pymodel.queue.engine import Engine
+from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import block, virtio
 
 # block.RANGE: sector, num_sectors, flags.
@@ -60,6 +64,7 @@ class BlockDevice:
             block.T_DISCARD: self._discard,
             block.T_WRITE_ZEROES: self._write_zeroes,
         }
+        self._engines: dict[int, BlockEngine] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -84,6 +89,23 @@ class BlockDevice:
     def delayable(self, queue: int) -> bool:
         """Each request."""
         return True
+
+    def engine(self, queue: Virtqueue, memory: GuestMemory) -> Engine | None:
+        """See `Device`. Requests that wait for memory of ours, or for a disk, come first."""
+        store = self._disk.at_once()
+        if store is None or self._pending or self._stale.get(queue.index):
+            return None
+        engine = self._engines.get(queue.index)
+        if engine is None or engine.store is not store or engine.life != queue.life:
+            if engine is not None and engine.begun:
+                return engine
+            engine = BlockEngine(queue, memory, store, size=self._disk.size, unit=self._disk.shape.block)
+            self._engines[queue.index] = engine
+        if engine.failed:
+            self._log.error("request type %d: %s", block.T_OUT, os.strerror(engine.failed))
+            engine.failed = 0
+        engine.may_write = not self._disk.read_only and (self._disk.in_order or not self._durable)
+        return engine
 
     def counters(self, queue: int | None = None) -> dict[str, int]:
         """The queues count requests and bytes."""

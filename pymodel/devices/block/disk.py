@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from pymodel.devices.block.store import Store
 from pymodel.memory import Bytes
 
 
@@ -81,6 +82,14 @@ class Disk(Protocol):
         """Do a job at once, on `views` of guest memory. False: it may have to wait, `views` hold anything.
 
         Raises OSError; the range then holds anything.
+        """
+        ...
+
+    def at_once(self) -> Store | None:
+        """What an engine may use now, while the function's lock is held; None where it has to wait for
+        anything.
+
+        The same object as long as the disk is `ready`.
         """
         ...
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from pymodel.devices.block.disk import Job, Kind, Shape
+from pymodel.devices.block.ram_store import RamStore
+from pymodel.devices.block.store import Store
 from pymodel.errors import InvalidField
 from pymodel.memory import Bytes
 from pymodel.migration.state import Mark
@@ -44,6 +46,11 @@ class RamDisk:
         self._epoch = 0
         self._name: bytes | None = None
         self._written_in = np.zeros(-(-size // self.BLOCK), np.uint32)
+        self._store = RamStore(len(self._chunks), self.CHUNK, self.BLOCK, self._written_in, self._ZEROES)
+
+    def at_once(self) -> Store:
+        """See `Disk`."""
+        return self._store
 
     def connect(self, wake: Callable[[], None]) -> None:
         """See `Disk`. Nothing happens by itself."""
@@ -112,9 +119,19 @@ class RamDisk:
             else:
                 spare[:] = chunk
                 chunk = spare
+        self._put(number, chunk)
+        return chunk
+
+    def _put(self, number: int, chunk: Bytes | None) -> None:
+        """A chunk is this from now on, and nobody else has it."""
         self._shared.discard(number)
         self._chunks[number] = chunk
-        return chunk
+        self._store.put(number, chunk, chunk is not None)
+
+    def _share(self, number: int) -> None:
+        """Somebody else has a chunk too: it is not changed any more."""
+        self._shared.add(number)
+        self._store.put(number, self._chunks[number], False)
 
     def _length(self, number: int) -> int:
         return min(self.CHUNK, self.size - number * self.CHUNK)
@@ -158,14 +175,14 @@ class RamDisk:
                 continue
             self._touch(number * self.CHUNK + start, count)
             if count == len(chunk):
-                self._chunks[number] = None
-                self._shared.discard(number)
+                self._put(number, None)
             else:
                 self._own(number)[start : start + count] = 0
 
     def _touch(self, offset: int, length: int) -> None:
         """A range is about to be written; whatever becomes of that, it is a change."""
         self._name = None
+        self._store.named = False
         self._written_in[offset // self.BLOCK : -(-(offset + length) // self.BLOCK)] = self._epoch
 
     def flush(self) -> None:
@@ -174,7 +191,8 @@ class RamDisk:
     def snapshot(self) -> list[tuple[int, Bytes]]:
         """What holds data, as (offset, bytes) in rising order; it does not change afterwards."""
         held = [(number, chunk) for number, chunk in enumerate(self._chunks) if chunk is not None]
-        self._shared.update(number for number, _ in held)
+        for number, _ in held:
+            self._share(number)
         return [(number * self.CHUNK, chunk) for number, chunk in held]
 
     def mark(self) -> Mark:
@@ -189,6 +207,8 @@ class RamDisk:
         """The present content came in a context, and this is its name."""
         self._epoch += 1
         self._name = name
+        self._store.epoch = self._epoch
+        self._store.named = True
 
     def changes(self, since: Mark) -> list[tuple[int, Bytes]]:
         """What was written since `mark` returned `since`, as `snapshot` gives it, in runs of whole blocks."""
@@ -198,7 +218,7 @@ class RamDisk:
             if chunk is None:
                 data = self._ZEROES[:length]
             else:
-                self._shared.add(number)
+                self._share(number)
                 data = chunk[start : start + length]
             found.append((number * self.CHUNK + start, data))
         return found
@@ -236,10 +256,11 @@ class RamDisk:
 
     def clear(self) -> None:
         """Make every byte 0. What was marked before is void."""
-        self._chunks = [None] * len(self._chunks)
-        self._shared.clear()
+        for number in range(len(self._chunks)):
+            self._put(number, None)
         self._written_in[:] = 0
         self._name = None
+        self._store.named = False
 
     def reserve(self, ranges: Iterable[tuple[int, int]], *, cleared: bool) -> None:
         """Hold what `adopt` takes for these ranges of (offset, length), if `cleared` after a `clear`.
@@ -265,9 +286,7 @@ class RamDisk:
     def adopt(self, offset: int, data: Bytes) -> None:
         """Store `data`, which the caller gives away: whole chunks are taken over, not copied."""
         if self._is_chunk(offset, len(data)):
-            number = offset // self.CHUNK
-            self._chunks[number] = data
-            self._shared.discard(number)
+            self._put(offset // self.CHUNK, data)
             self._touch(offset, len(data))
         else:
             self.write(offset, [data])

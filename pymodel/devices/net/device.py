@@ -21,9 +21,11 @@ from pymodel.devices.net.receive import Receiver
 from pymodel.devices.net.settings import Settings, default_mac, is_unicast
 from pymodel.devices.net.transmit import Transmitter
 from pymodel.errors import BrokenQueue
-from pymodel.memory import Buffer
+from pymodel.memory import Buffer, GuestMemory
 from pymodel.migration.parts import Part
 from pymodel.migration.state import DeviceField, FunctionState, Mark
+from pymodel.queue.engine import Engine
+from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import net, parts, virtio
 
 QUEUE_SIZE: Final = 256
@@ -271,6 +273,10 @@ class NetDevice:
         if queue >= 2 * self._pairs:
             return False
         return self._transmitter.accepts(queue) if queue & 1 else self._receiver.waiting(queue // 2)
+
+    def engine(self, queue: Virtqueue, memory: GuestMemory) -> Engine | None:
+        """See `Device`. There is none yet."""
+        return None
 
     def delayable(self, queue: int) -> bool:
         """Only what the driver sends: a receive buffer is taken when there is a frame for it."""

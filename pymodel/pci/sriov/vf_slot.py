@@ -6,11 +6,12 @@ placeholder: no driver knows it, and firmware gives its BARs addresses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from pymodel.host import Host
+from pymodel.pci.lane import Lane
 from pymodel.pci.virtual_function import VirtualFunction
 from pymodel.spec import pci
 
@@ -154,6 +155,14 @@ class VfSlot:
     def service(self) -> None:
         """See `Function`."""
         self.vf.service()
+
+    def lanes(self) -> list[Lane]:
+        """See `Function`; none where there is no VF."""
+        return self.vf.lanes() if self.enabled else []
+
+    def go_on(self, queues: Iterable[int], error: Exception | None) -> None:
+        """See `Function`."""
+        self.vf.go_on(queues, error)
 
     def work_unlocked(self) -> bool:
         """See `Function`."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pymodel.errors import BrokenQueue, MemoryFault
-from pymodel.queue.chain import Chain, walk
+from pymodel.queue.chain import Chain
 from tests.model.fakes import FakeMemory
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
@@ -22,6 +22,12 @@ def table(memory: FakeMemory, *entries: Entry, at: int = 0) -> int:
     raw = b"".join(struct.pack("<QIHH", *entry) for entry in entries)
     memory.data[at : at + len(raw)] = np.frombuffer(raw, np.uint8)
     return at
+
+
+def walk(memory: FakeMemory, table: int, size: int, head: int, table_max: int) -> Chain:
+    chain = Chain()
+    chain.walk(memory, table, size, head, table_max)
+    return chain
 
 
 def walked(*entries: Entry, head: int = 0, size: int = 8, inner: tuple[Entry, ...] = ()) -> Chain:

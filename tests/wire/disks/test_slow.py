@@ -27,7 +27,7 @@ from vfu_client.owner.owner import OwnerDriver
 from vfu_server.disks.file import FileDisk
 from vfu_server.disks.image import Image
 from vfu_server.server import Folder, Server
-from vfu_server.turn_lock import TurnLock
+from vfu_server.vfio.turn_lock import TurnLock
 
 SECONDS = 10
 ACTIVE, STOP = 0, 1

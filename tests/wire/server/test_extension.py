@@ -24,6 +24,17 @@ from pymodel.memory import Bytes, GuestMemory
 from tests.wire.raw_client import DMA_MAP, HEADER, NO_REPLY, REGION_WRITE, RESET, RawClient
 from tests.wire.server.context_rig import PAGE, Device, fds_open, guarded, memfd
 from vfu_server.vfio._vfu import CONFIG_REGION
+from vfu_server.vfio.guest_memory import GuestMemory as Mapped
+
+
+class Viewed(GuestMemory):
+    """Guest memory of which the model's own methods find all but the views of a range."""
+
+    def __init__(self, memory: Mapped) -> None:
+        self._memory = memory
+
+    def view(self, address: int, length: int, *, write: bool) -> list[Bytes]:
+        return self._memory.view(address, length, write=write)
 
 
 def test_socket_is_private_and_removed(tmp_path: Path) -> None:
@@ -505,7 +516,7 @@ def test_scatter_lists_are_as_the_protocol_says(device: Device, client: RawClien
             start, length = randomly.choice(lengths), randomly.choice(lengths)
             write = bool(randomly.randrange(2))
             ours = found(memory.views, segments, start, length, write=write)
-            theirs = found(partial(GuestMemory.views, memory), segments, start, length, write=write)
+            theirs = found(Viewed(memory).views, segments, start, length, write=write)
             assert ours == theirs, (segments, start, length, write)
             outcomes.add(ours.split()[-1] if isinstance(ours, str) else len(ours))  # type: ignore[arg-type]
 

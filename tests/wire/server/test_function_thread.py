@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from pymodel.host import Host
+from pymodel.pci.lane import Lane
 from tests.wire.raw_client import HEADER, REGION_READ, RESET, RawClient
 from vfu_server.function_thread import FunctionThread
 from vfu_server.server import Folder, FolderTakenError, Server
@@ -92,6 +93,13 @@ class FakeFunction:
     def work_unlocked(self) -> bool:
         assert not self.lock.held
         return False
+
+    def lanes(self) -> list[Lane]:
+        assert self.lock.held
+        return []
+
+    def go_on(self, queues: Iterable[int], error: Exception | None) -> None:
+        assert self.lock.held
 
     def service(self) -> None:
         assert self.lock.held

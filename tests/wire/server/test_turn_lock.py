@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from vfu_server.turn_lock import TurnLock
+from vfu_server.vfio.turn_lock import TurnLock
 
 
 def test_a_waiter_comes_before_the_thread_that_comes_back() -> None:
@@ -23,7 +23,7 @@ def test_a_waiter_comes_before_the_thread_that_comes_back() -> None:
         with lock:
             thread.start()
             assert waits.wait(10)
-            while not lock._door.locked():
+            while not lock.awaited:
                 pass
         with lock:
             assert done.is_set()

@@ -1,0 +1,106 @@
+"""Requests that are done on the spot and others behind one notification: each has its own answer.
+
+The server does what it can without the interpreter and stops in front of the first request that it can't do
+so; here that happens again and again within a batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server_process import ServerProcess
+from tests.wire.running import running
+from vfu_client.drivers.block import FEATURES, BlockDriver, BlockError, BlockRequest
+from vfu_client.vfio.memory import Buffer
+from vfu_client.virtio.function import KNOWN_FEATURES
+
+IN, OUT, FLUSH, GET_ID, NONE = 0, 1, 4, 8, 99
+OK, IOERR, UNSUPP = 0, 1, 2
+SECTORS = 2048
+RING_PACKED, IN_ORDER = 34, 35
+ROUNDS = 60
+
+
+@pytest.fixture(scope="module", params=["ram", "file"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    disk = "ram:1M"
+    if request.param == "file":
+        image: Path = tmp_path_factory.mktemp("mixed") / "image"
+        image.write_bytes(bytes(512 * SECTORS))
+        disk = f"vf1={image}"
+    with running() as start:
+        yield start("--vfs", "1", "--disk", disk)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_every_kind_behind_one_kick(server: ServerProcess, packed: bool) -> None:
+    rng = random.Random(5)
+    features = (KNOWN_FEATURES | FEATURES) - (set() if packed else {RING_PACKED})
+    with BlockDriver.open(server.socket("vf1"), features=features, posted_writes=True) as disk:
+        content = {sector: bytes(512) for sector in range(SECTORS)}
+        for sector in range(0, SECTORS, 64):
+            disk.write(sector, bytes(512 * 64))
+        memory = disk.device.memory
+        for _ in range(ROUNDS):
+            # No two of a batch touch one sector: requests may overtake each other.
+            sectors = iter(rng.sample(range(0, SECTORS, 8), 60))
+            expected: list[tuple[BlockRequest, int, bytes | None]] = []
+            buffers: list[Buffer] = []
+            for _ in range(rng.randrange(1, 41)):
+                kind = rng.choice([IN, IN, IN, OUT, OUT, OUT, FLUSH, GET_ID, NONE])
+                sector, count = next(sectors), rng.randrange(1, 9)
+                if rng.randrange(12) == 0 and kind in {IN, OUT}:
+                    sector = SECTORS - count + 1  # one sector too far
+                size = 0 if kind == FLUSH else 20 if kind == GET_ID else 512 * count
+                buffer = memory.allocate(size) if size else None
+                data = None
+                if buffer is not None:
+                    buffers.append(buffer)
+                    buffer.view[:] = list(rng.randbytes(size))
+                wrong = sector + count > SECTORS and kind in {IN, OUT}
+                if kind == OUT and buffer is not None and not wrong:
+                    for number in range(count):
+                        content[sector + number] = buffer.view[512 * number : 512 * (number + 1)].tobytes()
+                elif kind == IN and not wrong:
+                    data = b"".join(content[sector + number] for number in range(count))
+                elif kind == GET_ID:
+                    data = b"pymodel-vf1".ljust(20, b"\0")
+                status = IOERR if wrong else UNSUPP if kind == NONE else OK
+                expected.append((disk.submit(kind, sector, buffer, kick=False), status, data))
+            disk.queues[0].kick(force=True)
+            for request, status, data in expected:
+                with contextlib.suppress(BlockError):
+                    disk.finish(request)
+                assert request.status == status
+                if data is not None:
+                    assert request.data is not None
+                    assert request.data.view.tobytes() == data
+            for buffer in buffers:
+                memory.free(buffer)
+        for sector in range(0, SECTORS, 64):
+            wanted = b"".join(content[sector + number] for number in range(64))
+            assert disk.read(sector, 64).tobytes() == wanted
+
+
+def test_the_monitor_counts_them_all(server: ServerProcess) -> None:
+    """Requests and their notifications, whichever way they went."""
+
+    def counters() -> tuple[int, int]:
+        (found,) = server.ask("query-functions", function="vf1")
+        return found["counters"]["requests"], found["counters"]["notifications"]
+
+    with BlockDriver.open(server.socket("vf1"), posted_writes=True) as disk:
+        before = counters()
+        for number in range(100):
+            disk.read(number)
+            if number % 10 == 0:
+                disk.get_id()
+        after = counters()
+    assert [new - old for new, old in zip(after, before, strict=True)] == [110, 110]

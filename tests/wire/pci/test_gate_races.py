@@ -1,0 +1,168 @@
+"""Whoever closes the gate does so in the middle of traffic: from the answer on the VF touches no memory.
+
+A driver that does nothing but kick keeps the server in the part of its data path that runs without the
+interpreter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from tests.server_process import ServerProcess
+from tests.wire.draft_rig import ACTIVE, FREEZE, STOP, T_IN, T_OUT, Rig
+from tests.wire.running import running, until
+from vfu_client.vfio.memory import Buffer
+from vfu_client.virtio.split import SplitQueue
+
+ROUNDS = 8
+SIZE = 4096
+MASTER = 0x4
+# The ring of 256 entries of a block device; a request of the flood takes three descriptors.
+FLOOD = 64
+
+
+class Flood:
+    """A thread that has a ring full at all times, and kicks."""
+
+    def __init__(self, rig: Rig, kind: int) -> None:
+        assert isinstance(rig.queue, SplitQueue)
+        self.rig = rig
+        self.queue = rig.queue
+        self.lock = threading.Lock()
+        self.buffers: list[Buffer] = []
+        self.heads = [self._request(kind, 8 * (number % 4)) for number in range(FLOOD)]
+        for slot in range(self.queue.size):
+            self.queue.avail[2 + slot] = self.heads[slot % FLOOD]
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._main)
+
+    def _request(self, kind: int, sector: int) -> int:
+        head = self.rig.placed(struct.pack("<IIQ", kind, 0, sector))
+        data = self.rig.poisoned(SIZE)
+        status = self.rig.poisoned(1)
+        self.buffers += [data, status]
+        parts = ([head.segment], [data.segment, status.segment])
+        if kind == T_OUT:
+            parts = ([head.segment, data.segment], [status.segment])
+        # Into the table only: what is in the available ring is this class's matter.
+        before = self.queue._avail_idx
+        number = self.queue.add(*parts)
+        self.queue._avail_idx = before
+        return number
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        mark = self.queue.device_used_idx
+        until(lambda: (self.queue.device_used_idx - mark) & 0xFFFF > 2 * FLOOD, "traffic")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        self._thread.join()
+
+    def _main(self) -> None:
+        while not self._enough.is_set():
+            # Never more than what is used and the size: that would break the queue.
+            self.queue.avail[1] = (self.queue.device_used_idx + FLOOD) & 0xFFFF
+            with self.lock, contextlib.suppress(OSError):
+                self.rig.device.notify(0)
+
+    def poison(self) -> None:
+        """What a late read would fill, and what a late request would write."""
+        for buffer in self.buffers:
+            buffer.view[:] = 0xEE
+        self.queue.used_buffer.view[:] = 0xEE
+
+    def untouched(self) -> bool:
+        """Whether nothing was written since `poison`."""
+        return all((buffer.view == 0xEE).all() for buffer in (*self.buffers, self.queue.used_buffer))
+
+
+def of_device(close: Callable[[Rig], None]) -> Callable[[Rig, Flood], None]:
+    """Something done to the VF itself, whose connection the flood uses too."""
+
+    def closer(rig: Rig, flood: Flood) -> None:
+        with flood.lock:
+            close(rig)
+
+    return closer
+
+
+def reset_queue(rig: Rig) -> None:
+    rig.device.common.write("queue_select", 0)
+    rig.device.common.write("queue_reset", 1)
+
+
+def unmap(rig: Rig) -> None:
+    (region,) = rig._memory.regions
+    rig.device.connection.dma_unmap(region.address, region.size)
+
+
+CLOSERS: dict[str, Callable[[Rig, Flood], None]] = {
+    "stop": lambda rig, _: rig.go(STOP),
+    "freeze": lambda rig, _: rig.go(FREEZE),
+    "device-reset": of_device(lambda rig: rig.device.common.write("device_status", 0)),
+    "client-reset": of_device(lambda rig: rig.device.connection.device_reset()),
+    "flr": of_device(lambda rig: rig.device.function.flr()),
+    "bus-master": of_device(lambda rig: rig.device.function.clear_command(MASTER)),
+    "queue-reset": of_device(reset_queue),
+    "unmap": of_device(unmap),
+}
+
+
+@pytest.fixture(scope="module", params=["ram", "file"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    disk = "ram:1M"
+    if request.param == "file":
+        image: Path = tmp_path_factory.mktemp("races") / "image"
+        image.write_bytes(bytes(1 << 20))
+        disk = f"vf1={image}"
+    with running() as start:
+        yield start("--vfs", "1", "--disk", disk, log_level="info")
+
+
+@pytest.mark.spec("DEV-13", "DEV-14", "DEV-22")
+@pytest.mark.parametrize("kind", [T_IN, T_OUT], ids=["read", "write"])
+@pytest.mark.parametrize("closer", CLOSERS.values(), ids=CLOSERS)
+def test_nothing_is_touched_after_it(
+    server: ServerProcess, closer: Callable[[Rig, Flood], None], kind: int
+) -> None:
+    for _ in range(ROUNDS):
+        with Rig(server) as rig:
+            with Flood(rig, kind) as flood:
+                closer(rig, flood)
+                flood.poison()
+                # Each of these comes after kicks that were sent before.
+                for _ in range(10):
+                    with flood.lock:
+                        rig.device.function.config_read(0, 4)
+            assert flood.untouched()
+            if rig.mode != ACTIVE:
+                rig.go(ACTIVE)
+
+
+@pytest.mark.spec("DEV-14")
+def test_what_was_answered_is_complete(server: ServerProcess) -> None:
+    """Stop in the middle of traffic, again and again: each request has one used element, and goes on after
+    it.
+    """
+    with Rig(server) as rig, Flood(rig, T_IN) as flood:
+        for _ in range(50):
+            rig.go(STOP)
+            used = flood.queue.device_used_idx
+            assert rig.mode == STOP
+            assert flood.queue.device_used_idx == used
+            rig.go(ACTIVE)
+            until(lambda mark=used: flood.queue.device_used_idx != mark, "traffic goes on")  # type: ignore[misc]
+        flood._enough.set()
+        flood._thread.join()
+        until(lambda: flood.queue.device_used_idx == int(flood.queue.avail[1]), "all requests")

@@ -1,0 +1,208 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, embedsignature=False
+"""The fast side of a disk in a file: between the page cache and guest memory, without the interpreter.
+
+`file_store.pyi` documents what is public. What C code needs explaining is here.
+
+A read, and a write where the file system can tell, goes straight to or from guest memory while the function's lock is
+held: RWF_NOWAIT has the kernel give up instead of waiting. Other writes are copied first, and then made without the
+lock, so that a reset has nothing of the guest's left in use, and nobody waits for the file but its own function.
+"""
+
+cimport cython
+from libc.errno cimport EINTR, EIO, ENOMEM, EOPNOTSUPP, ENOSYS, errno
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport free, malloc
+
+from pymodel.devices.block.store cimport Store
+from pymodel.memory cimport GuestMemory, Vectors, u64
+from pymodel.queue.chain cimport Chain
+
+cdef extern from "<sys/uio.h>" nogil:
+    cdef struct iovec:
+        pass
+    int RWF_NOWAIT
+    Py_ssize_t preadv2(int fd, const iovec *parts, int count, long long offset, int flags)
+    Py_ssize_t pwritev2(int fd, const iovec *parts, int count, long long offset, int flags)
+
+cdef extern from "<unistd.h>" nogil:
+    int SEEK_END
+    long long lseek(int fd, long long offset, int whence)
+    Py_ssize_t pwrite(int fd, const void *data, size_t length, long long offset)
+
+cdef extern from "<time.h>" nogil:
+    cdef struct timespec:
+        long tv_sec
+        long tv_nsec
+    int CLOCK_MONOTONIC
+    int clock_gettime(int clock, timespec *now)
+
+# What `Store` says.
+cdef enum:
+    DONE, NOT_NOW, BEGUN
+
+cdef enum:
+    # Writes that are begun at a time, and bytes of them; a larger one is for the pool.
+    WRITES_MAX = 64
+    BYTES_MAX = 1 << 20
+
+cdef struct Write:
+    char *data
+    size_t length
+    long long offset
+    int error
+    bint done
+
+
+@cython.final
+cdef class FileStore(Store):
+    cdef int fd
+    cdef long long least          # the file was never shorter, or it lost something
+    cdef bint reads
+    cdef bint writes
+    cdef bint copies
+    cdef Vectors vectors
+    cdef char *copy
+    cdef size_t used
+    cdef Write begun[WRITES_MAX]
+    cdef int count
+    cdef readonly uint64_t written
+    cdef readonly bint slow
+    cdef public uint64_t others
+    cdef public uint64_t durable
+
+    def __cinit__(self, int fd, long long least, *, bint reads, bint writes, bint copies):
+        self.fd = fd
+        self.least = least
+        self.reads = reads
+        self.writes = writes
+        self.copies = copies
+        self.vectors = Vectors()
+
+    def __dealloc__(self):
+        free(self.copy)
+
+    @property
+    def busy(self):
+        return self.count > 0
+
+    def may_copy(self, bint allowed):
+        self.copies = allowed
+        self.slow = False
+
+    cdef int gather(self, GuestMemory memory, Chain chain, int first, u64 skip, u64 length, bint write) except -1 nogil:
+        """Whether a part of a chain was found in as few pieces as a call takes."""
+        cdef u64 count
+        self.vectors.count = 0
+        self.vectors.size = 0
+        while length:
+            if skip >= chain.lengths[first]:
+                skip -= chain.lengths[first]
+                first += 1
+                continue
+            count = chain.lengths[first] - skip
+            if count > length:
+                count = length
+            memory.places(chain.addresses[first] + skip, count, write, self.vectors)
+            skip += count
+            length -= count
+            if length and self.vectors.count == 1024:
+                return 0
+        return 1
+
+    cdef int read(self, GuestMemory memory, Chain chain, int first, u64 skip, u64 length, u64 offset) except -1 nogil:
+        cdef Py_ssize_t count
+        if not self.reads or not self.gather(memory, chain, first, skip, length, True) or self.vectors.size != length:
+            return NOT_NOW
+        count = preadv2(self.fd, <iovec *>&self.vectors.pieces[0], self.vectors.count, <long long>offset, RWF_NOWAIT)
+        if count < 0 and errno in (EOPNOTSUPP, ENOSYS):
+            self.reads = False
+        return DONE if count >= 0 and <u64>count == length else NOT_NOW
+
+    cdef int write(self, GuestMemory memory, Chain chain, int first, u64 skip, u64 length, u64 offset) except -1 nogil:
+        cdef Py_ssize_t count
+        if lseek(self.fd, 0, SEEK_END) < self.least:
+            return NOT_NOW
+        if self.writes and self.gather(memory, chain, first, skip, length, False) and self.vectors.size == length:
+            count = pwritev2(self.fd, <iovec *>&self.vectors.pieces[0], self.vectors.count, <long long>offset,
+                             RWF_NOWAIT)
+            if count > 0 or (count == 0 and not length):
+                self.written += 1
+            if count >= 0 and <u64>count == length:
+                return DONE
+            if count < 0 and errno in (EOPNOTSUPP, ENOSYS):
+                self.writes = False
+        if self.copies:
+            return self.begin(memory, chain, first, skip, length, offset)
+        return NOT_NOW
+
+    cdef int begin(self, GuestMemory memory, Chain chain, int first, u64 skip, u64 length, u64 offset) except -1 nogil:
+        """Copy a write, for `perform`."""
+        cdef u64 count
+        cdef Write *write = &self.begun[self.count]
+        if self.copy == NULL:
+            self.copy = <char *>malloc(BYTES_MAX)
+        if self.copy == NULL or self.count == WRITES_MAX or length > BYTES_MAX - self.used:
+            return NOT_NOW
+        write.data = self.copy + self.used
+        write.length = length
+        write.offset = <long long>offset
+        write.error = 0
+        write.done = False
+        while length:
+            if skip >= chain.lengths[first]:
+                skip -= chain.lengths[first]
+                first += 1
+                continue
+            count = chain.lengths[first] - skip
+            if count > length:
+                count = length
+            memory.copy_out(chain.addresses[first] + skip, <u64>(self.copy + self.used), count)
+            self.used += count
+            skip += count
+            length -= count
+        self.count += 1
+        return BEGUN
+
+    cdef int clean(self) except -1 nogil:
+        return self.durable == self.written + self.others
+
+    cdef int perform(self) except -1 nogil:
+        cdef int number
+        cdef long long start
+        for number in range(self.count):
+            if not self.begun[number].done:
+                start = now()
+                self.begun[number].error = put(self.fd, &self.begun[number])
+                self.begun[number].done = True
+                self.written += 1
+                self.slow = self.slow or now() - start > 100_000_000
+        return 0
+
+    cdef int error(self, int number) except -1 nogil:
+        return self.begun[number].error
+
+    cdef int landed(self) except -1 nogil:
+        self.count = 0
+        self.used = 0
+        return 0
+
+
+cdef int put(int fd, const Write *write) noexcept nogil:
+    """Make a write, and return 0 or its error number."""
+    cdef size_t done = 0
+    cdef Py_ssize_t count
+    while done < write.length:
+        count = pwrite(fd, write.data + done, write.length - done, write.offset + <long long>done)
+        if count > 0:
+            done += <size_t>count
+        elif count == 0:
+            return EIO
+        elif errno != EINTR:
+            return errno
+    return 0
+
+
+cdef inline long long now() noexcept nogil:
+    cdef timespec at
+    clock_gettime(CLOCK_MONOTONIC, &at)
+    return <long long>at.tv_sec * 1_000_000_000 + at.tv_nsec

@@ -1,0 +1,239 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, embedsignature=False
+"""A function's thread while there is nothing but kicks: from message to interrupt without the interpreter.
+
+`loop.pyi` documents what is public. What C code needs explaining is here.
+
+The function's lock is the gate: a batch holds it, and whoever closes the gate, resets or stops the function does so in
+Python with the lock held. So a batch runs only if Python has not had the lock since the loop was made ready
+(`TurnLock.entries`), and nothing has to be told to stop.
+"""
+
+cimport cython
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+
+from pymodel.queue.engine cimport Engine
+from vfu_server.vfio.line cimport NAP_OTHER, Line, Posted, pollfd
+from vfu_server.vfio.turn_lock cimport TurnLock
+
+cdef extern from "<time.h>" nogil:
+    cdef struct timespec:
+        long tv_sec
+        long tv_nsec
+    int CLOCK_MONOTONIC
+    int clock_gettime(int clock, timespec *now)
+
+LANES_MAX = MOST
+
+cdef enum:
+    MOST = 256
+    # File descriptors to wait for beside the line's own.
+    ALSO_MAX = 8
+    # Posted writes that are taken ahead of a batch.
+    KICKS = 64
+
+# What `Engine.run` says (pymodel/queue/engine.py).
+cdef enum:
+    EMPTY, MORE, OTHER, BEGUN
+
+# How an interrupt is sent: by a vector, or one of these (pymodel/pci/lane.py).
+cdef enum:
+    NOBODY = -1
+    ASK = -2
+
+# Why the loop ends: for the library or the model, or for what is in `others` and `error`.
+cdef enum:
+    LIBRARY, MODEL
+
+
+cdef class Served:
+    """A lane, in a list of them: without the interpreter such a list can be gone through, and one of Python's can't."""
+
+    cdef Engine engine
+    cdef Served next
+    cdef int number
+    cdef uint64_t offset
+    cdef uint32_t region
+    cdef uint16_t name
+    cdef int vector
+    cdef bint kicked
+    cdef bint other           # the next buffer is for the consumer
+
+
+@cython.final
+cdef class Loop:
+    cdef Line line
+    cdef TurnLock lock
+    cdef Served first
+    cdef int current         # the number of the lane whose batch it is
+    cdef readonly bint armed
+    cdef unsigned long entries
+    cdef object _error
+
+    def __cinit__(self, Line line not None, TurnLock lock not None):
+        self.line = line
+        self.lock = lock
+
+    def arm(self, lanes):
+        cdef Served lane
+        self.first = None
+        for number, (engine, region, offset, name, vector, kicked) in enumerate(lanes[:MOST]):
+            lane = Served.__new__(Served)
+            lane.engine = engine
+            lane.number = number
+            lane.region, lane.offset, lane.name, lane.vector, lane.kicked = region, offset, name, vector, kicked
+            lane.next, self.first = self.first, lane
+        self.armed = self.first is not None
+        self.entries = self.lock.entries
+
+    def run(self, timeout, also=()):
+        """Whether the library is to look at the client, or at what else it waits for."""
+        cdef pollfd fds[2 + ALSO_MAX]
+        cdef int count = 2, result
+        cdef long long until = -1
+        cdef Served lane
+        if not self.armed:
+            return True
+        for fd, events in also:
+            if count == 2 + ALSO_MAX:
+                raise ValueError(f"more than {ALSO_MAX} other file descriptors to wait for")
+            fds[count].fd, fds[count].events = fd, events
+            count += 1
+        if timeout is not None:
+            until = now() + <long long>(timeout * 1e9)
+        try:
+            with nogil:
+                result = self.go(fds, count, until)
+        except Exception as error:
+            # Of a batch, so the lock is held.
+            self.armed = False
+            lane = self.first
+            while lane.number != self.current:
+                lane = lane.next
+            lane.other = True
+            # What is wrong with a buffer that comes next the consumer finds too, and it has the words for it.
+            if lane.engine.begun:
+                self._error = error
+            lane.engine.undo()
+            self.lock.give()
+            result = MODEL
+        return result == LIBRARY
+
+    def others(self):
+        cdef list found = []
+        cdef Served lane = self.first
+        while lane is not None:
+            if lane.other or lane.kicked:
+                found.append(lane.engine.queue.index)
+                lane.other = lane.kicked = False
+            lane = lane.next
+        return found
+
+    def error(self):
+        found, self._error = self._error, None
+        return found
+
+    cdef int go(self, pollfd *fds, int count, long long until) except -1 nogil:
+        """Run until there is something for others; `until` is a time of `now`, or -1."""
+        cdef Posted post
+        cdef int found, kicks, wait
+        cdef long long left
+        cdef bint any = some_kicked(self.first)
+        while True:
+            found = -1
+            kicks = 0
+            while kicks < KICKS:
+                found = self.line.peek(&post)
+                if found != 1 or not kick(self.first, &post):
+                    break
+                self.line.drop(&post)
+                kicks += 1
+                any = True
+            if any:
+                any = self.work()
+                if not self.armed:
+                    return MODEL
+            if kicks == KICKS:
+                found = -1
+            if found != -1:
+                # Another message, a part of one, or the end.
+                return LIBRARY
+            left = 0
+            if not any and kicks < KICKS:
+                left = until - now() if until >= 0 else -1
+            wait = -1 if until < 0 and left < 0 else 0 if left <= 0 else <int>((left + 999_999) // 1_000_000)
+            if self.line.nap(fds, count, wait) & NAP_OTHER:
+                return LIBRARY
+            if until >= 0 and now() >= until:
+                return LIBRARY
+
+    cdef int work(self) except -1 nogil:
+        """Run what was kicked; whether there is more. Not `armed` any more where Python has to go on."""
+        cdef bint more
+        self.lock.take()
+        if self.lock.entries != self.entries:
+            self.armed = False
+        more = self.work_on(self.first)
+        self.lock.give()
+        return more
+
+    cdef int work_on(self, Served lane) except -1 nogil:
+        """The same for a lane and those that follow it; the lock is held."""
+        if lane is None:
+            return False
+        if self.armed and lane.kicked:
+            self.current = lane.number
+            self.batch(lane, lane.engine)
+        return self.work_on(lane.next) or lane.kicked
+
+    cdef int batch(self, Served lane, Engine engine) except -1 nogil:
+        """One batch of a lane; the lock is held, though not all the time."""
+        cdef int result = engine.run()
+        if result == BEGUN:
+            self.lock.give()
+            engine.perform()
+            self.lock.take()
+            if self.lock.entries != self.entries:
+                # Somebody may wait for these requests.
+                self.armed = False
+            engine.finish()
+            engine.queue.settle(engine.memory)
+            result = MORE
+        lane.kicked = result == MORE
+        if result == OTHER or engine.failed:
+            lane.other = True
+            self.armed = False
+        if engine.queue.owed:
+            if lane.vector == ASK:
+                lane.other = True
+                self.armed = False
+            else:
+                if lane.vector != NOBODY:
+                    self.line.trigger(<uint32_t>lane.vector)
+                    engine.queue.interrupts += 1
+                engine.queue.owed = False
+        return 0
+
+
+cdef bint some_kicked(Served lane) noexcept nogil:
+    """Whether this lane or one that follows it was kicked."""
+    return lane is not None and (lane.kicked or some_kicked(lane.next))
+
+
+cdef bint kick(Served lane, const Posted *post) noexcept nogil:
+    """Whether a write is the notification of a lane, as a driver means it; it is noted then."""
+    if lane is None:
+        return False
+    if lane.offset != post.offset or lane.region != post.region:
+        return kick(lane.next, post)
+    if post.count < 2 or (post.data[0] | post.data[1] << 8) != lane.name:
+        return False
+    lane.kicked = True
+    lane.engine.queue.kicks += 1
+    return True
+
+
+cdef inline long long now() noexcept nogil:
+    """Nanoseconds of the clock that never goes back."""
+    cdef timespec at
+    clock_gettime(CLOCK_MONOTONIC, &at)
+    return <long long>at.tv_sec * 1_000_000_000 + at.tv_nsec
