@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.server_process import ServerProcess
-from tests.wire.driving import works
+from tests.wire.driving import serves, works
 from tests.wire.running import running, sockets, until
 from vfu_client.drivers.block import BlockDriver
 from vfu_client.owner.admin import AdminError
@@ -87,6 +87,6 @@ def test_enabled_by_the_owner(serve: Callable[..., ServerProcess]) -> None:
         assert sriov.read("total_vfs") == 400
         sriov.enable(300)
         until(lambda: len(sockets(server)) == 301, "300 VFs", timeout=30)
-        works(server.socket("vf300"))
+        serves(server.socket("vf300"))
         sriov.disable()
         until(lambda: sockets(server) == ["pf"], "no VFs", timeout=30)
