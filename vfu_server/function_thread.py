@@ -278,9 +278,7 @@ class FunctionThread:
             self._log.warning("%s: clients wait", error.strerror)
         with self.function.lock:
             self._run_timers()
-            if self._loop is not None:
-                self.function.go_on(self._loop.others(), self._loop.error())
-            self.function.service()
+            self._service()
             memory = self._context.memory
             if memory.lost != self._lost_pages:
                 self._lost_pages = memory.lost
@@ -294,7 +292,7 @@ class FunctionThread:
             self._context.post_writes(posted)
         if self.function.work_unlocked():
             with self.function.lock:
-                self.function.service()
+                self._service()
                 self._rest()
             if self.function.work_unlocked():
                 self.wake()  # the client's messages come first
@@ -313,6 +311,12 @@ class FunctionThread:
         handled = self._context.run(patience, self._waits)
         # Registers that were read leave nothing to do.
         return 0 < handled == self._accesses.take_reads() and not self._context.woken and not self._timers
+
+    def _service(self) -> None:
+        """Have the model work, also on turns of queues that the loop was to give."""
+        if self._loop is not None:
+            self.function.go_on(self._loop.others(), self._loop.error())
+        self.function.service()
 
     def _rest(self) -> None:
         """The function has nothing to do now: what is waited for, and who serves its queues meanwhile."""

@@ -12,11 +12,16 @@ from pathlib import Path
 import pytest
 
 from pymodel.host import Host
-from pymodel.pci.lane import Lane
+from pymodel.memory import GuestMemory
+from pymodel.pci.lane import NOBODY, Lane
+from pymodel.queue.engine import Engine
+from pymodel.queue.virtqueue import Virtqueue
 from tests.wire.raw_client import HEADER, REGION_READ, RESET, RawClient
+from vfu_server.datapath import COMPILED
 from vfu_server.function_thread import FunctionThread
 from vfu_server.server import Folder, FolderTakenError, Server
 from vfu_server.vfio._vfu import GUARDED
+from vfu_server.vfio.turn_lock import TurnLock
 
 
 class Lock:
@@ -354,3 +359,43 @@ def test_a_folder_has_one_server(tmp_path: Path) -> None:
         Folder(first.path)
     first.close()
     Folder(first.path).close()
+
+
+@pytest.mark.skipif(not COMPILED, reason="there is no loop")
+def test_a_turn_that_the_loop_was_to_give(tmp_path: Path) -> None:
+    """It is not lost where the model comes first again, for what the disk did without the lock."""
+
+    class Turns(FakeFunction):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = TurnLock()  # type: ignore[assignment]
+            self.lanes_left = [Lane(Engine(Virtqueue(7, 256), GuestMemory()), 0, 0, 7, NOBODY, True)]
+            self.unlocked = False
+            self.queues: list[int] = []
+
+        def note(self, what: str) -> None:
+            self.unlocked = what == "attach"
+
+        def work_unlocked(self) -> bool:
+            unlocked, self.unlocked = self.unlocked, False
+            return unlocked
+
+        def lanes(self) -> list[Lane]:
+            found, self.lanes_left = self.lanes_left, []
+            return found
+
+        def go_on(self, queues: Iterable[int], error: Exception | None) -> None:
+            self.queues += queues
+
+        def service(self) -> None:
+            if self.queues:
+                self.serviced.set()
+
+    function = Turns()
+    thread = FunctionThread(function, tmp_path / "vf1.sock")
+    thread.start()
+    with RawClient(tmp_path / "vf1.sock"):
+        assert function.serviced.wait(10)
+    assert function.queues == [7]
+    thread.stop()
+    assert thread.join(5)
