@@ -253,13 +253,9 @@ class Function:
             found.append(Lane(engine, self._virtio.index, at, name, self.interrupts.direct(queue), kicked))
         return found
 
-    def go_on(self, queues: Iterable[int], error: Exception | None) -> None:
-        """The function's thread did what it could: these queues are to be looked at, and `error` is what it
-        met.
-        """
+    def go_on(self, queues: Iterable[int]) -> None:
+        """The function's thread did what it could: these queues are to be looked at."""
         self.transport.go_on(queues)
-        if error is not None:
-            self.transport.failed(error)
 
     def work_unlocked(self) -> bool:
         """What may wait for a moment, called after `service` without the lock. Whether to service again."""

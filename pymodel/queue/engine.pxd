@@ -15,6 +15,7 @@ cdef class Engine:
     cdef public long long life
     cdef int _taken
     cdef readonly int begun
+    cdef readonly bint landed
     cdef public int failed
 
     @cython.locals(result=int, rounds=int, enough=cython.longlong, written=cython.longlong)
@@ -22,5 +23,6 @@ cdef class Engine:
     cdef long long request(self) except? -3 nogil
     cdef int marks(self, Chain chain, long long written) except -1 nogil
     cdef int perform(self) except -1 nogil
+    cdef int land(self) except -1 nogil
     cdef int finish(self) except -1 nogil
     cdef int undo(self) except -1 nogil

@@ -30,7 +30,8 @@ class Engine:
     """One queue, driven while its function's lock is held and its gate is open. A device type has `request`.
 
     `life` is the queue's when the engine was made ready: what was begun in another one completes into
-    nothing. `failed` is the last error number of what was begun, until somebody takes it.
+    nothing. `failed` is the last error number of what was begun, until somebody takes it. `landed`: what was
+    begun is done, and its requests are not all told of it.
     """
 
     def __init__(self, queue: Virtqueue, memory: GuestMemory) -> None:
@@ -42,6 +43,7 @@ class Engine:
         self._taken = 0
         # Buffers that `perform` is to finish.
         self.begun = 0
+        self.landed = False
         self.failed = 0
 
     def run(self) -> int:
@@ -98,10 +100,20 @@ class Engine:
         """Do what may take a moment, without the lock and on memory of the engine's own."""
         return 0
 
+    def land(self) -> int:
+        """Take over how `perform` went: nobody needs to keep anything for `finish`. To be called with the lock."""
+        self.landed = self.begun > 0
+        return 0
+
     def finish(self) -> int:
         """Complete what `perform` did, into nothing if the queue was reset meanwhile."""
         self.begun = 0
+        self.landed = False
         return 0
+
+    def complete(self) -> None:
+        """`finish` what has `landed`, for Python: where a loop could not."""
+        self.finish()
 
     def undo(self) -> int:
         """Give back the buffer that was being looked at."""

@@ -24,7 +24,7 @@ class FileStore(Store):
     def __new__(cls, fd: int, least: int, *, reads: bool, writes: bool, copies: bool) -> Self: ...
     @property
     def busy(self) -> bool:
-        """Whether writes were begun and not told."""
+        """Whether writes were begun, and how they went was not taken over."""
 
     def may_copy(self, allowed: bool) -> None:
         """Whether writes may be copied from now on; nothing is called slow any more."""

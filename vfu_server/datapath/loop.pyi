@@ -32,6 +32,3 @@ class Loop:
 
     def others(self) -> list[int]:
         """The queues that the model is to look at, since the last call."""
-
-    def error(self) -> Exception | None:
-        """What went wrong with requests that were begun, once."""

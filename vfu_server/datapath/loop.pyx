@@ -40,7 +40,7 @@ cdef enum:
     NOBODY = -1
     ASK = -2
 
-# Why the loop ends: for the library or the model, or for what is in `others` and `error`.
+# Why the loop ends: for the library, or for the model.
 cdef enum:
     LIBRARY, MODEL
 
@@ -67,7 +67,6 @@ cdef class Loop:
     cdef int current         # the number of the lane whose batch it is
     cdef readonly bint armed
     cdef unsigned long entries
-    cdef object _error
 
     def __cinit__(self, Line line not None, TurnLock lock not None):
         self.line = line
@@ -91,6 +90,7 @@ cdef class Loop:
         cdef int count = 2, result
         cdef long long until = -1
         cdef Served lane
+        cdef Engine engine
         if not self.armed:
             return True
         for fd, events in also:
@@ -103,17 +103,21 @@ cdef class Loop:
         try:
             with nogil:
                 result = self.go(fds, count, until)
-        except Exception as error:
-            # Of a batch, so the lock is held.
+        except Exception:
+            # Of a batch, so the lock is held. What is wrong the model finds too, and it has the words for it.
             self.armed = False
             lane = self.first
             while lane.number != self.current:
                 lane = lane.next
             lane.other = True
-            # What is wrong with a buffer that comes next the consumer finds too, and it has the words for it.
-            if lane.engine.begun:
-                self._error = error
-            lane.engine.undo()
+            engine = lane.engine
+            engine.undo()
+            # What was begun is done all the same, so that the disk is not kept; the model tells the driver.
+            self.lock.give()
+            with nogil:
+                engine.perform()
+                self.lock.take()
+            engine.land()
             self.lock.give()
             result = MODEL
         return result == LIBRARY
@@ -126,10 +130,6 @@ cdef class Loop:
                 found.append(lane.engine.queue.index)
                 lane.other = lane.kicked = False
             lane = lane.next
-        return found
-
-    def error(self):
-        found, self._error = self._error, None
         return found
 
     cdef int go(self, pollfd *fds, int count, long long until) except -1 nogil:

@@ -64,10 +64,11 @@ class BlockDevice:
             block.T_DISCARD: self._discard,
             block.T_WRITE_ZEROES: self._write_zeroes,
         }
-        self._engines: dict[int, BlockEngine] = {}
         self._forget()
 
     def _forget(self) -> None:
+        # One that is at work meanwhile ends that by itself, into nothing.
+        self._engines: dict[int, BlockEngine] = {}
         self._accepted = 0
         self._writeback = block.WRITEBACK
         self._started: dict[Job, Request] = {}
@@ -96,11 +97,11 @@ class BlockDevice:
         if store is None or self._pending or self._stale.get(queue.index):
             return None
         engine = self._engines.get(queue.index)
-        if engine is None or engine.store is not store or engine.life != queue.life:
-            if engine is not None and engine.begun:
-                return engine
+        if engine is None or engine.life != queue.life or (engine.store is not store and not engine.landed):
             engine = BlockEngine(queue, memory, store, size=self._disk.size, unit=self._disk.shape.block)
             self._engines[queue.index] = engine
+        if engine.landed:
+            return None  # `service` has yet to tell of what it did
         if engine.failed:
             self._log.error("request type %d: %s", block.T_OUT, os.strerror(engine.failed))
             engine.failed = 0
@@ -126,6 +127,7 @@ class BlockDevice:
 
     def drop(self, queue: int) -> None:
         """Forget the requests of a queue. It takes none before its jobs have ended."""
+        self._engines.pop(queue, None)
         self._pending = deque(request for request in self._pending if request.buffer.queue != queue)
         for request in self._started.values():
             if request.buffer.queue == queue and not request.dropped:
@@ -195,6 +197,9 @@ class BlockDevice:
 
         Raises `MemoryFault` where the guest's is gone; what it befell can be tried again.
         """
+        for engine in self._engines.values():
+            if engine.landed:
+                engine.complete()
         self._landed.extend(self._disk.finished())
         while self._landed:
             job = self._landed[0]

@@ -19,6 +19,7 @@ cdef class BlockEngine(Engine):
     cdef unsigned int[::1] _ids
     cdef unsigned int[::1] _slots
     cdef u64[::1] _status
+    cdef int[::1] _errors
 
     @cython.locals(room=cython.longlong, kind=u64, sector=u64, written=cython.longlong, length=u64, result=int)
     cdef long long request(self) except? -3 nogil
@@ -26,5 +27,8 @@ cdef class BlockEngine(Engine):
     cdef u64 status_at(self) except? 0xFFFFFFFFFFFFFFFF nogil
     cdef int marks(self, Chain chain, long long written) except -1 nogil
     cdef int perform(self) except -1 nogil
+
+    @cython.locals(number=int)
+    cdef int land(self) except -1 nogil
 
     cdef int finish(self) except -1 nogil

@@ -47,6 +47,7 @@ class BlockEngine(Engine):
         self._ids = array("I", bytes(4 * _MOST))
         self._slots = array("I", bytes(4 * _MOST))
         self._status = array("Q", bytes(8 * _MOST))
+        self._errors = array("i", bytes(4 * _MOST))
 
     def request(self) -> int:
         """See `Engine`."""
@@ -105,17 +106,29 @@ class BlockEngine(Engine):
         """See `Engine`."""
         return self.store.perform()
 
+    def land(self) -> int:
+        """See `Engine`. The store is free for others then, and may be closed."""
+        if self.begun and not self.landed:
+            number = 0
+            while number < self.begun:
+                self._errors[number] = self.store.error(number)
+                if self._errors[number]:
+                    self.failed = self._errors[number]
+                number += 1
+            self.store.landed()
+            self.landed = True
+        return 0
+
     def finish(self) -> int:
         """See `Engine`."""
+        self.land()
         while self._told < self.begun:
-            if self.store.error(self._told):
-                self.failed = self.store.error(self._told)
             if self.queue.life == self.life:
-                self.memory.poke(self._status[self._told], _IOERR if self.store.error(self._told) else _OK, 1)
+                self.memory.poke(self._status[self._told], _IOERR if self._errors[self._told] else _OK, 1)
                 # Of the writable part there is only the status.
                 self.queue.ring.put(self._ids[self._told], self._slots[self._told], 1, _WROTE)
                 self.queue.bytes += 1
             self._told += 1
         self.begun = self._told = 0
-        self.store.landed()
+        self.landed = False
         return 0

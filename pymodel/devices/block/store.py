@@ -39,5 +39,5 @@ class Store:
         return 0
 
     def landed(self) -> int:
-        """What was performed has been told: room for more."""
+        """How it went is known: room for more."""
         return 0

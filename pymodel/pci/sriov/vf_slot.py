@@ -160,9 +160,9 @@ class VfSlot:
         """See `Function`; none where there is no VF."""
         return self.vf.lanes() if self.enabled else []
 
-    def go_on(self, queues: Iterable[int], error: Exception | None) -> None:
+    def go_on(self, queues: Iterable[int]) -> None:
         """See `Function`."""
-        self.vf.go_on(queues, error)
+        self.vf.go_on(queues)
 
     def work_unlocked(self) -> bool:
         """See `Function`."""

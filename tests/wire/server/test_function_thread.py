@@ -103,7 +103,7 @@ class FakeFunction:
         assert self.lock.held
         return []
 
-    def go_on(self, queues: Iterable[int], error: Exception | None) -> None:
+    def go_on(self, queues: Iterable[int]) -> None:
         assert self.lock.held
 
     def service(self) -> None:
@@ -384,7 +384,7 @@ def test_a_turn_that_the_loop_was_to_give(tmp_path: Path) -> None:
             found, self.lanes_left = self.lanes_left, []
             return found
 
-        def go_on(self, queues: Iterable[int], error: Exception | None) -> None:
+        def go_on(self, queues: Iterable[int]) -> None:
             self.queues += queues
 
         def service(self) -> None:
