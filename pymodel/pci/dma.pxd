@@ -1,4 +1,6 @@
 # Types for `make ext`, which compiles dma.py as it stands.
+import cython
+
 from pymodel.memory cimport GuestMemory, Vectors, u64
 from pymodel.migration.record cimport WriteRecord
 
@@ -13,6 +15,7 @@ cdef class Dma(GuestMemory):
     cdef int poke(self, u64 address, u64 value, int length) except -1 nogil
     cdef int copy_in(self, u64 address, u64 place, u64 length) except -1 nogil
     cdef int copy_out(self, u64 address, u64 place, u64 length) except -1 nogil
+    @cython.locals(size=u64)
     cdef int places(self, u64 address, u64 length, bint write, Vectors found) except -1 nogil
     cdef int note(self, u64 address, u64 length) except -1 nogil
 

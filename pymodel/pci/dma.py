@@ -128,9 +128,8 @@ class Dma(GuestMemory):
         """See `GuestMemory`."""
         if self.target is None:
             return closed()
-        # Before: what faults half-way has written.
-        self.note(address, length)
-        return self.target.copy_in(address, place, length)
+        self.target.copy_in(address, place, length)
+        return self.note(address, length)
 
     def copy_out(self, address: int, place: int, length: int) -> int:
         """See `GuestMemory`."""
@@ -142,9 +141,10 @@ class Dma(GuestMemory):
         """See `GuestMemory`."""
         if self.target is None:
             return closed()
-        if write:
-            self.note(address, length)
-        return self.target.places(address, length, write, found)
+        size = found.size
+        self.target.places(address, length, write, found)
+        # Whoever asked for places to write to writes after this; what is not there is never written.
+        return self.note(address, found.size - size) if write else 0
 
     def note(self, address: int, length: int) -> int:
         """Put [address, address + length) into the write record, if there is one."""

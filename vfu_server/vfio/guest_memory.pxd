@@ -66,6 +66,7 @@ cdef class GuestMemory:
     cdef int load(self, uint64_t address) except -1 nogil
     cdef int store(self, uint64_t address, uint16_t value) except -1 nogil
     cdef int copy(self, uint64_t address, void *place, uint64_t length, bint write) except -1 nogil
+    cdef int probe(self, uint64_t address, uint64_t length) except -1 nogil
     cdef char *run(self, uint64_t address, uint64_t length, bint write, uint64_t *count) except NULL nogil
     cdef int cover(self, list found, uint64_t start, uint64_t left, bint write) except -1
     cdef int map(self, uint64_t start, uint64_t length, int fd, uint64_t offset, uint32_t prot) except -1

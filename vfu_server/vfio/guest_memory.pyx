@@ -202,15 +202,19 @@ cdef class GuestMemory:
         return 0
 
     cdef int copy(self, uint64_t address, void *place, uint64_t length, bint write) except -1 nogil:
-        """Copy between [address, address + length) and memory of ours, to the first if `write`."""
+        """Copy between [address, address + length) and memory of ours, to the first if `write`: all or nothing."""
         cdef uint64_t count
         cdef Region *region
+        cdef bint is_there = not write
         while length:
             region = self.find(address)
             check(region, address, write)
             count = region.last - address + 1
             if count > length or count == 0:  # 0: all 2**64 bytes
                 count = length
+            if count < length and not is_there:
+                self.probe(address, length)
+                is_there = True
             if write:
                 memcpy(region.host + (address - region.start), place, count)
             else:
@@ -218,6 +222,18 @@ cdef class GuestMemory:
             place = <char *>place + count
             length -= count
             address += count
+            if length and not address:
+                unmapped(address)
+                return -1
+        return 0
+
+    cdef int probe(self, uint64_t address, uint64_t length) except -1 nogil:
+        """Raise MemoryFault unless all of [address, address + length) can be written."""
+        cdef uint64_t count = 0
+        while length:
+            self.run(address, length, True, &count)
+            address += count
+            length -= count
             if length and not address:
                 unmapped(address)
                 return -1
