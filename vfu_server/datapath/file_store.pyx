@@ -141,6 +141,8 @@ cdef class FileStore(Store):
         cdef Write *write = &self.begun[self.count]
         if self.copy == NULL:
             self.copy = <char *>malloc(BYTES_MAX)
+        if not self.count:
+            self.used = 0  # of one that met a fault half-way something may be left
         if self.copy == NULL or self.count == WRITES_MAX or length > BYTES_MAX - self.used:
             return NOT_NOW
         write.data = self.copy + self.used
@@ -175,7 +177,10 @@ cdef class FileStore(Store):
                 self.begun[number].error = put(self.fd, &self.begun[number])
                 self.begun[number].done = True
                 self.written += 1
-                self.slow = self.slow or now() - start > 100_000_000
+                if now() - start > 100_000_000:
+                    # The next one is for the pool; the disk hears of it when it is asked for a store again.
+                    self.slow = True
+                    self.copies = False
         return 0
 
     cdef int error(self, int number) except -1 nogil:

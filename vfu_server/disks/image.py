@@ -257,9 +257,10 @@ class Image:
     def _count_write(self) -> None:
         """A write has ended, in whatever way: from now on a flush covers it."""
         with self._counting:
-            self._written += 1
+            # Never behind what a flush counts: what is written after that one would seem durable.
             if self._store is not None:
-                self._store.others = self._written
+                self._store.others = self._written + 1
+            self._written += 1
 
     def close(self) -> None:
         """Close the file, after a flush that is under way; those that follow fail.
