@@ -118,7 +118,9 @@ class GuestMemory:
         return 0
 
     def copy_in(self, address: int, place: int, length: int) -> int:
-        """Copy `length` bytes of the process's own memory at `place` to guest memory. Raises with nothing written."""
+        """Copy `length` bytes of the process's own memory at `place` to guest memory. Raises with nothing
+        written.
+        """
         self.write(address, ctypes.string_at(place, length))
         return 0
 

@@ -101,7 +101,9 @@ class Engine:
         return 0
 
     def land(self) -> int:
-        """Take over how `perform` went: nobody needs to keep anything for `finish`. To be called with the lock."""
+        """Take over how `perform` went: nobody needs to keep anything for `finish`. To be called with the
+        lock.
+        """
         self.landed = self.begun > 0
         return 0
 

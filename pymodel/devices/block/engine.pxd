@@ -7,7 +7,8 @@ from pymodel.queue.chain cimport Chain
 from pymodel.queue.engine cimport Engine
 
 cdef u64 _IN, _OUT, _FLUSH
-cdef int _HEADER, _SECTOR, _OK, _IOERR, _WROTE, _DONE, _BEGUN, _MOST
+cdef unsigned int _HEADER
+cdef int _SECTOR, _OK, _IOERR, _WROTE, _DONE, _BEGUN, _MOST
 cdef long long _NOT_MINE, _LATER, _TYPE
 
 cdef class BlockEngine(Engine):
