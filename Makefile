@@ -1,4 +1,4 @@
-# Everything from a fresh clone: `make test`, `make demo`, `make demo-sriov`, `make demo-nested`, `make bench`, `make compat`, `make check`, `make clean`.
+# Everything from a fresh clone: `make test`, `make demo`, `make demo-sriov`, `make demo-nested`, `make test-asan`, `make bench`, `make compat`, `make check`, `make clean`.
 #
 # Each target makes what it needs and is quick when that is there. Nothing is installed outside this folder.
 #
@@ -13,6 +13,8 @@ CC ?= cc
 VENV := .venv
 BIN := $(VENV)/bin
 EXT := build/ext
+ASAN := build/asan
+ASAN_TESTS := tests/model/queue tests/model/devices tests/wire/disks tests/wire/hostile tests/wire/pci tests/wire/transport
 COMPILED ?= yes
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -20,7 +22,7 @@ BENCH_ARGS ?=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: all demo demo-sriov demo-nested test bench compat check clean venv ext images drivers nested
+.PHONY: all demo demo-sriov demo-nested test test-asan bench compat check clean venv ext images drivers nested
 .DELETE_ON_ERROR:
 
 all: ext
@@ -45,6 +47,18 @@ test: ext images drivers
 	@echo "test: running"
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 	$(if $(PYTEST_ARGS),,$(BIN)/python -m tests.requirements --check --run)
+
+## The model's rings and the wire under AddressSanitizer, in a copy of the tree whose compiled modules are made for it.
+test-asan: ext
+	@mkdir -p $(ASAN)/build
+	@tar --create --exclude=./build --exclude=./.venv --exclude=./.git --exclude='*.so' . | tar --extract --directory $(ASAN)
+	@ln -sfn $(CURDIR)/$(VENV) $(ASAN)/$(VENV) && ln -sfn $(CURDIR)/build/cache $(ASAN)/build/cache
+	@echo "test-asan: building"
+	@$(MAKE) --no-print-directory -C $(ASAN) ext MESON_ARGS="-Db_sanitize=address -Db_lundef=false"
+	@echo "test-asan: running"
+	cd $(ASAN) && LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0 \
+	  PYTHONMALLOC=malloc PYTHONPATH=$(CURDIR)/$(ASAN) $(CURDIR)/$(BIN)/python -m pytest -n auto --maxprocesses 8 \
+	  --dist worksteal $(or $(PYTEST_ARGS),$(ASAN_TESTS))
 
 ## Measure every speed that the project claims. BENCH_ARGS="mmio-read move-downtime" takes only those.
 bench: ext images

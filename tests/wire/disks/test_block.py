@@ -339,6 +339,10 @@ def test_bad_disks(option: str, complaint: str) -> None:
         disk_option(option)
 
 
+@pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""),
+    reason="AddressSanitizer has shadows all over the address space",
+)
 def test_no_memory_for_a_chunk_fails_the_request_and_no_more(serve: Callable[..., ServerProcess]) -> None:
     """As in a container that is full: an IOERR for each that needs memory, until there is some again."""
     server = serve("--vfs", "1", "--disk", "ram:1G")
