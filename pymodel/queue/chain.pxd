@@ -27,11 +27,10 @@ cdef class Chain:
     cpdef int add(self, u64 address, unsigned int length, int flags) except -1 nogil
     cpdef int grow(self) except -1 with gil
 
-    @cython.locals(index=int, left=int, address=u64, rest=u64, flags=int)
     cpdef int walk(self, GuestMemory memory, u64 table, int size, int head, int table_max) except -1 nogil
 
-    @cython.locals(index=int, left=int, address=u64, rest=u64, flags=int)
-    cdef int walk_table(self, GuestMemory memory, u64 table, int count) except -1 nogil
+    @cython.locals(left=int, address=u64, rest=u64, flags=int, count=int)
+    cdef int follow(self, GuestMemory memory, u64 table, int size, int index, int table_max, bint nested) except -1 nogil
 
     @cython.locals(index=int, address=u64, rest=u64)
     cdef int add_table(self, GuestMemory memory, u64 table, int count) except -1 nogil

@@ -122,43 +122,33 @@ class Chain:
         or breaks another rule, `MemoryFault` for a descriptor that is not mapped.
         """
         self.clear()
-        self.id = index = head
+        self.id = head
+        return self.follow(memory, table, size, head, table_max, False)
+
+    def follow(
+        self, memory: GuestMemory, table: int, size: int, index: int, table_max: int, nested: bool
+    ) -> int:
+        """Append what descriptor `index` of a table begins. `nested`: one in which there may be no other."""
         left = size
         while left:
             if index >= size:
-                return broken(_OUTSIDE, index, size)
+                return broken(_OUTSIDE_TABLE if nested else _OUTSIDE, index, size)
             address = memory.peek(table + index * _SIZE)
             rest = memory.peek(table + index * _SIZE + 8)
             flags = rest >> 32 & 0xFFFF
             if flags & _INDIRECT:
+                if nested:
+                    return broken(_NESTED)
                 if flags & _NEXT:
                     return broken(_BOTH)
-                return self.walk_table(memory, address, table_length(address, rest & _LENGTH, table_max))
+                count = table_length(address, rest & _LENGTH, table_max)
+                return self.follow(memory, address, count, 0, 0, True)
             self.add(address, rest & _LENGTH, flags)
             if not flags & _NEXT:
                 return 0
             index = rest >> 48
             left -= 1
-        return broken(_LOOP, size)
-
-    def walk_table(self, memory: GuestMemory, table: int, count: int) -> int:
-        """Follow a split queue's indirect table of `count` descriptors."""
-        index = 0
-        left = count
-        while left:
-            if index >= count:
-                return broken(_OUTSIDE_TABLE, index, count)
-            address = memory.peek(table + index * _SIZE)
-            rest = memory.peek(table + index * _SIZE + 8)
-            flags = rest >> 32 & 0xFFFF
-            if flags & _INDIRECT:
-                return broken(_NESTED)
-            self.add(address, rest & _LENGTH, flags)
-            if not flags & _NEXT:
-                return 0
-            index = rest >> 48
-            left -= 1
-        return broken(_TABLE_LOOP, count)
+        return broken(_TABLE_LOOP if nested else _LOOP, size)
 
     def add_table(self, memory: GuestMemory, table: int, count: int) -> int:
         """Append a packed queue's indirect table of `count` descriptors, which has all of them in a row."""
