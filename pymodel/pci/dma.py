@@ -29,8 +29,8 @@ class Dma(GuestMemory):
         if target is None:
             raise MemoryFault(CLOSED)
         views = target.view(address, length, write=write)
-        if write and self._record is not None and self._record.active:
-            self._record.add(address, length)
+        if write and views:
+            self.note(address, length)
         return views
 
     def views(
@@ -59,8 +59,7 @@ class Dma(GuestMemory):
         if target is None:
             raise MemoryFault(CLOSED)
         target.write(address, data)
-        if self._record is not None and self._record.active:
-            self._record.add(address, len(data))
+        self.note(address, len(data))
 
     def is_mapped(self, address: int, length: int) -> bool:
         """See `GuestMemory`; nothing is while the gate is closed."""
@@ -80,8 +79,7 @@ class Dma(GuestMemory):
         if target is None:
             raise MemoryFault(CLOSED)
         target.store_u16(address, value)
-        if self._record is not None and self._record.active:
-            self._record.add(address, 2)
+        self.note(address, 2)
 
     def fence(self) -> None:
         """See `GuestMemory`."""

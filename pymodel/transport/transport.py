@@ -318,23 +318,19 @@ class Transport:
         if self.running and self.bus.may_access:
             try:
                 self._scheduler.work()
-            except (BrokenQueue, MemoryError) as error:
-                self.failed(error)
+            except MemoryFault as fault:
+                if self.bus.memory_in_flux:
+                    self.log.debug("waiting for memory: %s", fault)
+                    self._scheduler.rescan()
+                    self.bus.after(FLUX_SECONDS, self.bus.wake)
+                else:
+                    self.broken(str(fault))
+            except BrokenQueue as error:
+                self.broken(str(error))
+            except MemoryError:
+                self.broken("the server has no memory for what is in a queue")
         if self.config_owed or any(queue.owed for queue in self.queues.values()):
             self.bus.interrupts_owed()
-
-    def failed(self, error: Exception) -> None:
-        """Work on the queues met this: memory that may be back in a moment, a driver's mistake, or want of
-        ours.
-        """
-        if isinstance(error, MemoryFault) and self.bus.memory_in_flux:
-            self.log.debug("waiting for memory: %s", error)
-            self._scheduler.rescan()
-            self.bus.after(FLUX_SECONDS, self.bus.wake)
-        elif isinstance(error, MemoryError):
-            self.broken("the server has no memory for what is in a queue")
-        else:
-            self.broken(str(error))
 
     def broken(self, reason: str) -> None:
         """The driver broke a rule: DEVICE_NEEDS_RESET, and a configuration change if it is running."""
