@@ -1,4 +1,4 @@
-"""Servers for the wire tests: `serve` starts one for a test, `shared` is one that a file's tests share.
+"""Servers for the wire tests: `serve` starts one for a test, the others are for all tests of a file.
 
 A client that leaves resets the function it had, so tests that share a server see a fresh device each, but
 for the disk's content and the modes of VFs.
@@ -26,3 +26,17 @@ def shared() -> Iterator[ServerProcess]:
     """A PF and three VFs of two queues each."""
     with running() as start:
         yield start("--vfs", "3", "--queues", "2", "--disk", "ram:1M")
+
+
+@pytest.fixture(scope="module", params=["ram", "file"])
+def on_either_disk(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """A PF and a VF, on a disk of 1 MiB in memory and then on one in a file."""
+    disk = "ram:1M"
+    if request.param == "file":
+        image = tmp_path_factory.mktemp("disk") / "image"
+        image.write_bytes(bytes(1 << 20))
+        disk = f"vf1={image}"
+    with running() as start:
+        yield start("--vfs", "1", "--disk", disk, log_level="info")

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.server_process import ServerProcess
-from tests.wire.running import running
 from vfu_client.drivers.block import FEATURES, BlockDriver, BlockError, BlockRequest
 from vfu_client.vfio.memory import Buffer
 from vfu_client.virtio.function import KNOWN_FEATURES
@@ -26,24 +23,11 @@ RING_PACKED, IN_ORDER = 34, 35
 ROUNDS = 60
 
 
-@pytest.fixture(scope="module", params=["ram", "file"])
-def server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServerProcess]:
-    disk = "ram:1M"
-    if request.param == "file":
-        image: Path = tmp_path_factory.mktemp("mixed") / "image"
-        image.write_bytes(bytes(512 * SECTORS))
-        disk = f"vf1={image}"
-    with running() as start:
-        yield start("--vfs", "1", "--disk", disk)
-
-
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-def test_every_kind_behind_one_kick(server: ServerProcess, packed: bool) -> None:
+def test_every_kind_behind_one_kick(on_either_disk: ServerProcess, packed: bool) -> None:
     rng = random.Random(5)
     features = (KNOWN_FEATURES | FEATURES) - (set() if packed else {RING_PACKED})
-    with BlockDriver.open(server.socket("vf1"), features=features, posted_writes=True) as disk:
+    with BlockDriver.open(on_either_disk.socket("vf1"), features=features, posted_writes=True) as disk:
         content = {sector: bytes(512) for sector in range(SECTORS)}
         for sector in range(0, SECTORS, 64):
             disk.write(sector, bytes(512 * 64))
@@ -89,14 +73,14 @@ def test_every_kind_behind_one_kick(server: ServerProcess, packed: bool) -> None
             assert disk.read(sector, 64).tobytes() == wanted
 
 
-def test_the_monitor_counts_them_all(server: ServerProcess) -> None:
+def test_the_monitor_counts_them_all(on_either_disk: ServerProcess) -> None:
     """Requests and their notifications, whichever way they went."""
 
     def counters() -> tuple[int, int]:
-        (found,) = server.ask("query-functions", function="vf1")
+        (found,) = on_either_disk.ask("query-functions", function="vf1")
         return found["counters"]["requests"], found["counters"]["notifications"]
 
-    with BlockDriver.open(server.socket("vf1"), posted_writes=True) as disk:
+    with BlockDriver.open(on_either_disk.socket("vf1"), posted_writes=True) as disk:
         before = counters()
         for number in range(100):
             disk.read(number)

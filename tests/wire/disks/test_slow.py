@@ -7,27 +7,21 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from pymodel.build import Options, build
 from pymodel.devices.block.disk import Kind
-from pymodel.devices.block.ram_disk import RamDisk
 from tests.wire.disks.gates import Gates
+from tests.wire.disks.in_process import served
 from tests.wire.driving import Neighbour
 from tests.wire.running import until
 from vfu_client.drivers.block import BlockDriver, BlockRequest
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.owner import OwnerDriver
-from vfu_server.disks.file import FileDisk
 from vfu_server.disks.image import Image
-from vfu_server.server import Folder, Server
-from vfu_server.vfio.turn_lock import TurnLock
 
 SECONDS = 10
 ACTIVE, STOP = 0, 1
@@ -52,15 +46,9 @@ def image(tmp_path: Path) -> Path:
 @pytest.fixture
 def folder(gates: Gates[Kind], image: Path) -> Iterator[Path]:
     """A PF and two VFs; VF 1 stands on the image."""
-    path = Path(tempfile.mkdtemp(prefix="vfu-"))
-    held = Folder(path)
-    backends = {"pf": RamDisk(SIZE), "vf1": FileDisk(image), "vf2": RamDisk(SIZE)}
-    device = build(Options("blk", backends, vfs=2, total_vfs=2, queues=2), lock=TurnLock)
-    with Server(device, held):
+    with served(image, SIZE, queues=2) as path:
         yield path
         gates.open_all()
-    held.close()
-    shutil.rmtree(path)
 
 
 def driver(folder: Path) -> BlockDriver:

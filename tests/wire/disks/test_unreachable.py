@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pymodel.build import Options, build
-from pymodel.devices.block.ram_disk import RamDisk
+from tests.wire.disks.in_process import served
 from tests.wire.running import until
 from vfu_client.drivers.block import BlockDriver
 from vfu_client.owner.owner import OwnerDriver
-from vfu_server.disks.file import FileDisk
-from vfu_server.server import Folder, Server
-from vfu_server.vfio.turn_lock import TurnLock
 
 SECONDS = 10
 ACTIVE, STOP = 0, 1
@@ -31,14 +25,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     """A PF and two VFs, the first one on a file."""
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(SIZE))
-    path = Path(tempfile.mkdtemp(prefix="vfu-"))
-    held = Folder(path)
-    backends = {"pf": RamDisk(SIZE), "vf1": FileDisk(image), "vf2": RamDisk(SIZE)}
-    device = build(Options("blk", backends, vfs=2, total_vfs=2, queues=1), lock=TurnLock)
-    with Server(device, held):
+    with served(image, SIZE, queues=1) as path:
         yield path
-    held.close()
-    shutil.rmtree(path)
 
 
 def driver(folder: Path, vf: int) -> BlockDriver:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import contextlib
 import struct
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Self
 
 import pytest
 
 from tests.server_process import ServerProcess
 from tests.wire.draft_rig import ACTIVE, FREEZE, STOP, T_IN, T_OUT, Rig
-from tests.wire.running import running, until
+from tests.wire.running import until
 from vfu_client.vfio.memory import Buffer
 from vfu_client.virtio.split import SplitQueue
 
@@ -117,27 +116,14 @@ CLOSERS: dict[str, Callable[[Rig, Flood], None]] = {
 }
 
 
-@pytest.fixture(scope="module", params=["ram", "file"])
-def server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServerProcess]:
-    disk = "ram:1M"
-    if request.param == "file":
-        image: Path = tmp_path_factory.mktemp("races") / "image"
-        image.write_bytes(bytes(1 << 20))
-        disk = f"vf1={image}"
-    with running() as start:
-        yield start("--vfs", "1", "--disk", disk, log_level="info")
-
-
 @pytest.mark.spec("DEV-13", "DEV-14", "DEV-22")
 @pytest.mark.parametrize("kind", [T_IN, T_OUT], ids=["read", "write"])
 @pytest.mark.parametrize("closer", CLOSERS.values(), ids=CLOSERS)
 def test_nothing_is_touched_after_it(
-    server: ServerProcess, closer: Callable[[Rig, Flood], None], kind: int
+    on_either_disk: ServerProcess, closer: Callable[[Rig, Flood], None], kind: int
 ) -> None:
     for _ in range(ROUNDS):
-        with Rig(server) as rig:
+        with Rig(on_either_disk) as rig:
             with Flood(rig, kind) as flood:
                 closer(rig, flood)
                 flood.poison()
@@ -151,11 +137,11 @@ def test_nothing_is_touched_after_it(
 
 
 @pytest.mark.spec("DEV-14")
-def test_what_was_answered_is_complete(server: ServerProcess) -> None:
+def test_what_was_answered_is_complete(on_either_disk: ServerProcess) -> None:
     """Stop in the middle of traffic, again and again: each request has one used element, and goes on after
     it.
     """
-    with Rig(server) as rig, Flood(rig, T_IN) as flood:
+    with Rig(on_either_disk) as rig, Flood(rig, T_IN) as flood:
         for _ in range(50):
             rig.go(STOP)
             used = flood.queue.device_used_idx
