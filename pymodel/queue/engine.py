@@ -53,8 +53,6 @@ class Engine:
         next buffer is for the consumer. BEGUN: `perform`, without the lock, then `finish`, then another run.
         Raises `BrokenQueue`; then `undo` has the queue as the consumer expects it.
         """
-        if self.begun > 0:
-            return _BEGUN
         result = _MORE
         rounds = 0
         enough = self.queue.bytes + _BATCH_BYTES

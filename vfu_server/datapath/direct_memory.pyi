@@ -1,13 +1,11 @@
 """Guest memory for code that is compiled."""
 
-from typing import Self
-
-from typing_extensions import disjoint_base
+from typing import Self, final
 
 from pymodel.memory import GuestMemory as Memory
 from vfu_server.vfio.guest_memory import GuestMemory
 
-@disjoint_base
+@final
 class DirectMemory(Memory):
     """What the client of a context mapped, as the rings and engines of the compiled model reach it."""
 

@@ -5,20 +5,17 @@
 `vfu_server.vfio.guest_memory` knows none of the model's classes; this one is both.
 """
 
+cimport cython
 from libc.stdint cimport uint64_t
 
 from pymodel.memory cimport GuestMemory as Memory, Vectors, u64
-from vfu_server.vfio.guest_memory cimport GuestMemory
-
-cdef extern from *:
-    """
-    #include <stdatomic.h>
-    #define direct_fence() atomic_thread_fence(memory_order_seq_cst)
-    """
-    void direct_fence() nogil
+from vfu_server.vfio.guest_memory cimport GuestMemory, full_fence
 
 
+@cython.final
 cdef class DirectMemory(Memory):
+    cdef GuestMemory target
+
     def __cinit__(self, GuestMemory target not None):
         self.target = target
 
@@ -46,7 +43,7 @@ cdef class DirectMemory(Memory):
         self.target.store_u16(address, value)
 
     def fence(self):
-        direct_fence()
+        full_fence()
 
     # Without the interpreter.
 
@@ -57,7 +54,7 @@ cdef class DirectMemory(Memory):
         return self.target.store(address, <unsigned short>value)
 
     cdef int barrier(self) except -1 nogil:
-        direct_fence()
+        full_fence()
         return 0
 
     cdef u64 peek(self, u64 address) except? 0xFFFFFFFFFFFFFFFF nogil:
@@ -77,7 +74,7 @@ cdef class DirectMemory(Memory):
     cdef int places(self, u64 address, u64 length, bint write, Vectors found) except -1 nogil:
         cdef uint64_t count = 0
         cdef char *place
-        while length and found.count < 1024:
+        while length and 2 * found.count < found.pieces.shape[0]:
             place = self.target.run(address, length, write, &count)
             if found.count and found.pieces[2 * found.count - 2] + found.pieces[2 * found.count - 1] == <u64>place:
                 found.pieces[2 * found.count - 1] += count

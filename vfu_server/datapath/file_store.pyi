@@ -9,11 +9,12 @@ class FileStore(Store):
     """What of an image an engine may use while its function's lock is held.
 
     `fd` stays the caller's, and must stay open while `busy`. `least` is the size below which the image has
-    lost something. `reads` and `writes`: the file system can tell whether it has to wait. `copies`: other
-    writes may be copied, and made without the lock.
+    lost something. `reads` and `writes`: the file system can tell whether it has to wait. Other writes are
+    copied, and made without the lock, once that is allowed.
 
     `written` counts writes that have ended, `others` those that others made; `durable` is what both were
-    together when all was made durable last. `slow`: a write that was copied took longer than any should.
+    together when all was made durable last. `slow`: a write that was copied took longer than `slow_after`
+    seconds.
     """
 
     written: int
@@ -21,7 +22,7 @@ class FileStore(Store):
     durable: int
     slow: bool
 
-    def __new__(cls, fd: int, least: int, *, reads: bool, writes: bool, copies: bool) -> Self: ...
+    def __new__(cls, fd: int, least: int, *, reads: bool, writes: bool, slow_after: float) -> Self: ...
     @property
     def busy(self) -> bool:
         """Whether writes were begun, and how they went was not taken over."""

@@ -9,13 +9,17 @@ lock, so that a reset has nothing of the guest's left in use, and nobody waits f
 """
 
 cimport cython
-from libc.errno cimport EINTR, EIO, ENOMEM, EOPNOTSUPP, ENOSYS, errno
+from libc.errno cimport EINTR, EIO, EOPNOTSUPP, ENOSYS, errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+from pymodel.devices.block import store as stores
 
 from pymodel.devices.block.store cimport Store
 from pymodel.memory cimport GuestMemory, Vectors, u64
 from pymodel.queue.chain cimport Chain
+from vfu_server.datapath.clock cimport now
 
 cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:
@@ -29,16 +33,8 @@ cdef extern from "<unistd.h>" nogil:
     long long lseek(int fd, long long offset, int whence)
     Py_ssize_t pwrite(int fd, const void *data, size_t length, long long offset)
 
-cdef extern from "<time.h>" nogil:
-    cdef struct timespec:
-        long tv_sec
-        long tv_nsec
-    int CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *now)
-
 # What `Store` says.
-cdef enum:
-    DONE, NOT_NOW, BEGUN
+cdef int DONE = stores.DONE, NOT_NOW = stores.NOT_NOW, BEGUN = stores.BEGUN
 
 cdef enum:
     # Writes that are begun at a time, and bytes of them; a larger one is for the pool.
@@ -50,7 +46,6 @@ cdef struct Write:
     size_t length
     long long offset
     int error
-    bint done
 
 
 @cython.final
@@ -60,6 +55,7 @@ cdef class FileStore(Store):
     cdef bint reads
     cdef bint writes
     cdef bint copies
+    cdef long long slow_after     # nanoseconds
     cdef Vectors vectors
     cdef char *copy
     cdef size_t used
@@ -70,12 +66,12 @@ cdef class FileStore(Store):
     cdef public uint64_t others
     cdef public uint64_t durable
 
-    def __cinit__(self, int fd, long long least, *, bint reads, bint writes, bint copies):
+    def __cinit__(self, int fd, long long least, *, bint reads, bint writes, double slow_after):
         self.fd = fd
         self.least = least
         self.reads = reads
         self.writes = writes
-        self.copies = copies
+        self.slow_after = <long long>(slow_after * 1e9)
         self.vectors = Vectors()
 
     def __dealloc__(self):
@@ -91,7 +87,7 @@ cdef class FileStore(Store):
 
     cdef int gather(self, GuestMemory memory, Chain chain, int first, u64 skip, u64 length, bint write) except -1 nogil:
         """Whether a part of a chain was found in as few pieces as a call takes."""
-        cdef u64 count
+        cdef u64 count, wanted = length
         self.vectors.count = 0
         self.vectors.size = 0
         while length:
@@ -105,13 +101,11 @@ cdef class FileStore(Store):
             memory.places(chain.addresses[first] + skip, count, write, self.vectors)
             skip += count
             length -= count
-            if length and self.vectors.count == 1024:
-                return 0
-        return 1
+        return self.vectors.size == wanted
 
     cdef int read(self, GuestMemory memory, Chain chain, int first, u64 skip, u64 length, u64 offset) except -1 nogil:
         cdef Py_ssize_t count
-        if not self.reads or not self.gather(memory, chain, first, skip, length, True) or self.vectors.size != length:
+        if not self.reads or not self.gather(memory, chain, first, skip, length, True):
             return NOT_NOW
         count = preadv2(self.fd, <iovec *>&self.vectors.pieces[0], self.vectors.count, <long long>offset, RWF_NOWAIT)
         if count < 0 and errno in (EOPNOTSUPP, ENOSYS):
@@ -120,9 +114,11 @@ cdef class FileStore(Store):
 
     cdef int write(self, GuestMemory memory, Chain chain, int first, u64 skip, u64 length, u64 offset) except -1 nogil:
         cdef Py_ssize_t count
-        if lseek(self.fd, 0, SEEK_END) < self.least:
+        if not (self.writes or self.copies) or lseek(self.fd, 0, SEEK_END) < self.least:
             return NOT_NOW
-        if self.writes and self.gather(memory, chain, first, skip, length, False) and self.vectors.size == length:
+        if not self.gather(memory, chain, first, skip, length, False):
+            return NOT_NOW
+        if self.writes:
             count = pwritev2(self.fd, <iovec *>&self.vectors.pieces[0], self.vectors.count, <long long>offset,
                              RWF_NOWAIT)
             if count > 0 or (count == 0 and not length):
@@ -131,37 +127,22 @@ cdef class FileStore(Store):
                 return DONE
             if count < 0 and errno in (EOPNOTSUPP, ENOSYS):
                 self.writes = False
-        if self.copies:
-            return self.begin(memory, chain, first, skip, length, offset)
-        return NOT_NOW
+        return self.begin(length, <long long>offset) if self.copies else NOT_NOW
 
-    cdef int begin(self, GuestMemory memory, Chain chain, int first, u64 skip, u64 length, u64 offset) except -1 nogil:
-        """Copy a write, for `perform`."""
-        cdef u64 count
+    cdef int begin(self, u64 length, long long offset) noexcept nogil:
+        """Copy what was gathered, for `perform`."""
+        cdef int piece
         cdef Write *write = &self.begun[self.count]
         if self.copy == NULL:
             self.copy = <char *>malloc(BYTES_MAX)
-        if not self.count:
-            self.used = 0  # of one that met a fault half-way something may be left
         if self.copy == NULL or self.count == WRITES_MAX or length > BYTES_MAX - self.used:
             return NOT_NOW
         write.data = self.copy + self.used
         write.length = length
-        write.offset = <long long>offset
-        write.error = 0
-        write.done = False
-        while length:
-            if skip >= chain.lengths[first]:
-                skip -= chain.lengths[first]
-                first += 1
-                continue
-            count = chain.lengths[first] - skip
-            if count > length:
-                count = length
-            memory.copy_out(chain.addresses[first] + skip, <u64>(self.copy + self.used), count)
-            self.used += count
-            skip += count
-            length -= count
+        write.offset = offset
+        for piece in range(self.vectors.count):
+            memcpy(self.copy + self.used, <void *>self.vectors.pieces[2 * piece], self.vectors.pieces[2 * piece + 1])
+            self.used += self.vectors.pieces[2 * piece + 1]
         self.count += 1
         return BEGUN
 
@@ -172,15 +153,13 @@ cdef class FileStore(Store):
         cdef int number
         cdef long long start
         for number in range(self.count):
-            if not self.begun[number].done:
-                start = now()
-                self.begun[number].error = put(self.fd, &self.begun[number])
-                self.begun[number].done = True
-                self.written += 1
-                if now() - start > 100_000_000:
-                    # The next one is for the pool; the disk hears of it when it is asked for a store again.
-                    self.slow = True
-                    self.copies = False
+            start = now()
+            self.begun[number].error = put(self.fd, &self.begun[number])
+            self.written += 1
+            if now() - start > self.slow_after:
+                # The next one is for the pool; the disk hears of it when it is asked for a store again.
+                self.slow = True
+                self.copies = False
         return 0
 
     cdef int error(self, int number) except -1 nogil:
@@ -205,9 +184,3 @@ cdef int put(int fd, const Write *write) noexcept nogil:
         elif errno != EINTR:
             return errno
     return 0
-
-
-cdef inline long long now() noexcept nogil:
-    cdef timespec at
-    clock_gettime(CLOCK_MONOTONIC, &at)
-    return <long long>at.tv_sec * 1_000_000_000 + at.tv_nsec

@@ -11,34 +11,26 @@ Python with the lock held. So a batch runs only if Python has not had the lock s
 cimport cython
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from pymodel.queue.engine cimport Engine
-from vfu_server.vfio.line cimport NAP_OTHER, Line, Posted, pollfd
-from vfu_server.vfio.turn_lock cimport TurnLock
+from pymodel.pci import lane as lanes_module
+from pymodel.queue import engine as engine_module
 
-cdef extern from "<time.h>" nogil:
-    cdef struct timespec:
-        long tv_sec
-        long tv_nsec
-    int CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *now)
+from pymodel.queue.engine cimport Engine
+from vfu_server.datapath.clock cimport now
+from vfu_server.vfio.line cimport NAP_OTHER, WAITS_MAX, Line, pollfd, posted, wait_for_others
+from vfu_server.vfio.turn_lock cimport TurnLock
 
 LANES_MAX = MOST
 
 cdef enum:
     MOST = 256
-    # File descriptors to wait for beside the line's own.
-    ALSO_MAX = 8
     # Posted writes that are taken ahead of a batch.
     KICKS = 64
 
-# What `Engine.run` says (pymodel/queue/engine.py).
-cdef enum:
-    EMPTY, MORE, OTHER, BEGUN
+# What `Engine.run` says.
+cdef int MORE = engine_module.MORE, OTHER = engine_module.OTHER, BEGUN = engine_module.BEGUN
 
-# How an interrupt is sent: by a vector, or one of these (pymodel/pci/lane.py).
-cdef enum:
-    NOBODY = -1
-    ASK = -2
+# How an interrupt is sent: by a vector, or one of these.
+cdef int NOBODY = lanes_module.NOBODY, ASK = lanes_module.ASK
 
 # Why the loop ends: for the library, or for the model.
 cdef enum:
@@ -86,18 +78,14 @@ cdef class Loop:
 
     def run(self, timeout, also=()):
         """Whether the library is to look at the client, or at what else it waits for."""
-        cdef pollfd fds[2 + ALSO_MAX]
-        cdef int count = 2, result
+        cdef pollfd fds[WAITS_MAX]
+        cdef int count, result
         cdef long long until = -1
         cdef Served lane
         cdef Engine engine
         if not self.armed:
             return True
-        for fd, events in also:
-            if count == 2 + ALSO_MAX:
-                raise ValueError(f"more than {ALSO_MAX} other file descriptors to wait for")
-            fds[count].fd, fds[count].events = fd, events
-            count += 1
+        count = wait_for_others(fds, also)
         if timeout is not None:
             until = now() + <long long>(timeout * 1e9)
         try:
@@ -134,7 +122,7 @@ cdef class Loop:
 
     cdef int go(self, pollfd *fds, int count, long long until) except -1 nogil:
         """Run until there is something for others; `until` is a time of `now`, or -1."""
-        cdef Posted post
+        cdef posted post
         cdef int found, kicks, wait
         cdef long long left
         cdef bint any = some_kicked(self.first)
@@ -219,7 +207,7 @@ cdef bint some_kicked(Served lane) noexcept nogil:
     return lane is not None and (lane.kicked or some_kicked(lane.next))
 
 
-cdef bint kick(Served lane, const Posted *post) noexcept nogil:
+cdef bint kick(Served lane, const posted *post) noexcept nogil:
     """Whether a write is the notification of a lane, as a driver means it; it is noted then."""
     if lane is None:
         return False
@@ -230,10 +218,3 @@ cdef bint kick(Served lane, const Posted *post) noexcept nogil:
     lane.kicked = True
     lane.engine.queue.kicks += 1
     return True
-
-
-cdef inline long long now() noexcept nogil:
-    """Nanoseconds of the clock that never goes back."""
-    cdef timespec at
-    clock_gettime(CLOCK_MONOTONIC, &at)
-    return <long long>at.tv_sec * 1_000_000_000 + at.tv_nsec

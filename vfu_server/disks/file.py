@@ -26,7 +26,7 @@ from pymodel.devices.block.store import Store
 from pymodel.memory import Bytes
 from vfu_server.disks import lock as disk_lock
 from vfu_server.disks.ahead import FlushAhead
-from vfu_server.disks.image import Image, check_kind
+from vfu_server.disks.image import SLOW_SECONDS, Image, check_kind
 from vfu_server.disks.pool import Pool
 
 LOCK_FIRST_SECONDS: Final = 0.02
@@ -37,11 +37,9 @@ LOCK_MOST_SECONDS: Final = 0.5
 SMALL_BYTES: Final = 64 << 10
 """The page cache takes as much in less time than it takes to hand it to another thread."""
 
-SLOW_SECONDS: Final = 0.1
 PENALTY_FIRST_SECONDS: Final = 1.0
 PENALTY_MOST_SECONDS: Final = 60.0
-"""A small job that took longer than the first shows that the disk is slow (less may be a busy processor).
-For a while all jobs go to the pool then, longer each time."""
+"""For how long all jobs of a disk that turned out slow go to the pool: longer each time."""
 
 
 class _State(enum.Enum):

@@ -19,6 +19,10 @@ from vfu_server.datapath import COMPILED, FileStore
 from vfu_server.disks.formats import recognized
 
 SECTOR: Final = 512
+
+SLOW_SECONDS: Final = 0.1
+"""A small job that took longer shows that the disk is slow (less may be a busy processor)."""
+
 IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 # Aligned, as O_DIRECT wants it, and never written.
 _ZEROES: Final = memoryview(mmap.mmap(-1, 1 << 20))
@@ -73,7 +77,6 @@ class Image:
             self._flushing = threading.Lock()
             self._lost: OSError | None = None
             self._store: FileStore | None = None
-            self._whole = True
         except BaseException:
             os.close(self.fd)
             raise
@@ -113,7 +116,7 @@ class Image:
         self._check_whole()
         if COMPILED and not self._direct:
             self._store = FileStore(
-                self.fd, size, reads=self._reads_now, writes=self._writes_now, copies=not self._read_only
+                self.fd, size, reads=self._reads_now, writes=self._writes_now, slow_after=SLOW_SECONDS
             )
 
     @property
@@ -121,7 +124,7 @@ class Image:
         """What an engine may use, once `check_size` found the image whole; None where all is to be waited
         for.
         """
-        return self._store if self._whole else None
+        return self._store if self._kept >= self._least else None
 
     @property
     def busy(self) -> bool:
@@ -135,7 +138,6 @@ class Image:
         """
         self._kept = min(self._kept, os.lseek(self.fd, 0, os.SEEK_END))
         if self._kept < self._least:
-            self._whole = False
             raise OSError(
                 errno.EIO, f"the disk image is shorter than it was: {self._kept} bytes, not {self._least}"
             )

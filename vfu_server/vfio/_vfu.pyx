@@ -18,7 +18,8 @@ from libc.string cimport memcpy
 
 from vfu_server.vfio.guest_memory import BYTES_MAX, MAPPINGS_MAX
 from vfu_server.vfio.guest_memory cimport GuestMemory, iovec
-from vfu_server.vfio.line cimport NAP_INPUT, NAP_NOTHING, NAP_OTHER, POLLIN, Line, Posted, pollfd
+from vfu_server.vfio.line cimport (NAP_INPUT, NAP_NOTHING, NAP_OTHER, POLLIN, WAITS_MAX, Line, pollfd, posted,
+                                   wait_for_others)
 
 cdef extern from "<stdbool.h>":
     ctypedef bint c_bool "bool"
@@ -137,12 +138,6 @@ cdef extern from "library_guard.h":
     void link_break_off(link *) nogil
     c_bool link_has_input(const link *) nogil
     void link_ready(link *) nogil
-    cdef struct posted:
-        uint32_t region
-        uint64_t offset
-        uint32_t count
-        unsigned char data[8]
-        size_t size
     int link_peek_post(link *, int fd, posted *) nogil
     void link_drop_post(link *, const posted *) nogil
 
@@ -162,10 +157,6 @@ cdef int BATCH = 64
 # Seconds for which nobody is let in where there is no descriptor for another connection. Clients wait meanwhile.
 cdef double BACK_OFF = 1.0
 
-# File descriptors that `run` waits for beside the client's.
-cdef enum:
-    ALSO_MAX = 8
-
 cdef enum:
     DMA_MAP, DMA_UNMAP, DMA_CLEAR
 
@@ -176,7 +167,6 @@ def keep_freed_memory(int size):
 @cython.final
 cdef class Context(Line):
     cdef vfu_ctx_t *ctx
-    cdef posted post      # that `peek` looked at
     cdef link link
     cdef int wake_fd
     cdef str path
@@ -321,10 +311,10 @@ cdef class Context(Line):
 
     cdef bint wait(self, object timeout, object also=(), bint client=True) except -1:
         """Whether there is something to read from the client, and not only an event of another kind."""
-        cdef pollfd fds[2 + ALSO_MAX]
+        cdef pollfd fds[WAITS_MAX]
         cdef uint64_t drained
         cdef int result
-        cdef int count = 2
+        cdef int count = wait_for_others(fds, also)
         cdef int milliseconds = -1 if timeout is None else min(int(timeout * 1000 + 0.999), 0x7FFF_FFFF)
         cdef bint ahead = client and link_has_input(&self.link)
         fds[0].fd = vfu_get_poll_fd(self.ctx) if client else -1
@@ -333,13 +323,6 @@ cdef class Context(Line):
         fds[1].fd = self.wake_fd
         fds[1].events = POLLIN
         fds[1].revents = 0
-        for fd, events in also:
-            if count == 2 + ALSO_MAX:
-                raise ValueError(f"more than {ALSO_MAX} other file descriptors to wait for")
-            fds[count].fd = fd
-            fds[count].events = events
-            fds[count].revents = 0
-            count += 1
         with nogil:
             result = poll(fds, count, 0 if ahead else milliseconds)
             if result > 0 and fds[1].revents:
@@ -354,17 +337,11 @@ cdef class Context(Line):
 
     # For a loop without the interpreter, while a client is attached.
 
-    cdef int peek(self, Posted *found) noexcept nogil:
-        cdef int result = link_peek_post(&self.link, vfu_get_poll_fd(self.ctx), &self.post)
-        if result == 1:
-            found.region = self.post.region
-            found.offset = self.post.offset
-            found.count = self.post.count
-            memcpy(found.data, self.post.data, sizeof(found.data))
-        return result
+    cdef int peek(self, posted *post) noexcept nogil:
+        return link_peek_post(&self.link, vfu_get_poll_fd(self.ctx), post)
 
-    cdef void drop(self, const Posted *found) noexcept nogil:
-        link_drop_post(&self.link, &self.post)
+    cdef void drop(self, const posted *post) noexcept nogil:
+        link_drop_post(&self.link, post)
 
     cdef int nap(self, pollfd *fds, int count, int milliseconds) noexcept nogil:
         cdef int result
@@ -378,16 +355,16 @@ cdef class Context(Line):
             link_ready(&self.link)
         return (NAP_INPUT if fds[0].revents else 0) | (NAP_OTHER if result > (fds[0].revents != 0) else 0)
 
-    cdef bint trigger(self, uint32_t vector) noexcept nogil:
-        cdef int result, error
+    cdef int trigger(self, uint32_t vector) noexcept nogil:
+        cdef int error
         cdef uint64_t dropped = guard_irqs_dropped
         self.quiet = True
-        result = vfu_irq_trigger(self.ctx, vector)
+        error = errno if vfu_irq_trigger(self.ctx, vector) != 0 else 0
         self.quiet = False
         if guard_irqs_dropped != dropped:
             self.irqs_dropped += 1
-            return False
-        return result == 0
+            return EAGAIN
+        return error
 
     def wake(self):
         cdef uint64_t one = 1
@@ -401,20 +378,13 @@ cdef class Context(Line):
         self.wake()
 
     def irq_trigger(self, uint32_t vector):
-        cdef int result, error
-        cdef uint64_t dropped = guard_irqs_dropped
+        cdef int error
         if self.ctx == NULL:
             return False
-        self.quiet = True
-        result = vfu_irq_trigger(self.ctx, vector)
-        error = errno
-        self.quiet = False
-        if guard_irqs_dropped != dropped:
-            self.irqs_dropped += 1
-            return False
-        if result != 0 and error != ENOENT:
+        error = self.trigger(vector)
+        if error not in (0, EAGAIN, ENOENT):
             raise OSError(error, f"vector {vector}: {os.strerror(error)}")
-        return result == 0
+        return error == 0
 
     def post_writes(self, writes):
         cdef const char *data

@@ -6,6 +6,13 @@ cdef extern from "<sys/uio.h>":
         void *iov_base
         size_t iov_len
 
+cdef extern from *:
+    """
+    #include <stdatomic.h>
+    #define full_fence() atomic_thread_fence(memory_order_seq_cst)
+    """
+    void full_fence() nogil
+
 cdef extern from "guest_fault.h":
     cdef struct guest_fault_slot:
         pass

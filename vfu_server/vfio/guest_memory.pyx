@@ -62,8 +62,6 @@ cdef extern from "<unistd.h>":
 
 cdef extern from *:
     """
-    #include <stdatomic.h>
-
     /* A ring index is shared with the driver on another processor: one access, ordered. */
     static inline uint16_t load_acquire(const void *at) {
         return __atomic_load_n((const uint16_t *)at, __ATOMIC_ACQUIRE);
@@ -71,16 +69,12 @@ cdef extern from *:
     static inline void store_release(void *at, uint16_t value) {
         __atomic_store_n((uint16_t *)at, value, __ATOMIC_RELEASE);
     }
-    static inline void full_fence(void) {
-        atomic_thread_fence(memory_order_seq_cst);
-    }
     #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
     #error "load_u16 and store_u16 are little-endian as virtio is: add a byte swap"
     #endif
     """
     uint16_t load_acquire(const void *at) nogil
     void store_release(void *at, uint16_t value) nogil
-    void full_fence() nogil
 
 cdef extern from "region_table.h":
     Region *region_table_overlapping(const RegionTable *table, uint64_t start, uint64_t last) nogil

@@ -14,6 +14,7 @@
 #include <libvfio-user.h>
 
 #include "inbox.h"
+#include "posted.h"
 
 /* The connection of one context. Other threads see no more of it than what link_hang_up() does. */
 struct link {
@@ -23,15 +24,6 @@ struct link {
     int eventfds_max;   /* how many eventfds its client may leave with us */
     const char *why;    /* why we hung up, or NULL */
     struct inbox inbox; /* what came and was not handled yet; always empty with a system library */
-};
-
-/* A write to a region that wants no reply, of as few bytes as a driver writes at once. */
-struct posted {
-    uint32_t region;
-    uint64_t offset;
-    uint32_t count; /* of bytes, 1 to 8 */
-    uint8_t data[8];
-    size_t size; /* of the message */
 };
 
 /*
