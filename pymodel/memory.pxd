@@ -3,11 +3,19 @@ import cython
 
 ctypedef unsigned long long u64
 
+cdef int _MOST
+
 @cython.final
 cdef class Vectors:
     cdef public u64[::1] pieces
     cdef public int count
     cdef public u64 size
+    cdef readonly int sealed
+
+    cpdef int clear(self) except -1 nogil
+    cpdef int seal(self) except -1 nogil
+    cpdef int cut(self, int count) except -1 nogil
+    cpdef int add(self, u64 place, u64 length) except -1 nogil
 
 cdef class GuestMemory:
     cdef int word(self, u64 address) except -1 with gil
@@ -18,6 +26,8 @@ cdef class GuestMemory:
     cdef int copy_in(self, u64 address, u64 place, u64 length) except -1 with gil
     cdef int copy_out(self, u64 address, u64 place, u64 length) except -1 with gil
     cdef int places(self, u64 address, u64 length, bint write, Vectors found) except -1 with gil
+    cdef int spread(self, u64 place, u64 length, Vectors found, int first) except -1 with gil
+    cdef int collect(self, u64 place, u64 length, Vectors found, int first) except -1 with gil
 
 cdef class Segments:
     cdef object _memory

@@ -22,18 +22,49 @@ HOW_TO_SHARE = (
 )
 
 
+_MOST = 1024
+
+
 class Vectors:
     """Pieces of the process's own memory, as readv(2) and its like take them.
 
     `pieces` has an address and a length in bytes for each of the `count`; there can be no more than `MOST`.
+    `size` is how many bytes they are in all, `sealed` the number of those that nothing is joined to.
     """
 
-    MOST = 1024
+    MOST = _MOST
 
     def __init__(self) -> None:
-        self.pieces = array("Q", bytes(16 * self.MOST))
-        self.count = 0
+        self.pieces = array("Q", bytes(16 * _MOST))
+        self.clear()
+
+    def clear(self) -> int:
+        """Begin anew."""
+        self.count = self.sealed = 0
         self.size = 0
+        return 0
+
+    def seal(self) -> int:
+        """Whatever comes now begins a piece of its own."""
+        self.sealed = self.count
+        return 0
+
+    def cut(self, count: int) -> int:
+        """Leave the first `count` pieces."""
+        while self.count > count:
+            self.count -= 1
+            self.size -= self.pieces[2 * self.count + 1]
+        return 0
+
+    def add(self, place: int, length: int) -> int:
+        """Append a piece. Whether there was room for it."""
+        if self.count == _MOST:
+            return 0
+        self.pieces[2 * self.count] = place
+        self.pieces[2 * self.count + 1] = length
+        self.count += 1
+        self.size += length
+        return 1
 
 
 class GuestMemory:
@@ -130,8 +161,38 @@ class GuestMemory:
         return 0
 
     def places(self, address: int, length: int, write: bool, found: Vectors) -> int:
-        """Where in the process's own memory the bytes of a range are, for a system call: added to `found`."""
-        raise NotImplementedError
+        """Where in the process's own memory the bytes of a range are, for a system call: added to `found`, as
+        far as there is room.
+        """
+        for view in self.view(address, length, write=write):
+            found.add(place_of(view), len(view))
+        return 0
+
+    def spread(self, place: int, length: int, found: Vectors, first: int) -> int:
+        """Copy `length` bytes of the process's own memory to pieces from number `first` on."""
+        while length:
+            count = min(length, found.pieces[2 * first + 1])
+            ctypes.memmove(found.pieces[2 * first], place, count)
+            place += count
+            length -= count
+            first += 1
+        return 0
+
+    def collect(self, place: int, length: int, found: Vectors, first: int) -> int:
+        """Copy `length` bytes to the process's own memory from pieces from number `first` on."""
+        while length:
+            count = min(length, found.pieces[2 * first + 1])
+            ctypes.memmove(place, found.pieces[2 * first], count)
+            place += count
+            length -= count
+            first += 1
+        return 0
+
+
+def place_of(data: Bytes) -> int:
+    """Where an array begins in the process's own memory."""
+    place: int = data.__array_interface__["data"][0]
+    return place
 
 
 def runs(segments: Sequence[tuple[int, int]], start: int, length: int) -> list[tuple[int, int]]:

@@ -71,7 +71,8 @@ class Device(Consumer, PartsOfType, Protocol):
         """What does the buffers of a queue at once, as far as it can, as long as nobody has the function's
         lock.
 
-        Asked for at the end of each turn, with the lock held. None where all are for `take`.
+        Asked for at the end of each turn, with the lock held. None where all are for `take`. `queue.waiting`
+        means here what it means for `accepts`.
         """
         ...
 

@@ -17,6 +17,8 @@ cdef class Dma(GuestMemory):
     cdef int copy_out(self, u64 address, u64 place, u64 length) except -1 nogil
     @cython.locals(size=u64)
     cdef int places(self, u64 address, u64 length, bint write, Vectors found) except -1 nogil
+    cdef int spread(self, u64 place, u64 length, Vectors found, int first) except -1 nogil
+    cdef int collect(self, u64 place, u64 length, Vectors found, int first) except -1 nogil
     cdef int note(self, u64 address, u64 length) except -1 nogil
 
 cdef int closed() except -1 with gil

@@ -144,6 +144,18 @@ class Dma(GuestMemory):
         # Whoever asked for places to write to writes after this; what is not there is never written.
         return self.note(address, found.size - size) if write else 0
 
+    def spread(self, place: int, length: int, found: Vectors, first: int) -> int:
+        """See `GuestMemory`. The record has the pieces since they were asked for."""
+        if self.target is None:
+            return closed()
+        return self.target.spread(place, length, found, first)
+
+    def collect(self, place: int, length: int, found: Vectors, first: int) -> int:
+        """See `GuestMemory`."""
+        if self.target is None:
+            return closed()
+        return self.target.collect(place, length, found, first)
+
     def note(self, address: int, length: int) -> int:
         """Put [address, address + length) into the write record, if there is one."""
         if self._record is not None and self._record.active:

@@ -17,6 +17,8 @@ cdef class Engine:
     cdef readonly int begun
     cdef readonly bint landed
     cdef public int failed
+    cdef public int fd
+    cdef public bint held
 
     @cython.locals(result=int, rounds=int, enough=cython.longlong, written=cython.longlong)
     cdef int run(self) except -1 nogil

@@ -20,6 +20,10 @@ _EMPTY, _MORE, _OTHER, _BEGUN = EMPTY, MORE, OTHER, BEGUN
 _BATCH = virtqueue.BATCH
 _BATCH_BYTES = virtqueue.BATCH_BYTES
 
+# Seconds that an engine waits for more buffers. A driver that means to add some does so at once; Linux adds
+# none before it has received something.
+PATIENCE = 0.1
+
 # What `request` gives for a buffer that it left alone, and for one that `perform` is to finish.
 NOT_MINE, LATER = -1, -2
 
@@ -31,7 +35,9 @@ class Engine:
 
     `life` is the queue's when the engine was made ready: what was begun in another one completes into
     nothing. `failed` is the last error number of what was begun, until somebody takes it. `landed`: what was
-    begun is done, and its requests are not all told of it.
+    begun is done, and its requests are not all told of it. `fd` is readable when there is work beside what
+    the driver notifies of, -1 if that can't be now. `held`: there is something for which no buffer may ever
+    come, so that the consumer is to have it after `PATIENCE`.
     """
 
     def __init__(self, queue: Virtqueue, memory: GuestMemory) -> None:
@@ -45,6 +51,8 @@ class Engine:
         self.begun = 0
         self.landed = False
         self.failed = 0
+        self.fd = -1
+        self.held = False
 
     def run(self) -> int:
         """Do what is there, up to a batch, and settle whether an interrupt is owed.

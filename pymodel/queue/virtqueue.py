@@ -142,13 +142,8 @@ class Virtqueue:
     @property
     def ready(self) -> bool:
         """Whether an engine may take buffers: in order, so what the consumer has not finished holds it up."""
-        return (
-            self.enabled
-            and not self.untouched
-            and not self.waiting
-            and not self._lost
-            and not (self._in_order and self.outstanding)
-        )
+        held_up = self._in_order and self.outstanding
+        return self.enabled and not self.untouched and not self._lost and not held_up
 
     @property
     def notif_config_data(self) -> int:

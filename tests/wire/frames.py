@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pymodel.devices.net.filter import Filter, ReceiveFilter
 from pymodel.devices.net.port import Port
+from pymodel.devices.net.settings import MacTable, Settings
 from pymodel.memory import Bytes
 from vfu_client.drivers.net import NetDriver
 
@@ -49,25 +51,20 @@ def received(driver: NetDriver, count: int = 1, *, pair: int = 0) -> list[bytes]
     return found
 
 
-@dataclass(frozen=True)
-class Wants:
-    """A filter: own addresses, broadcast, groups, and VLANs if any; or everything."""
-
-    addresses: AbstractSet[bytes] = frozenset()
-    groups: AbstractSet[bytes] = frozenset({BROADCAST})
-    vlans: AbstractSet[int] | None = None
-    everything: bool = False
-
-    def accepts(self, frame: Bytes) -> bool:
-        head = frame[:16].tobytes()
-        if self.everything:
-            return True
-        if self.vlans is not None and head[12:14] == b"\x81\x00":
-            return int.from_bytes(head[14:16]) in self.vlans
-        return head[:6] in self.addresses | self.groups
+def wants(
+    address: bytes, groups: AbstractSet[bytes] = frozenset({BROADCAST}), vlans: AbstractSet[int] | None = None
+) -> Filter:
+    """A filter: an address of one's own, groups, and VLANs if any."""
+    settings = Settings(
+        mac=address,
+        modes=frozenset() if BROADCAST in groups else frozenset({"nobcast"}),
+        multicast=MacTable(frozenset(groups - {BROADCAST})),
+        vlans=frozenset(vlans or ()),
+    )
+    return ReceiveFilter(settings, vlans is not None)
 
 
-ALL = Wants(everything=True)
+ALL = Filter()
 
 
 @dataclass

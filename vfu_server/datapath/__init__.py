@@ -13,8 +13,9 @@ if TYPE_CHECKING or importlib.util.find_spec("vfu_server.datapath.loop") is not 
     from vfu_server.datapath.direct_memory import DirectMemory as DirectMemory
     from vfu_server.datapath.file_store import FileStore as FileStore
     from vfu_server.datapath.loop import Loop as Loop
+    from vfu_server.datapath.tap_channel import TapChannel as TapChannel
 
     COMPILED = True
 else:
-    DirectMemory = FileStore = Loop = None
+    DirectMemory = FileStore = Loop = TapChannel = None
     COMPILED = False

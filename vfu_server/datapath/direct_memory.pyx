@@ -7,6 +7,7 @@
 
 cimport cython
 from libc.stdint cimport uint64_t
+from libc.string cimport memcpy
 
 from pymodel.memory cimport GuestMemory as Memory, Vectors, u64
 from vfu_server.vfio.guest_memory cimport GuestMemory, full_fence
@@ -76,13 +77,31 @@ cdef class DirectMemory(Memory):
         cdef char *place
         while length and 2 * found.count < found.pieces.shape[0]:
             place = self.target.run(address, length, write, &count)
-            if found.count and found.pieces[2 * found.count - 2] + found.pieces[2 * found.count - 1] == <u64>place:
+            if found.count > found.sealed and found.pieces[2 * found.count - 2] + found.pieces[2 * found.count - 1] == <u64>place:
                 found.pieces[2 * found.count - 1] += count
+                found.size += count
             else:
-                found.pieces[2 * found.count] = <u64>place
-                found.pieces[2 * found.count + 1] = count
-                found.count += 1
-            found.size += count
+                found.add(<u64>place, count)
             address += count
             length -= count
+        return 0
+
+    cdef int spread(self, u64 place, u64 length, Vectors found, int first) except -1 nogil:
+        cdef u64 count
+        while length:
+            count = min(length, found.pieces[2 * first + 1])
+            memcpy(<void *>found.pieces[2 * first], <void *>place, count)
+            place += count
+            length -= count
+            first += 1
+        return 0
+
+    cdef int collect(self, u64 place, u64 length, Vectors found, int first) except -1 nogil:
+        cdef u64 count
+        while length:
+            count = min(length, found.pieces[2 * first + 1])
+            memcpy(<void *>place, <void *>found.pieces[2 * first], count)
+            place += count
+            length -= count
+            first += 1
         return 0

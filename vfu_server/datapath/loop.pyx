@@ -16,7 +16,7 @@ from pymodel.queue import engine as engine_module
 
 from pymodel.queue.engine cimport Engine
 from vfu_server.datapath.clock cimport now
-from vfu_server.vfio.line cimport NAP_OTHER, WAITS_MAX, Line, pollfd, posted, wait_for_others
+from vfu_server.vfio.line cimport NAP_OTHER, POLLIN, WAITS_MAX, Line, pollfd, posted, wait_for_others
 from vfu_server.vfio.turn_lock cimport TurnLock
 
 LANES_MAX = MOST
@@ -25,6 +25,11 @@ cdef enum:
     MOST = 256
     # Posted writes that are taken ahead of a batch.
     KICKS = 64
+    # Lanes that have a descriptor.
+    LANE_FDS_MAX = 8
+
+# Nanoseconds that something may wait for buffers.
+cdef long long PATIENCE = <long long>(engine_module.PATIENCE * 1e9)
 
 # What `Engine.run` says.
 cdef int MORE = engine_module.MORE, OTHER = engine_module.OTHER, BEGUN = engine_module.BEGUN
@@ -48,6 +53,7 @@ cdef class Served:
     cdef uint16_t name
     cdef int vector
     cdef bint kicked
+    cdef long long until      # a time of `now`: what is held for so long is for the consumer; 0 where nothing is
     cdef bint other           # the next buffer is for the consumer
 
 
@@ -56,6 +62,7 @@ cdef class Loop:
     cdef Line line
     cdef TurnLock lock
     cdef Served first
+    cdef set ports           # what lanes wait for, as others would
     cdef int current         # the number of the lane whose batch it is
     cdef readonly bint armed
     cdef unsigned long entries
@@ -67,25 +74,33 @@ cdef class Loop:
     def arm(self, lanes):
         cdef Served lane
         self.first = None
+        self.ports = set()
         for number, (engine, region, offset, name, vector, kicked) in enumerate(lanes[:MOST]):
             lane = Served.__new__(Served)
             lane.engine = engine
             lane.number = number
             lane.region, lane.offset, lane.name, lane.vector, lane.kicked = region, offset, name, vector, kicked
+            if lane.engine.fd >= 0:
+                if len(self.ports) == LANE_FDS_MAX:
+                    continue
+                self.ports.add((lane.engine.fd, POLLIN))
+                # Whether it is to be waited for is found by a first run.
+                lane.kicked = True
             lane.next, self.first = self.first, lane
         self.armed = self.first is not None
         self.entries = self.lock.entries
 
     def run(self, timeout, also=()):
         """Whether the library is to look at the client, or at what else it waits for."""
-        cdef pollfd fds[WAITS_MAX]
+        cdef pollfd fds[WAITS_MAX + LANE_FDS_MAX]
         cdef int count, result
         cdef long long until = -1
         cdef Served lane
         cdef Engine engine
         if not self.armed:
             return True
-        count = wait_for_others(fds, also)
+        # A lane waits for its port itself.
+        count = wait_for_others(fds, [wait for wait in also if wait not in self.ports])
         if timeout is not None:
             until = now() + <long long>(timeout * 1e9)
         try:
@@ -123,8 +138,8 @@ cdef class Loop:
     cdef int go(self, pollfd *fds, int count, long long until) except -1 nogil:
         """Run until there is something for others; `until` is a time of `now`, or -1."""
         cdef posted post
-        cdef int found, kicks, wait
-        cdef long long left
+        cdef int found, kicks, wait, ports
+        cdef long long at, end
         cdef bint any = some_kicked(self.first)
         while True:
             found = -1
@@ -145,14 +160,33 @@ cdef class Loop:
             if found != -1:
                 # Another message, a part of one, or the end.
                 return LIBRARY
-            left = 0
+            end = earliest(self.first, until)
+            wait = 0
             if not any and kicks < KICKS:
-                left = until - now() if until >= 0 else -1
-            wait = -1 if until < 0 and left < 0 else 0 if left <= 0 else <int>((left + 999_999) // 1_000_000)
-            if self.line.nap(fds, count, wait) & NAP_OTHER:
-                return LIBRARY
-            if until >= 0 and now() >= until:
-                return LIBRARY
+                at = now() if end >= 0 else 0
+                wait = -1 if end < 0 else 0 if end <= at else <int>((end - at + 999_999) // 1_000_000)
+            ports = watch(self.first, fds + count, 0)
+            if self.line.nap(fds, count + ports, wait) & NAP_OTHER:
+                if some_ready(fds + 1, count - 1):
+                    return LIBRARY
+                any = some_ready(fds + count, ports) or any
+                ready(self.first, fds + count)
+            if end >= 0:
+                at = now()
+                if 0 <= until <= at:
+                    return LIBRARY
+                if self.overdue(self.first, at):
+                    self.armed = False
+                    return MODEL
+
+    cdef bint overdue(self, Served lane, long long at) noexcept nogil:
+        """Whether this lane or one that follows it holds something for too long; the model is to have it."""
+        if lane is None:
+            return False
+        if lane.until and lane.until <= at and not lane.kicked:
+            lane.until = 0
+            lane.other = True
+        return self.overdue(lane.next, at) or lane.other
 
     cdef int work(self) except -1 nogil:
         """Run what was kicked; whether there is more. Not `armed` any more where Python has to go on."""
@@ -187,6 +221,10 @@ cdef class Loop:
             engine.queue.settle(engine.memory)
             result = MORE
         lane.kicked = result == MORE
+        if not engine.held:
+            lane.until = 0
+        elif not lane.until:
+            lane.until = now() + PATIENCE
         if result == OTHER or engine.failed:
             lane.other = True
             self.armed = False
@@ -205,6 +243,46 @@ cdef class Loop:
 cdef bint some_kicked(Served lane) noexcept nogil:
     """Whether this lane or one that follows it was kicked."""
     return lane is not None and (lane.kicked or some_kicked(lane.next))
+
+
+cdef long long earliest(Served lane, long long until) noexcept nogil:
+    """A time to wake up at, or -1: the first of this one and those of this lane and what follows it."""
+    if lane is None:
+        return until
+    if lane.until and (until < 0 or lane.until < until):
+        until = lane.until
+    return earliest(lane.next, until)
+
+
+cdef int watch(Served lane, pollfd *fds, int count) noexcept nogil:
+    """Have the descriptors of lanes in `fds`, behind `count` of them. How many there are then."""
+    if lane is None:
+        return count
+    if lane.engine.fd >= 0 and not lane.kicked:
+        fds[count].fd = lane.engine.fd
+        fds[count].events = POLLIN
+        fds[count].revents = 0
+        count += 1
+    return watch(lane.next, fds, count)
+
+
+cdef void ready(Served lane, const pollfd *fds) noexcept nogil:
+    """The lanes of descriptors that are ready have work; `fds` is as `watch` left it."""
+    if lane is None:
+        return
+    if lane.engine.fd >= 0 and not lane.kicked:
+        lane.kicked = fds[0].revents != 0
+        fds += 1
+    ready(lane.next, fds)
+
+
+cdef bint some_ready(const pollfd *fds, int count) noexcept nogil:
+    """Whether something happened to one of these descriptors."""
+    cdef int number
+    for number in range(count):
+        if fds[number].revents:
+            return True
+    return False
 
 
 cdef bint kick(Served lane, const posted *post) noexcept nogil:

@@ -10,7 +10,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from pymodel.devices.net.port import FRAME_MAX, Filter
+from pymodel.devices.net.channel import Channel
+from pymodel.devices.net.filter import Filter
+from pymodel.devices.net.port import FRAME_MAX
 from pymodel.memory import Bytes
 from pymodel.spec import net
 
@@ -30,24 +32,25 @@ def nobody() -> None:
 
 
 class FramePort(ABC):
-    """A `Port` that counts, filters, and tells of frames once. What it stands on reads and writes frames."""
+    """A `Port` that counts, filters, and tells of frames once. What it stands on reads and writes frames.
+
+    It counts with its channel, as does whoever uses that meanwhile.
+    """
 
     offloads: int = 0
     link_up: bool = True
 
     def __init__(self) -> None:
         self._wake: Callable[[], None] = nobody
-        self._filter: Filter | None = None
         self._features = 0
         self._quiet = False  # told of frames already
         self._refused = False
-        self._sent = self._sent_bytes = self._received = self._received_bytes = 0
-        self._dropped_sending = self._dropped_receiving = 0
+        self._channel = Channel()
 
     @property
     def waits(self) -> Sequence[tuple[int, int]]:
         """The descriptor, unless nothing is waited for: a hung-up one would be an event even then."""
-        events = 0 if self._quiet or self._filter is None else select.POLLIN
+        events = 0 if self._quiet or self._channel.filter is None else select.POLLIN
         return self._poll(events, self._refused)
 
     def connect(self, wake: Callable[[], None]) -> None:
@@ -58,7 +61,7 @@ class FramePort(ABC):
     def configure(self, features: int, receive: Filter | None) -> None:
         """See `Port`."""
         self._features = features
-        self._filter = receive
+        self._channel.filter = receive
         self._quiet = self._refused = False
         if receive is not None:
             self._wake()  # frames may have been read already
@@ -67,7 +70,7 @@ class FramePort(ABC):
         """See `Port`."""
         length = sum(map(len, frame))
         if not LEAST <= length <= FRAME_MAX:
-            self._dropped_sending += 1
+            self._channel.dropped_sending += 1
             return True
         try:
             taken = self._write(frame)
@@ -78,47 +81,51 @@ class FramePort(ABC):
             self._refused = True
             return False
         if taken:
-            self._sent += 1
-            self._sent_bytes += length - HEADER
+            self._channel.sent += 1
+            self._channel.sent_bytes += length - HEADER
         else:
-            self._dropped_sending += 1
+            self._channel.dropped_sending += 1
         return True
 
     def receive(self) -> Bytes | None:
         """See `Port`."""
         # Who asks has been told of room; what it does not send again now may never be sent.
         self._refused = False
-        wanted = self._filter
+        wanted = self._channel.filter
         if wanted is None:
             return None
         for _ in range(UNWANTED_MAX):
             try:
                 frame = self._read()
             except MemoryError:
-                self._dropped_receiving += 1
+                self._channel.dropped_receiving += 1
                 continue
             if frame is None:
                 self._quiet = False
                 return None
             if len(frame) >= LEAST and wanted.accepts(frame[HEADER:]):
                 self._quiet = True
-                self._received += 1
-                self._received_bytes += len(frame) - HEADER
+                self._channel.received += 1
+                self._channel.received_bytes += len(frame) - HEADER
                 return frame
-            self._dropped_receiving += 1
+            self._channel.dropped_receiving += 1
         self._quiet = False
         self._wake()
         return None
 
+    def at_once(self) -> Channel | None:
+        """See `Port`. Not while a refused frame is to be sent again first."""
+        return self._channel if self._channel.fd >= 0 and not self._refused else None
+
     def counters(self) -> dict[str, int]:
         """See `Port`. Bytes are those of Ethernet frames."""
         return {
-            "frames-sent": self._sent,
-            "bytes-sent": self._sent_bytes,
-            "frames-received": self._received,
-            "bytes-received": self._received_bytes,
-            "dropped-sending": self._dropped_sending,
-            "dropped-receiving": self._dropped_receiving,
+            "frames-sent": self._channel.sent,
+            "bytes-sent": self._channel.sent_bytes,
+            "frames-received": self._channel.received,
+            "bytes-received": self._channel.received_bytes,
+            "dropped-sending": self._channel.dropped_sending,
+            "dropped-receiving": self._channel.dropped_receiving,
         }
 
     @abstractmethod

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from pymodel.devices.net import segmentation
-from pymodel.devices.net.port import Filter
+from pymodel.devices.net.filter import Filter
 from pymodel.devices.net.segmentation import Checked
 from pymodel.memory import Bytes
 from pymodel.spec import net
@@ -165,7 +165,7 @@ class SwitchPort(FramePort):
             # No frame comes in after this that was meant for the features before.
             member.filter = None
             member.features = wanted
-            self._dropped_receiving += member.inbox.clear()
+            self._channel.dropped_receiving += member.inbox.clear()
         self._switch.own(member, frozenset() if receive is None else receive.addresses)
         member.filter = receive
         super().configure(features, receive)
@@ -174,8 +174,8 @@ class SwitchPort(FramePort):
         """See `Port`."""
         frame = self._read()
         if frame is not None:
-            self._received += 1
-            self._received_bytes += len(frame) - HEADER
+            self._channel.received += 1
+            self._channel.received_bytes += len(frame) - HEADER
         return frame
 
     def counters(self) -> dict[str, int]:

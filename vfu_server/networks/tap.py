@@ -14,9 +14,11 @@ from typing import Final
 
 import numpy as np
 
-from pymodel.devices.net.port import FRAME_MAX, Filter
+from pymodel.devices.net.filter import Filter
+from pymodel.devices.net.port import FRAME_MAX
 from pymodel.memory import Bytes
 from pymodel.spec import net
+from vfu_server.datapath import COMPILED, TapChannel
 from vfu_server.networks.frame_port import HEADER, FramePort, write
 from vfu_server.networks.links import IFREQ, LinkWatch
 
@@ -95,6 +97,8 @@ class TapPort(FramePort):
         except OSError:
             os.close(self._fd)
             raise
+        if COMPILED:
+            self._channel = TapChannel(self._fd)
         # What one read fills; the frame is then copied at its length.
         self._buffer = np.empty(FRAME_MAX, np.uint8)
 
@@ -116,6 +120,7 @@ class TapPort(FramePort):
         """Close the interface; it goes if this port made it."""
         self._links.forget(self.name)
         self._lost = True
+        self._channel.fd = -1
         os.close(self._fd)
 
     def _offload(self, flags: int) -> bool:
@@ -160,13 +165,14 @@ class TapPort(FramePort):
         for _ in range(STALE_MAX):
             if self._read() is None:
                 return
-            self._dropped_receiving += 1
+            self._channel.dropped_receiving += 1
 
     def _failed(self, error: OSError) -> None:
         """Let go of an interface that was deleted under us: its descriptor would be an event for ever."""
         if error.errno == errno.EBADFD and not self._lost:
             log.error("tap %s is gone; restart vfu-server when it is there again", self.name)
             self._lost = True
+            self._channel.fd = -1
             self.link_up = False
 
 

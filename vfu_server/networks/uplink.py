@@ -6,9 +6,9 @@ import logging
 import os
 import select
 import threading
-from collections.abc import Set as AbstractSet
 from typing import Final
 
+from pymodel.devices.net.filter import Filter
 from pymodel.devices.net.port import Port
 from pymodel.memory import Bytes
 from vfu_server.networks.frame_port import nobody
@@ -20,16 +20,6 @@ BATCH: Final = 64
 log: Final = logging.getLogger("virtio.net")
 
 
-class Everything:
-    """The filter of one who wants all frames and has no address."""
-
-    addresses: AbstractSet[bytes] = frozenset()
-
-    def accepts(self, frame: Bytes) -> bool:
-        """All of them."""
-        return True
-
-
 class Uplink:
     """Serves `port` as a member of `switch` until `close`, which closes the port too."""
 
@@ -38,7 +28,7 @@ class Uplink:
         self._switch = switch
         self._member = Member()
         self._member.features = port.offloads & GUEST_OFFLOADS
-        self._member.filter = Everything()
+        self._member.filter = Filter()
         self._held: Bytes | None = None  # what the port had no room for
         self._malformed = 0
         self._closing = False

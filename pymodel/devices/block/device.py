@@ -94,7 +94,7 @@ class BlockDevice:
     def engine(self, queue: Virtqueue, memory: GuestMemory) -> Engine | None:
         """See `Device`. Requests that wait for memory of ours, or for a disk, come first."""
         store = self._disk.at_once()
-        if store is None or self._pending or self._stale.get(queue.index):
+        if store is None or queue.waiting or self._pending or self._stale.get(queue.index):
             return None
         engine = self._engines.get(queue.index)
         if engine is None or engine.life != queue.life or (engine.store is not store and not engine.landed):

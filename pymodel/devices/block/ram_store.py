@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pymodel.devices.block import store
 from pymodel.devices.block.store import Store
-from pymodel.memory import Bytes, GuestMemory
+from pymodel.memory import Bytes, GuestMemory, place_of
 from pymodel.queue.chain import Chain
 
 _DONE, _NOT_NOW = store.DONE, store.NOT_NOW
@@ -95,9 +95,3 @@ class RamStore(Store):
     def clean(self) -> int:
         """See `Store`: nothing is more durable than memory here."""
         return 1
-
-
-def place_of(chunk: Bytes) -> int:
-    """Where an array begins in the process's own memory."""
-    place: int = chunk.__array_interface__["data"][0]
-    return place

@@ -24,7 +24,7 @@ from pymodel.errors import BrokenQueue
 from pymodel.memory import Buffer, GuestMemory
 from pymodel.migration.parts import Part
 from pymodel.migration.state import DeviceField, FunctionState, Mark
-from pymodel.queue.engine import Engine
+from pymodel.queue.engine import PATIENCE, Engine
 from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import net, parts, virtio
 
@@ -33,10 +33,6 @@ CONTROL_QUEUE_SIZE: Final = 64
 
 # Frames that one `service` takes from the port.
 RECEIVE_BATCH: Final = 128
-
-# Seconds that a frame waits for more buffers than the driver has made available. A driver that means to add
-# some does so at once; Linux adds none before it has received something.
-PATIENCE: Final = 0.1
 
 # Refused commands that are logged between two resets. A driver could fill a disk with them.
 REFUSALS_MAX: Final = 10
@@ -252,6 +248,7 @@ class NetDevice:
             self._moved = False
             self.announce()
         self._follow_link()
+        self._receiver.take_over()
         self._receive()
         # After that, for asking the port for frames ends its wait for room.
         self._send_announcements()
@@ -275,8 +272,14 @@ class NetDevice:
         return self._transmitter.accepts(queue) if queue & 1 else self._receiver.waiting(queue // 2)
 
     def engine(self, queue: Virtqueue, memory: GuestMemory) -> Engine | None:
-        """See `Device`. There is none yet."""
-        return None
+        """See `Device`."""
+        if queue.index == self._control or not self._running or not self._cable:
+            return None
+        channel = self._port.at_once()
+        if channel is None:
+            return None
+        side = self._transmitter if queue.index & 1 else self._receiver
+        return side.engine(queue, memory, channel)
 
     def delayable(self, queue: int) -> bool:
         """Only what the driver sends: a receive buffer is taken when there is a frame for it."""
@@ -340,7 +343,7 @@ class NetDevice:
 
     def counters(self, queue: int | None = None) -> dict[str, int]:
         """See `Device`."""
-        return self._counters.device.copy() if queue is None else self._counters.queue(queue)
+        return self._counters.device() if queue is None else self._counters.queue(queue)
 
     # -- state -----------------------------------------------------------------------------------------
 

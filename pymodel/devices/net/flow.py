@@ -6,7 +6,7 @@ types for what stands in them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from array import array
 from typing import Final
 
 import numpy as np
@@ -18,126 +18,150 @@ HEAD: Final = 192
 
 TCP: Final = 6
 UDP: Final = 17
-_OPTIONS: Final = frozenset({0, 43, 60})  # hop-by-hop, routing, destination
-_FRAGMENT: Final = 44
-_VLAN_TYPES: Final = (net.ETHERTYPE_VLAN, net.ETHERTYPE_SERVICE_VLAN)
 
-# By version of IP and protocol: the hash types that apply, the first one that is enabled counts, and whether
-# the ports belong to it.
-_HASHES: Final = {
-    (4, TCP): ((net.HASH_TYPE_TCPV4, True), (net.HASH_TYPE_IPV4, False)),
-    (4, UDP): ((net.HASH_TYPE_UDPV4, True), (net.HASH_TYPE_IPV4, False)),
-    (4, 0): ((net.HASH_TYPE_IPV4, False),),
-    (6, TCP): ((net.HASH_TYPE_TCPV6, True), (net.HASH_TYPE_IPV6, False)),
-    (6, UDP): ((net.HASH_TYPE_UDPV6, True), (net.HASH_TYPE_IPV6, False)),
-    (6, 0): ((net.HASH_TYPE_IPV6, False),),
-}
+# Compiled code has numbers of its own for these.
+_HEAD = HEAD
+_TCP, _UDP = TCP, UDP
+_HOP_BY_HOP, _ROUTING, _DESTINATION, _FRAGMENT = 0, 43, 60, 44
+_VLAN, _SERVICE_VLAN, _TAG = net.ETHERTYPE_VLAN, net.ETHERTYPE_SERVICE_VLAN, net.VLAN_TAG
+_IPV4, _IPV6 = net.ETHERTYPE_IPV4, net.ETHERTYPE_IPV6
+_NONE = net.HASH_REPORT_NONE
+_TYPE_AT = 2 * net.MAC_SIZE
+# Two IPv6 addresses and two ports.
+_INPUT = 36
 
 
-@dataclass(frozen=True, slots=True)
 class Flow:
-    """Addresses and ports as the frame has them. `protocol` is 0 where there are no ports."""
+    """The flow of one frame after the other. `data` has source and destination, `size` bytes in all, and the
+    ports, as the frame has them.
 
-    version: int
-    protocol: int
-    source: bytes
-    destination: bytes
-    ports: bytes
+    `version` is that of IP, 0 where there is no flow: not IP, or cut short. `protocol` is 0 where there are
+    no ports. The first bytes of a frame are expected in `head`, at `head_at` in the process's memory.
+    """
+
+    def __init__(self) -> None:
+        head = array("B", bytes(_HEAD))
+        self.head = head
+        self.head_at = head.buffer_info()[0]
+        self._bytes = memoryview(head)
+        self.data = array("B", bytes(_INPUT))
+        self.version = 0
+        self.protocol = 0
+        self.size = 0
+
+    def load(self, head: bytes) -> Flow:
+        """Read the flow of a frame that begins with `head`."""
+        head = head[:_HEAD]
+        self._bytes[: len(head)] = head
+        self.read(len(head))
+        return self
 
     @property
     def key(self) -> bytes:
         """What tells flows apart."""
-        return self.source + self.destination + self.ports
+        return bytes(self.data[: self.size + 4 * bool(self.protocol)])
 
     @property
     def reverse_key(self) -> bytes:
         """The key of what comes back."""
-        return self.destination + self.source + self.ports[2:] + self.ports[:2]
+        half = self.size // 2
+        ports = self.key[self.size :]
+        return bytes(self.data[half : self.size]) + bytes(self.data[:half]) + ports[2:] + ports[:2]
 
+    def read(self, length: int) -> int:
+        """Find the flow in the first `length` bytes of `head`. Whether there is one."""
+        self.version = self.protocol = self.size = 0
+        at = _TYPE_AT
+        kind = self.word(at, length)
+        while kind in (_VLAN, _SERVICE_VLAN) and at < _TYPE_AT + 2 * _TAG:
+            at += _TAG
+            kind = self.word(at, length)
+        at += 2
+        if kind == _IPV4:
+            return self.ipv4(at, length)
+        return self.ipv6(at, length) if kind == _IPV6 else 0
 
-def flow_of(head: bytes) -> Flow | None:
-    """The flow of a frame that begins with `head`; None for what is not IP, or cut short."""
-    at = 12
-    kind = int.from_bytes(head[at : at + 2])
-    while kind in _VLAN_TYPES and at < 20:
-        at += net.VLAN_TAG
-        kind = int.from_bytes(head[at : at + 2])
-    if kind == net.ETHERTYPE_IPV4:
-        return _ipv4(head, at + 2)
-    if kind == net.ETHERTYPE_IPV6:
-        return _ipv6(head, at + 2)
-    return None
+    def word(self, at: int, length: int) -> int:
+        """A number of 16 bits in network order; 0 behind the end."""
+        return self.head[at] << 8 | self.head[at + 1] if at + 2 <= length else 0
 
+    def ipv4(self, at: int, length: int) -> int:
+        """See `read`, of an IPv4 header."""
+        if length < at + 20 or self.head[at] >> 4 != 4:
+            return 0
+        # A fragment has no ports, or only the first one has.
+        protocol = 0 if self.word(at + 6, length) & 0x3FFF else self.head[at + 9]
+        return self.found(4, protocol, at + 12, 8, at + (self.head[at] & 0xF) * 4, length)
 
-def _ipv4(head: bytes, at: int) -> Flow | None:
-    if len(head) < at + 20 or head[at] >> 4 != 4:
-        return None
-    # A fragment has no ports, or only the first one has.
-    fragment = int.from_bytes(head[at + 6 : at + 8]) & 0x3FFF
-    protocol = 0 if fragment else head[at + 9]
-    payload = at + (head[at] & 0xF) * 4
-    return _flow(4, protocol, head, payload, head[at + 12 : at + 16], head[at + 16 : at + 20])
+    def ipv6(self, at: int, length: int) -> int:
+        """See `read`, of an IPv6 header."""
+        if length < at + 40 or self.head[at] >> 4 != 6:
+            return 0
+        protocol = self.head[at + 6]
+        payload = at + 40
+        while protocol in (_HOP_BY_HOP, _ROUTING, _DESTINATION) and payload + 2 <= length:
+            protocol = self.head[payload]
+            payload += 8 * (self.head[payload + 1] + 1)
+        return self.found(6, 0 if protocol == _FRAGMENT else protocol, at + 8, 32, payload, length)
 
-
-def _ipv6(head: bytes, at: int) -> Flow | None:
-    if len(head) < at + 40 or head[at] >> 4 != 6:
-        return None
-    protocol, payload = head[at + 6], at + 40
-    while protocol in _OPTIONS and payload + 2 <= len(head):
-        protocol, payload = head[payload], payload + 8 * (head[payload + 1] + 1)
-    if protocol == _FRAGMENT:
-        protocol = 0
-    return _flow(6, protocol, head, payload, head[at + 8 : at + 24], head[at + 24 : at + 40])
-
-
-def _flow(
-    version: int, protocol: int, head: bytes, payload: int, source: bytes, destination: bytes
-) -> Flow | None:
-    if protocol not in (TCP, UDP) or len(head) < payload + 4:
-        return Flow(version, 0, source, destination, b"")
-    return Flow(version, protocol, source, destination, head[payload : payload + 4])
+    def found(self, version: int, protocol: int, addresses: int, size: int, payload: int, length: int) -> int:
+        """Note the flow."""
+        self.version = version
+        self.size = size
+        number = 0
+        while number < size:
+            self.data[number] = self.head[addresses + number]
+            number += 1
+        if protocol in (_TCP, _UDP) and payload + 4 <= length:
+            self.protocol = protocol
+            while number < size + 4:
+                self.data[number] = self.head[payload + number - size]
+                number += 1
+        return 1
 
 
 class Toeplitz:
-    """The hash with one key and a set of enabled types. A key that is too short goes on with zeros."""
+    """The hash with one key and a set of enabled types. A key that is too short goes on with zeros.
 
-    # Flows whose hash is remembered.
-    KNOWN_MAX = 1024
-    # Two IPv6 addresses and two ports.
-    INPUT_MAX = 36
+    `value` and `report` are what `of` found: the hash value, and which type it is of.
+    """
 
     def __init__(self, key: bytes, types: int) -> None:
         self._types = types
-        self._known: dict[tuple[int, bytes], int] = {}
-        bits = np.unpackbits(np.frombuffer(key.ljust(self.INPUT_MAX + 4, b"\0"), np.uint8))
-        windows = np.lib.stride_tricks.sliding_window_view(bits, 32)[: 8 * self.INPUT_MAX]
+        self.value = 0
+        self.report = net.HASH_REPORT_NONE
+        bits = np.unpackbits(np.frombuffer(key.ljust(_INPUT + 4, b"\0"), np.uint8))
+        windows = np.lib.stride_tricks.sliding_window_view(bits, 32)[: 8 * _INPUT]
         # For each bit of the input the 32 bits of the key that begin there.
         words = windows.astype(np.uint64) @ (1 << np.arange(31, -1, -1, dtype=np.uint64))
         # For each byte of the input what each of its values adds.
         values = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.uint64)
-        self._tables: list[list[int]] = [
-            np.bitwise_xor.reduce(values * words[8 * place : 8 * place + 8], axis=1).tolist()
-            for place in range(self.INPUT_MAX)
-        ]
+        self._tables = np.concatenate(
+            [
+                np.bitwise_xor.reduce(values * words[8 * place : 8 * place + 8], axis=1)
+                for place in range(_INPUT)
+            ]
+        ).astype(np.uint32)
 
-    def of(self, flow: Flow | None) -> tuple[int, int]:
-        """(hash value, hash report) of a flow; (0, HASH_REPORT_NONE) where no enabled type applies."""
-        if flow is None:
-            return 0, net.HASH_REPORT_NONE
-        for kind, with_ports in _HASHES[flow.version, flow.protocol]:
-            if self._types & kind:
-                data = flow.source + flow.destination + (flow.ports if with_ports else b"")
-                # "HASH_TYPE_XXX = 1 << (HASH_REPORT_XXX - 1)"
-                return self._hash(kind, data), kind.bit_length()
-        return 0, net.HASH_REPORT_NONE
+    def of(self, flow: Flow) -> int:
+        """Hash a flow by the first enabled type, its protocol's or its addresses'. Whether there is one."""
+        self.value = 0
+        self.report = _NONE
+        # "HASH_TYPE_XXX = 1 << (HASH_REPORT_XXX - 1)", in the order IPv4, TCPv4, UDPv4, IPv6, TCPv6, UDPv6.
+        plain = 0 if flow.version == 4 else 3
+        if flow.protocol and self._types >> (plain + 1 + (flow.protocol == _UDP)) & 1:
+            self.report = plain + 2 + (flow.protocol == _UDP)
+            self.value = self.hash(flow, flow.size + 4)
+        elif flow.version and self._types >> plain & 1:
+            self.report = plain + 1
+            self.value = self.hash(flow, flow.size)
+        return self.report != _NONE
 
-    def _hash(self, kind: int, data: bytes) -> int:
-        value = self._known.get((kind, data))
-        if value is None:
-            value = 0
-            for table, byte in zip(self._tables, data, strict=False):
-                value ^= table[byte]
-            if len(self._known) >= self.KNOWN_MAX:
-                self._known.clear()
-            self._known[kind, data] = value
+    def hash(self, flow: Flow, length: int) -> int:
+        """The hash of the first bytes of a flow's data."""
+        value = 0
+        number = 0
+        while number < length:
+            value ^= self._tables[number << 8 | flow.data[number]]
+            number += 1
         return value

@@ -7,27 +7,15 @@ is virtio 1.4's "struct virtio_net_hdr" with `num_buffers`, 12 bytes, and an Eth
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from pymodel.devices.net.channel import Channel
+from pymodel.devices.net.filter import Filter
 from pymodel.memory import Bytes
 
 FRAME_MAX: Final = 12 + 14 + 8 + 65535
 """Bytes of the longest frame: headers, two VLAN tags, the longest IPv4 packet. Longer ones are dropped."""
-
-
-class Filter(Protocol):
-    """Which frames a function wants. Immutable, so that any thread may ask it."""
-
-    @property
-    def addresses(self) -> AbstractSet[bytes]:
-        """The unicast addresses that are the function's own, 6 bytes each. A switch need not learn these."""
-        ...
-
-    def accepts(self, frame: Bytes) -> bool:
-        """Whether an Ethernet frame (without the virtio header) is for this function."""
-        ...
 
 
 class Port(Protocol):
@@ -81,6 +69,12 @@ class Port(Protocol):
 
     def receive(self) -> Bytes | None:
         """The next frame that the filter accepts, to be kept but not written to; None if none waits now."""
+        ...
+
+    def at_once(self) -> Channel | None:
+        """The port for an engine, until anything else of it is called; None if it has to be asked in Python
+        for each frame.
+        """
         ...
 
     def counters(self) -> dict[str, int]:

@@ -13,11 +13,15 @@ from typing import Final
 import numpy as np
 
 from pymodel.devices.net import header as net_header
+from pymodel.devices.net.channel import Channel
 from pymodel.devices.net.counters import NetCounters
+from pymodel.devices.net.port import FRAME_MAX
+from pymodel.devices.net.receive_engine import ReceiveEngine
 from pymodel.devices.net.settings import Settings
 from pymodel.devices.net.steering import NO_HASH, Steering
 from pymodel.errors import MemoryFault
-from pymodel.memory import Buffer, Bytes
+from pymodel.memory import Buffer, Bytes, GuestMemory
+from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import net
 
 FRAMES_MAX: Final = 256
@@ -67,12 +71,17 @@ class Receiver:
         self._merge = False
         self._report = False
         self._longest: int | None = None
+        self._engine: ReceiveEngine | None = None
         # Bytes of header in front of each frame, both ways.
         self.header_size = net_header.SIZE
         self.steering = Steering(Settings(mac=b""), report=False)
 
     def configure(self, features: int, mtu: int | None) -> None:
-        """What the driver agreed to, its offloads as they are now; `mtu` where it took that."""
+        """What the driver agreed to, its offloads as they are now; `mtu` where it took that.
+
+        `steer` follows.
+        """
+        self.take_over()
         self._features = features
         self._merge = bool(features >> net.F_MRG_RXBUF & 1)
         self._report = bool(features >> net.F_HASH_REPORT & 1)
@@ -81,6 +90,8 @@ class Receiver:
 
     def steer(self, settings: Settings) -> None:
         """Choose queues by these settings and what was configured, also for the frames that wait already."""
+        self.take_over()
+        self._engine = None
         self.steering = Steering(settings, report=self._report)
         waiting = [entry.frame for held in self._held for entry in held]
         for pair, held in enumerate(self._held):
@@ -89,6 +100,36 @@ class Receiver:
             self._wait_anew(pair)
         for frame in waiting:
             self.hold(frame)
+
+    # -- without the interpreter -----------------------------------------------------------------------
+
+    def engine(self, queue: Virtqueue, memory: GuestMemory, channel: Channel) -> ReceiveEngine | None:
+        """What puts frames into the buffers of a queue; None while some wait here, and where there are others
+        that a frame can go to.
+        """
+        if queue.index or not self.steering.single or self._held[0]:
+            return None
+        engine = self._engine
+        if engine is None or engine.life != queue.life or engine.channel is not channel:
+            self.take_over()
+            engine = self._engine = ReceiveEngine(
+                queue,
+                memory,
+                channel,
+                self._counters,
+                self._features,
+                start=self.header_size,
+                hashes=self.steering.toeplitz if self._report else None,
+                merge=self._merge,
+                longest=FRAME_MAX if self._longest is None else self._longest,
+            )
+        engine.fd = channel.fd
+        return engine
+
+    def take_over(self) -> None:
+        """Have what the engine kept wait with the others."""
+        if self._engine is not None and self._engine.left:
+            self.hold(self._engine.take_left())
 
     # -- frames in -------------------------------------------------------------------------------------
 
@@ -142,6 +183,9 @@ class Receiver:
 
     def drop(self, pair: int) -> None:
         """Forget what waits for a queue."""
+        if pair == 0:
+            self.take_over()
+            self._engine = None
         held = self._held[pair]
         if held:
             self._counters.drop("rx-dropped-reset", 2 * pair, len(held))

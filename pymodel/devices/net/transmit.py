@@ -10,11 +10,14 @@ from typing import Final
 import numpy as np
 
 from pymodel.devices.net import header as net_header
+from pymodel.devices.net.channel import Channel
 from pymodel.devices.net.counters import NetCounters
 from pymodel.devices.net.port import FRAME_MAX, Port
 from pymodel.devices.net.receive import Receiver
 from pymodel.devices.net.steering import Steering
-from pymodel.memory import Buffer, Bytes
+from pymodel.devices.net.transmit_engine import TransmitEngine
+from pymodel.memory import Buffer, Bytes, GuestMemory
+from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import net
 
 _EMPTY: Final[Bytes] = np.frombuffer(net_header.EMPTY, np.uint8)
@@ -29,6 +32,7 @@ class Transmitter:
         self._counters = counters
         self._features = 0
         self._blocked: set[int] = set()
+        self._engines: dict[int, TransmitEngine] = {}
 
     def reset(self) -> None:
         """As before a driver came."""
@@ -51,6 +55,18 @@ class Transmitter:
     def drop(self, queue: int) -> None:
         """Forget that a queue waits."""
         self._blocked.discard(queue)
+        self._engines.pop(queue, None)
+
+    def engine(self, queue: Virtqueue, memory: GuestMemory, channel: Channel) -> TransmitEngine | None:
+        """What sends the frames of a queue; None while it waits, and where steering learns of each frame."""
+        if not self.accepts(queue.index) or self._receiver.steering.learns:
+            return None
+        engine = self._engines.get(queue.index)
+        if engine is None or engine.life != queue.life or engine.channel is not channel:
+            start = self._receiver.header_size
+            engine = TransmitEngine(queue, memory, channel, self._counters, self._features, start)
+            self._engines[queue.index] = engine
+        return engine
 
     def send(self, buffer: Buffer, *, cable: bool) -> None:
         """Send the frame in `buffer` and complete that; without a cable, or for a bad one, it is dropped.

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from images.workspace import IMAGES
-from tests.wire.frames import ALL, BROADCAST, DEADLINE, Hand, Wants, ethernet, mac
+from tests.wire.frames import ALL, BROADCAST, DEADLINE, Hand, ethernet, mac, wants
 from tests.wire.running import until
 from vfu_server.networks.datagram import DatagramPort
 from vfu_server.networks.stream import StreamPort
@@ -129,7 +129,7 @@ def test_the_filter_is_applied_and_a_flood_of_unwanted_frames_is_let_go_in_turns
     pair: tuple[Hand, Peer],
 ) -> None:
     hand, peer = pair
-    hand.port.configure(0, Wants({mac(2)}))
+    hand.port.configure(0, wants(mac(2)))
     other = ethernet(mac(3), mac(1))
     peer.send(*[other] * 100, FRAME)
     turns = 0

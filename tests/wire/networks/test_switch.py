@@ -10,10 +10,10 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from pymodel.devices.net.port import Filter
+from pymodel.devices.net.filter import Filter
 from pymodel.devices.net.segmentation import Checked
 from pymodel.memory import Bytes
-from tests.wire.frames import ALL, BROADCAST, DEADLINE, Hand, Wants, ethernet, mac
+from tests.wire.frames import ALL, BROADCAST, DEADLINE, Hand, ethernet, mac, wants
 from vfu_server.networks.frame_port import NoPort
 from vfu_server.networks.switch import Switch, SwitchPort
 from vfu_server.networks.uplink import Uplink
@@ -38,7 +38,7 @@ class Net:
         self.switch = Switch(clock=self.clock)
         self.hands = [Hand(SwitchPort(self.switch)) for _ in range(count)]
         for number, hand in enumerate(self.hands, 1):
-            hand.port.configure(0, Wants({mac(number)}))
+            hand.port.configure(0, wants(mac(number)))
             hand.drain()
 
     def got(self) -> list[list[bytes]]:
@@ -63,7 +63,7 @@ def test_broadcast_reaches_all_but_its_sender(net: Net) -> None:
 
 
 def test_a_group_reaches_those_who_asked_for_it(net: Net) -> None:
-    net.hands[2].port.configure(0, Wants({mac(3)}, groups={GROUP}))
+    net.hands[2].port.configure(0, wants(mac(3), groups={GROUP}))
     frame = ethernet(GROUP, mac(1))
     net.hands[0].send(frame)
     assert net.got() == [[], [], [frame]]
@@ -77,7 +77,7 @@ def test_an_unknown_address_is_flooded_to_those_who_take_it(net: Net) -> None:
 
 
 def test_vlans_are_the_receivers_to_filter(net: Net) -> None:
-    net.hands[1].port.configure(0, Wants({mac(2)}, vlans={7}))
+    net.hands[1].port.configure(0, wants(mac(2), vlans={7}))
     seven, eight = (ethernet(mac(2), mac(1), vlan=vlan) for vlan in (7, 8))
     net.hands[0].send(seven)
     net.hands[0].send(eight)
@@ -165,11 +165,11 @@ def test_a_frame_does_not_go_back_to_where_it_came_from(net: Net) -> None:
 
 
 def test_two_functions_with_one_address_both_have_it(net: Net) -> None:
-    net.hands[2].port.configure(0, Wants({mac(2)}))
+    net.hands[2].port.configure(0, wants(mac(2)))
     frame = ethernet(mac(2), mac(1))
     net.hands[0].send(frame)
     assert net.got() == [[], [frame], [frame]]
-    net.hands[1].port.configure(0, Wants({mac(7)}))
+    net.hands[1].port.configure(0, wants(mac(7)))
     net.hands[0].send(frame)
     assert net.got() == [[], [], [frame]]
 
@@ -180,7 +180,7 @@ def test_nothing_comes_to_a_function_after_its_reset(net: Net) -> None:
     net.hands[1].port.configure(0, None)
     net.hands[0].send(frame)
     assert net.got() == [[], [], []]
-    net.hands[1].port.configure(0, Wants({mac(2)}))
+    net.hands[1].port.configure(0, wants(mac(2)))
     assert net.got() == [[], [], []]
     net.hands[0].send(frame)
     assert net.got() == [[], [frame], []]
@@ -239,7 +239,7 @@ def test_a_receiver_without_offloads_has_segments_with_checksums(net: Net) -> No
 
 def test_a_receiver_with_offloads_has_the_frame_as_it_is_in_one_copy_for_all(net: Net) -> None:
     for hand in net.hands[1:]:
-        hand.port.configure(GUEST_CSUM | GUEST_TSO4, Wants({mac(2)}))
+        hand.port.configure(GUEST_CSUM | GUEST_TSO4, wants(mac(2)))
     header, frame = tcp_frame(bytes(2500))
     net.hands[0].send(frame, header=header)
     first, second = (hand.port.receive() for hand in net.hands[1:])
@@ -261,10 +261,10 @@ def test_what_several_receivers_need_is_done_once(net: Net) -> None:
 
 def test_frames_for_a_driver_that_took_more_are_not_left_for_one_that_takes_less(net: Net) -> None:
     receiver = net.hands[1]
-    receiver.port.configure(GUEST_CSUM | GUEST_TSO4, Wants({mac(2)}))
+    receiver.port.configure(GUEST_CSUM | GUEST_TSO4, wants(mac(2)))
     header, frame = tcp_frame(bytes(2500))
     net.hands[0].send(frame, header=header)
-    receiver.port.configure(GUEST_CSUM, Wants({mac(2)}))
+    receiver.port.configure(GUEST_CSUM, wants(mac(2)))
     assert receiver.receive() is None
     assert receiver.port.counters()["dropped-receiving"] == 1
 

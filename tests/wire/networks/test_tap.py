@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.wire.frames import DEADLINE, Hand, Wants, ethernet, mac
+from tests.wire.frames import DEADLINE, Hand, ethernet, mac, wants
 from vfu_server.networks.links import LinkWatch
 from vfu_server.networks.switch import Switch
 from vfu_server.networks.tap import TapPort
@@ -117,7 +117,7 @@ def both(space: None, opened: ExitStack) -> tuple[Hand, socket.socket]:
     hand = Hand(tap("t0", opened))
     ip("link", "set", "t0", "up")
     hand.until_link(True)
-    hand.port.configure(0, Wants({mac(2)}))
+    hand.port.configure(0, wants(mac(2)))
     return hand, host_side("t0", opened)
 
 
@@ -274,7 +274,7 @@ def test_what_it_offers_and_what_the_kernel_leaves_to_the_driver(both: tuple[Han
         (GUEST_CSUM | GUEST_TSO4, (True, True)),
         (GUEST_TSO4, (False, False)),
     ):
-        hand.port.configure(features, Wants({mac(2)}))
+        hand.port.configure(features, wants(mac(2)))
         assert (_feature("t0", ETHTOOL_GTXCSUM), _feature("t0", ETHTOOL_GTSO)) == expected
 
 

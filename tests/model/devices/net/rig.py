@@ -10,8 +10,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from pymodel.devices.net.channel import Channel
 from pymodel.devices.net.device import NetDevice
-from pymodel.devices.net.port import Filter, NetBackend
+from pymodel.devices.net.filter import Filter
+from pymodel.devices.net.port import NetBackend
 from pymodel.memory import Bytes
 from pymodel.pci.function import Function
 from tests.fuzz.local import LocalWorld
@@ -71,6 +73,9 @@ class FakePort:
 
     def receive(self) -> Bytes | None:
         return self.incoming.popleft() if self.incoming else None
+
+    def at_once(self) -> Channel | None:
+        return None
 
     def counters(self) -> dict[str, int]:
         return {}

@@ -11,6 +11,7 @@ from pymodel.devices.net.header import RECEIVE, TRANSMIT, checked, received
 NEEDS_CSUM, DATA_VALID = 1, 2
 TCPV4, UDP, TCPV6, UDP_L4, ECN = 1, 3, 4, 5, 0x80
 LENGTH = 1000
+ALL = (1 << 64) - 1
 CSUM, HOST_TSO4, HOST_TSO6, HOST_ECN, HOST_UFO, HOST_USO = 0, 11, 12, 13, 14, 56
 GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_ECN, GUEST_UFO, GUEST_USO4, GUEST_USO6 = 1, 7, 8, 9, 10, 54, 55
 
@@ -80,8 +81,8 @@ def test_segmentation_needs_its_feature(gso: int, sending: int, receiving: int) 
     raw = header(NEEDS_CSUM, gso, 54, 500, 34, 16, 0)
     assert checked(raw, LENGTH, bits(CSUM, sending), TRANSMIT) == raw
     assert checked(raw, LENGTH, bits(GUEST_CSUM, receiving), RECEIVE) == raw
-    assert checked(raw, LENGTH, ~bits(sending), TRANSMIT) is None
-    assert checked(raw, LENGTH, ~bits(receiving) & ~bits(GUEST_USO4, GUEST_USO6), RECEIVE) is None
+    assert checked(raw, LENGTH, ALL ^ bits(sending), TRANSMIT) is None
+    assert checked(raw, LENGTH, ALL & ~bits(receiving) & ~bits(GUEST_USO4, GUEST_USO6), RECEIVE) is None
 
 
 def test_ecn_needs_its_feature() -> None:
@@ -103,16 +104,16 @@ def test_ecn_needs_its_feature() -> None:
     ],
 )
 def test_bad_segmentation(raw: bytes) -> None:
-    assert checked(raw, LENGTH, (1 << 64) - 1, TRANSMIT) is None
-    assert checked(raw, LENGTH, (1 << 64) - 1, RECEIVE) is None
+    assert checked(raw, LENGTH, ALL, TRANSMIT) is None
+    assert checked(raw, LENGTH, ALL, RECEIVE) is None
 
 
 def test_header_length_is_a_hint() -> None:
     """Nothing goes by it, but it is not to point out of the frame."""
     raw = header(NEEDS_CSUM, TCPV4, LENGTH + 1, 500, 34, 16, 0)
     good = header(NEEDS_CSUM, TCPV4, LENGTH, 500, 34, 16, 0)
-    assert checked(raw, LENGTH, (1 << 64) - 1, TRANSMIT) == good
-    assert checked(raw, LENGTH, (1 << 64) - 1, RECEIVE) == good
+    assert checked(raw, LENGTH, ALL, TRANSMIT) == good
+    assert checked(raw, LENGTH, ALL, RECEIVE) == good
 
 
 def test_as_the_driver_gets_it() -> None:
