@@ -84,8 +84,6 @@ cdef class Loop:
                 if len(self.ports) == LANE_FDS_MAX:
                     continue
                 self.ports.add((lane.engine.fd, POLLIN))
-                # Whether it is to be waited for is found by a first run.
-                lane.kicked = True
             lane.next, self.first = self.first, lane
         self.armed = self.first is not None
         self.entries = self.lock.entries

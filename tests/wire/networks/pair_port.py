@@ -31,12 +31,15 @@ EMPTY = bytes(12)
 
 
 class PairPort(FramePort):
-    """`peer` is the test's end. `asked` counts the frames that went through Python, out and in."""
+    """`peer` is the test's end. `asked` counts the frames that went through Python, out and in, `turns` how
+    often the function's thread had nothing to do any more.
+    """
 
     def __init__(self, offloads: int) -> None:
         super().__init__()
         self.offloads = offloads
         self.asked = [0, 0]
+        self.turns = 0
         self.peer, self._socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.peer.settimeout(20)
         self._socket.setblocking(False)
@@ -58,6 +61,7 @@ class PairPort(FramePort):
         self._socket.close()
 
     def _poll(self, events: int, refused: bool) -> Sequence[tuple[int, int]]:
+        self.turns += 1
         events |= select.POLLOUT if refused else 0
         return ((self._socket.fileno(), events),) if events else ()
 

@@ -83,8 +83,9 @@ def driven(path: Path, **options: Any) -> NetDriver:
 
 def warm(driver: NetDriver, port: PairPort) -> None:
     """Have both queues used once: who has never seen a buffer looks for the reason in Python."""
+    driver.refill(count=1)
     port.peer.send(EMPTY + frame_of(60))
-    fetched(driver, 1)
+    fetched(driver, 1, refill=False)
     driver.send(frame_of(60))
     driver.flush()
     port.peer.recv(1 << 17)
@@ -166,6 +167,24 @@ def test_scattered_buffers(net: tuple[Path, PairPort]) -> None:
                     driver.transmitters[0].kick()
                     driver.transmitters[0].wait(20)
                     assert port.peer.recv(1 << 17) == EMPTY + frame
+
+
+def test_an_odd_buffer_keeps_nobody_busy(net: tuple[Path, PairPort]) -> None:
+    """One that is not for this way waits for its frame as others do."""
+    path, port = net
+    with driven(path, fill=False) as driver:
+        warm(driver, port)
+        room = driver.device.memory.allocate(2000)
+        driver.receivers[0].add((), pieces_of(room, 5, 2000))
+        driver.receivers[0].kick(force=True)
+        for _ in range(64):
+            driver.device.function.config_read(0, 2)
+        turns = port.turns
+        for _ in range(64):
+            driver.device.function.config_read(0, 2)
+        assert port.turns - turns < 8
+        port.peer.send(EMPTY + frame_of(60))
+        assert driver.receivers[0].wait(20)[0].length == 72
 
 
 def test_what_does_not_fit_waits_for_more(net: tuple[Path, PairPort]) -> None:
