@@ -98,7 +98,14 @@ class BlockDevice:
             return None
         engine = self._engines.get(queue.index)
         if engine is None or engine.life != queue.life or (engine.store is not store and not engine.landed):
-            engine = BlockEngine(queue, memory, store, size=self._disk.size, unit=self._disk.shape.block)
+            engine = BlockEngine(
+                queue,
+                memory,
+                store,
+                size=self._disk.size,
+                unit=self._disk.shape.block,
+                serial=self._serial,
+            )
             self._engines[queue.index] = engine
         if engine.landed:
             return None  # `service` has yet to tell of what it did

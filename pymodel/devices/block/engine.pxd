@@ -6,8 +6,8 @@ from pymodel.memory cimport u64
 from pymodel.queue.chain cimport Chain
 from pymodel.queue.engine cimport Engine
 
-cdef u64 _IN, _OUT, _FLUSH
-cdef unsigned int _HEADER
+cdef u64 _IN, _OUT, _FLUSH, _GET_ID
+cdef unsigned int _HEADER, _ID_BYTES
 cdef int _SECTOR, _OK, _IOERR, _WROTE, _DONE, _BEGUN, _MOST
 cdef long long _NOT_MINE, _LATER, _TYPE
 
@@ -16,6 +16,8 @@ cdef class BlockEngine(Engine):
     cdef u64 size
     cdef u64 unit
     cdef public bint may_write
+    cdef object _serial
+    cdef u64 _serial_at
     cdef int _told
     cdef unsigned int[::1] _ids
     cdef unsigned int[::1] _slots

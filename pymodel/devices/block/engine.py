@@ -1,4 +1,4 @@
-"""Block requests that a disk does at once: reads, writes, and FLUSH where nothing is to be flushed."""
+"""Block requests that are done at once: reads, writes, GET_ID, and FLUSH where nothing is to be flushed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from pymodel.spec import block
 # Compiled code has numbers of its own for these.
 _HEADER = block.REQUEST.itemsize
 _SECTOR = block.SECTOR
-_IN, _OUT, _FLUSH = block.T_IN, block.T_OUT, block.T_FLUSH
+_IN, _OUT, _FLUSH, _GET_ID = block.T_IN, block.T_OUT, block.T_FLUSH, block.T_GET_ID
+_ID_BYTES = block.ID_BYTES
 _OK, _IOERR = block.S_OK, block.S_IOERR
 _WROTE = any_ring.WROTE
 # The type of a request, of the first eight bytes of its header.
@@ -32,15 +33,20 @@ _MOST = 64
 class BlockEngine(Engine):
     """The requests of one queue on one store.
 
-    `size` and `unit` are the disk's, in bytes. Raises MemoryFault in `finish`, which may be called again.
-    `may_write`: writes are not refused, and need not be durable when they complete.
+    `size` and `unit` are the disk's, in bytes, `serial` is what GET_ID gives. Raises MemoryFault in `finish`,
+    which may be called again. `may_write`: writes are not refused, and need not be durable when they
+    complete.
     """
 
-    def __init__(self, queue: Virtqueue, memory: GuestMemory, store: Store, *, size: int, unit: int) -> None:
+    def __init__(
+        self, queue: Virtqueue, memory: GuestMemory, store: Store, *, size: int, unit: int, serial: bytes
+    ) -> None:
         super().__init__(queue, memory)
         self.store = store
         self.size = size
         self.unit = unit
+        self._serial = array("B", serial)
+        self._serial_at = self._serial.buffer_info()[0]
         self.may_write = False
         # Of what was begun, and how much of it was told.
         self._told = 0
@@ -83,6 +89,12 @@ class BlockEngine(Engine):
         elif kind == _FLUSH:
             if not self.store.clean():
                 return _NOT_MINE
+        elif kind == _GET_ID:
+            # As drivers ask for it; cut, in pieces or in a larger room it is the consumer's.
+            if room != _ID_BYTES or self.chain.lengths[self.chain.readable_count] < _ID_BYTES:
+                return _NOT_MINE
+            self.memory.copy_in(self.chain.addresses[self.chain.readable_count], self._serial_at, _ID_BYTES)
+            written = room
         else:
             return _NOT_MINE
         self.memory.poke(self.status_at(), _OK, 1)

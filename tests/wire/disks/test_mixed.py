@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import random
+from pathlib import Path
 
 import pytest
 
+from pymodel.devices.block.device import BlockDevice
+from pymodel.memory import Buffer as Taken
 from tests.server_process import ServerProcess
+from tests.wire.disks.in_process import served
 from vfu_client.drivers.block import FEATURES, BlockDriver, BlockError, BlockRequest
 from vfu_client.vfio.memory import Buffer
 from vfu_client.virtio.function import KNOWN_FEATURES
+from vfu_server.datapath import COMPILED
 
 IN, OUT, FLUSH, GET_ID, NONE = 0, 1, 4, 8, 99
 OK, IOERR, UNSUPP = 0, 1, 2
 SECTORS = 2048
 RING_PACKED, IN_ORDER = 34, 35
 ROUNDS = 60
+TURNS = 10
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
@@ -88,3 +94,56 @@ def test_the_monitor_counts_them_all(on_either_disk: ServerProcess) -> None:
                 disk.get_id()
         after = counters()
     assert [new - old for new, old in zip(after, before, strict=True)] == [110, 110]
+
+
+@pytest.mark.skipif(not COMPILED, reason="there is no engine")
+@pytest.mark.parametrize("vf", [1, 2], ids=["file", "ram"])
+@pytest.mark.parametrize(
+    ("rooms", "on_the_spot"),
+    [
+        ((20, 1), True),
+        ((21,), True),
+        ((20, 0, 1), True),
+        ((7, 13, 1), False),
+        ((0, 20, 1), False),
+        ((20, 1, 0), False),
+        ((1,), False),
+        ((19, 1), False),
+        ((22,), False),
+        ((64, 1), False),
+    ],
+)
+def test_an_id_is_given_on_the_spot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vf: int, rooms: tuple[int, ...], on_the_spot: bool
+) -> None:
+    """Where 20 bytes in a row are asked for; the device has the others, and all have the same answer."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(512 * SECTORS))
+    kinds: list[int] = []
+    take = BlockDevice.take
+
+    def taken(device: BlockDevice, buffer: Taken) -> None:
+        kinds.append(buffer.readable.read(0, 4)[0])
+        take(device, buffer)
+
+    monkeypatch.setattr(BlockDevice, "take", taken)
+    with (
+        served(image, 512 * SECTORS, queues=1) as folder,
+        BlockDriver.open(folder / f"vf{vf}.sock", posted_writes=True) as disk,
+    ):
+        header = disk.device.memory.allocate(16)
+        header.view[0] = GET_ID
+        room = disk.device.memory.allocate(sum(rooms))
+        size = room.size - 1
+        for _ in range(TURNS):
+            room.view[:] = 0xEE
+            at = [room.address + sum(rooms[:number]) for number in range(len(rooms))]
+            disk.queues[0].add([header.segment], list(zip(at, rooms, strict=True)))
+            disk.queues[0].kick()
+            (done,) = disk.queues[0].wait(10)
+            assert done.length == (size + 1 if size <= 20 else 0)
+            serial = f"pymodel-vf{vf}".encode().ljust(20, b"\0")[:size]
+            assert room.view.tobytes() == serial.ljust(size, b"\xee") + b"\0"
+        assert set(kinds) == {GET_ID}
+        # The device takes the first one itself, and those that are there before its thread is done with that.
+        assert (len(kinds) < TURNS) == on_the_spot
