@@ -83,15 +83,16 @@ class PackedRing(Ring):
         state.last_avail = self.last_avail
         state.last_used = self.used
 
-    def check(self, state: QueueState) -> None:
+    @staticmethod
+    def check(state: QueueState) -> None:
         """See `Ring`."""
         if state.lost:
-            raise InvalidField(f"queue {self.index}: where it is in a packed ring was not said")
+            raise InvalidField(f"queue {state.index}: where it is in a packed ring was not said")
         offset = max(state.last_avail & ring.OFFSET_MASK, state.last_used & ring.OFFSET_MASK)
         outstanding = between(state.last_used, state.last_avail, state.size)
         if offset >= state.size or not 0 <= outstanding <= state.size:
             raise InvalidField(
-                f"queue {self.index}: positions {state.last_avail:#x} and {state.last_used:#x}"
+                f"queue {state.index}: positions {state.last_avail:#x} and {state.last_used:#x}"
                 f" in a packed ring of {state.size}"
             )
 

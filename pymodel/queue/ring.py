@@ -137,7 +137,8 @@ class Ring:
         """Put the position into `state`."""
         raise NotImplementedError
 
-    def check(self, state: QueueState) -> None:
+    @staticmethod
+    def check(state: QueueState) -> None:
         """Raise `InvalidField`, with the reason, for a position that a ring of `state.size` cannot be at."""
         raise NotImplementedError
 

@@ -73,10 +73,11 @@ class SplitRing(Ring):
         state.last_avail_idx = self._last_avail
         state.used_idx = self._used
 
-    def check(self, state: QueueState) -> None:
+    @staticmethod
+    def check(state: QueueState) -> None:
         """See `Ring`."""
         if (state.last_avail_idx - state.used_idx) & 0xFFFF > state.size:
-            raise InvalidField(f"queue {self.index}: more buffers outstanding than its size")
+            raise InvalidField(f"queue {state.index}: more buffers outstanding than its size")
 
     def restore(self, state: QueueState) -> None:
         """See `Ring`."""

@@ -101,8 +101,10 @@ class Virtqueue:
         self._memory: GuestMemory | None = None
         self.reset()
 
-    def reset(self) -> None:
-        """Back to the state after a device reset. Buffers still outstanding are forgotten."""
+    def reset(self, features: int = 0) -> None:
+        """Back to the state after a device reset, and after `features` were negotiated. Buffers still
+        outstanding are forgotten.
+        """
         self.size = self.max_size
         self.vector = virtio_pci.NO_VECTOR
         self.enabled = False
@@ -114,7 +116,7 @@ class Virtqueue:
         self.untouched = True
         # Whether the position is in the ring's memory only.
         self._lost = False
-        self.negotiated(0)
+        self.negotiated(features)
         self.abandon()
 
     def abandon(self) -> None:
@@ -130,7 +132,13 @@ class Virtqueue:
 
     def negotiated(self, features: int) -> None:
         """Take the negotiated features that make the ring's rules. The queue is not enabled."""
-        self.ring = _ring(self.index, features, self._long_tables)
+        self.ring = _format(features)(
+            self.index,
+            event_idx=bool(features >> virtio.F_EVENT_IDX & 1),
+            indirect=bool(features >> virtio.F_INDIRECT_DESC & 1),
+            in_order=bool(features >> virtio.F_IN_ORDER & 1),
+            long_tables=self._long_tables,
+        )
         self._in_order = self.ring.in_order
         self._shown_notify_data = self.notify_data if features >> virtio.F_NOTIF_CONFIG_DATA & 1 else 0
 
@@ -191,7 +199,7 @@ class Virtqueue:
     def check(self, state: QueueState, features: int) -> None:
         """Raise `InvalidField`, with the reason, for a state that this queue cannot be in with `features`."""
         name = f"queue {self.index}"
-        ring = _ring(self.index, features, 0)
+        ring = _format(features)
         if state.notify_off != self.index:
             raise InvalidField(f"{name}: notify_off {state.notify_off}, here it is {self.index}")
         if not 0 < state.size <= self.max_size:
@@ -212,10 +220,8 @@ class Virtqueue:
                 raise InvalidField(f"{name}: a ring address is not aligned")
         ring.check(state)
 
-    def restore(self, state: QueueState, features: int) -> None:
-        """Take over a state that `check` accepted with the same `features`."""
-        self.reset()
-        self.negotiated(features)
+    def restore(self, state: QueueState) -> None:
+        """Take over a state, after a `reset` with the features that `check` accepted it with."""
         self.size = state.size
         self.vector = state.msix_vector
         self.desc = state.desc
@@ -361,13 +367,6 @@ class Virtqueue:
         self.owed = False
 
 
-def _ring(index: int, features: int, long_tables: int) -> Ring:
-    """A fresh ring by the rules that `features` make."""
-    kind = PackedRing if features >> virtio.F_RING_PACKED & 1 else SplitRing
-    return kind(
-        index,
-        event_idx=bool(features >> virtio.F_EVENT_IDX & 1),
-        indirect=bool(features >> virtio.F_INDIRECT_DESC & 1),
-        in_order=bool(features >> virtio.F_IN_ORDER & 1),
-        long_tables=long_tables,
-    )
+def _format(features: int) -> type[Ring]:
+    """What a queue's ring is with `features`."""
+    return PackedRing if features >> virtio.F_RING_PACKED & 1 else SplitRing

@@ -65,26 +65,26 @@ class Scheduler:
 
     # -- resets ----------------------------------------------------------------------------------------
 
-    def reset(self) -> None:
-        """All queues as after a device reset, with no turn to come; their buffers are nobody's."""
+    def reset(self, features: int = 0) -> None:
+        """All queues as `Virtqueue.reset` leaves them, with no turn to come; their buffers are nobody's."""
         self._delay.clear()
         self._kicked.clear()
         self._notified.clear()
         self._misnamed.clear()
         for queue in self.queues.values():
             self._consumers[queue.index].drop(queue.index)
-            queue.reset()
+            queue.reset(features)
 
     def reset_consumers(self) -> None:
         """Have each consumer do what a device reset asks of it."""
         for consumer in self._distinct:
             consumer.reset()
 
-    def reset_queue(self, queue: Virtqueue) -> None:
-        """One queue as after a device reset ("Virtqueue Reset")."""
+    def reset_queue(self, queue: Virtqueue, features: int) -> None:
+        """One queue as `Virtqueue.reset` leaves it ("Virtqueue Reset")."""
         self._delay.drop(queue.index)
         self._consumers[queue.index].drop(queue.index)
-        queue.reset()
+        queue.reset(features)
 
     def halt(self) -> None:
         """A device reset begins: nothing is fetched, and what was fetched completes into nothing."""

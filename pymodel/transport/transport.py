@@ -82,7 +82,7 @@ class Transport:
 
     # -- life ------------------------------------------------------------------------------------------
 
-    def _clear(self) -> None:
+    def _clear(self, features: int = 0) -> None:
         self._resetting = None
         self.status = 0
         self.legacy = False
@@ -91,14 +91,14 @@ class Transport:
         self.device_feature_select = 0
         self.driver_feature_select = 0
         self.queue_select = 0
-        self.accepted = 0
+        self.accepted = features
         self._unknown_words: set[int] = set()
         self.config_vector = virtio_pci.NO_VECTOR
         self.config_owed = False
         self.generation = 0
         self._config_read = False
         self.isr = 0
-        self._scheduler.reset()
+        self._scheduler.reset(features)
 
     def reset(self) -> None:
         """Device reset, finished at once: rings forgotten, nothing owed, status 0."""
@@ -253,8 +253,7 @@ class Transport:
 
     def reset_queue(self, queue: Virtqueue) -> None:
         """Queue reset ("Virtqueue Reset"): the queue is as after a device reset when this returns."""
-        self._scheduler.reset_queue(queue)
-        queue.negotiated(self.accepted)
+        self._scheduler.reset_queue(queue, self.accepted)
 
     def kick(self, index: int, data: bytes) -> None:
         """A driver notification: see `Scheduler`."""
@@ -411,9 +410,8 @@ class Transport:
         """
         self.device.reserve(state.device)
         before = self.status
-        self._clear()
+        self._clear(state.driver_features)
         self.status = state.device_status
-        self.accepted = state.driver_features
         self.legacy = state.legacy
         self.device_feature_select = state.device_feature_select
         self.driver_feature_select = state.driver_feature_select
@@ -425,7 +423,7 @@ class Transport:
         self.isr = state.isr
         self.config_owed = state.config_changed
         for entry in state.queues:
-            self.queues[entry.index].restore(entry, self.accepted)
+            self.queues[entry.index].restore(entry)
         self.device.negotiated(self.accepted)
         self.device.restore(state.device_config, state.device)
         self._tell_status(before)

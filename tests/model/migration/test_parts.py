@@ -100,7 +100,7 @@ def test_a_position_that_is_in_no_part() -> None:
     packed = part(0x101, bytes(8), (1 << 32 | 1 << 34).to_bytes(16, "little"))
     state = applied(packed + VQ_0, present_state())
     with pytest.raises(InvalidField, match="where it is in a packed ring was not said"):
-        PackedRing(0, event_idx=False, indirect=False, in_order=False).check(state.queues[0])
+        PackedRing.check(state.queues[0])
 
 
 @pytest.mark.parametrize(

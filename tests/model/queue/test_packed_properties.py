@@ -66,18 +66,17 @@ def test_a_run_ends_whatever_the_ring_holds(
     if desc + len(raw) <= MEMORY:
         memory.data[desc : desc + len(raw)] = np.frombuffer(raw, np.uint8)
     queue = Virtqueue(0, 8)
+    queue.reset(features | PACKED)
     queue.restore(
-        QueueState(
-            0, 5, enable=1, desc=desc, driver=driver, device=device, last_avail=start, last_used=start
-        ),
-        features | PACKED,
+        QueueState(0, 5, enable=1, desc=desc, driver=driver, device=device, last_avail=start, last_used=start)
     )
     bounded_run(queue, memory)
 
 
 def test_a_descriptor_that_comes_and_goes_is_not_followed_for_ever() -> None:
     queue = Virtqueue(0, 8)
-    queue.restore(QueueState(0, 5, enable=1, desc=0, driver=0x400, device=0x404), PACKED)
+    queue.reset(PACKED)
+    queue.restore(QueueState(0, 5, enable=1, desc=0, driver=0x400, device=0x404))
     memory = RestlessMemory(MEMORY, 14, 0x80)
     assert queue.run(memory, Taker())
     assert memory.looks <= 2 * (BATCH + 2)
@@ -96,7 +95,8 @@ def test_a_chain_is_within_what_is_free(kinds: list[int], held: int) -> None:
         memory.data[16 * slot : 16 * slot + 16] = list(struct.pack("<QIHH", 64, 1, slot, kinds[slot] | wrap))
     queue = Virtqueue(0, 8)
     start = QueueState(0, 5, enable=1, driver=0x400, device=0x404, last_avail=0x8000 | held, last_used=0x8000)
-    queue.restore(start, PACKED)
+    queue.reset(PACKED)
+    queue.restore(start)
     ring = queue.ring
     assert ring.pending(memory)
     try:

@@ -28,7 +28,8 @@ def test_captured_and_restored(start: int) -> None:
     assert (state.last_avail_idx, state.used_idx) == (0, 0)
     other = Rig(7, EVENT_IDX)
     other.queue.check(state, other.features)
-    other.queue.restore(state, other.features)
+    other.queue.reset(other.features)
+    other.queue.restore(state)
     assert other.queue.capture() == state
     other.memory.data[:] = rig.memory.data
     other.at, other.wrap = rig.at, rig.wrap

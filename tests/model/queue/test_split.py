@@ -218,7 +218,8 @@ def test_captured_and_restored() -> None:
     state = rig.queue.capture()
     other = Rig(8, EVENT_IDX)
     other.queue.check(state, EVENT_IDX)
-    other.queue.restore(state, EVENT_IDX)
+    other.queue.reset(EVENT_IDX)
+    other.queue.restore(state)
     assert other.queue.capture() == state
     other.memory.data[:] = rig.memory.data
     other.idx = rig.idx

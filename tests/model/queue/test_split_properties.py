@@ -20,11 +20,11 @@ EVENT_IDX = 1 << 29 | 1 << 32
 
 def queue_with(desc: int, driver: int, device: int, last: int, used: int, features: int) -> Virtqueue:
     queue = Virtqueue(0, SIZE)
+    queue.reset(features)
     queue.restore(
         QueueState(
             0, SIZE, enable=1, desc=desc, driver=driver, device=device, last_avail_idx=last, used_idx=used
-        ),
-        features,
+        )
     )
     return queue
 
