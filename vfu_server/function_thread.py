@@ -24,7 +24,7 @@ from pymodel.memory import GuestMemory as Memory
 from pymodel.pci.lane import Lane
 from vfu_server.budget import Budget
 from vfu_server.datapath import COMPILED, DirectMemory, Loop
-from vfu_server.vfio._vfu import CONFIG_REGION, Context
+from vfu_server.vfio._vfu import CONFIG_REGION, Context, take_short_turns
 from vfu_server.vfio.turn_lock import TurnLock
 
 Result = TypeVar("Result")
@@ -34,6 +34,9 @@ TRACE: Final = 5
 
 FLUX_SECONDS: Final = 0.5
 """How long memory that the client unmapped may be missing before that is the driver's mistake."""
+
+PROMPT_NS: Final = 400_000
+"""A turn of a thread that is to be prompt: more than an admin command takes, and less than others get."""
 
 _NO_MEMORY: Final = "the server has no memory for an access"
 _PAST_THE_END: Final = "guest memory is past the end of the client's file"
@@ -77,13 +80,22 @@ class Served(Protocol):
 class FunctionThread:
     """Serves one function at one socket until `stop`. It is the function's `Host`.
 
-    Its client may take what `budget` says. Constructing it makes the socket, so a client may connect from
-    then on; raises OSError with nothing left behind. An exception that comes out of the model is a bug of
-    ours: it is logged and ends this thread and its socket, the other functions go on.
+    Its client may take what `budget` says. `prompt`: when it wakes it goes ahead of others that wait for a
+    processor, though it gets no more time than they. Constructing it makes the socket, so a client may
+    connect from then on; raises OSError with nothing left behind. An exception that comes out of the model is
+    a bug of ours: it is logged and ends this thread and its socket, the other functions go on.
     """
 
-    def __init__(self, function: Served, path: Path, budget: Budget = Budget()) -> None:  # noqa: B008 - a tuple
+    def __init__(
+        self,
+        function: Served,
+        path: Path,
+        budget: Budget = Budget(),  # noqa: B008 - a tuple
+        *,
+        prompt: bool = False,
+    ) -> None:
         self.function = function
+        self._prompt = prompt
         self.failed = False
         self._log = logging.getLogger(f"virtio.{function.name}")
         self._accesses = _Accesses(function, self._log)
@@ -238,6 +250,8 @@ class FunctionThread:
     def _main(self) -> None:
         # Signals are for the main thread: a system call in the library is not to be interrupted.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+        if self._prompt:
+            take_short_turns(PROMPT_NS)
         try:
             while not self._stopping:
                 self._turn()

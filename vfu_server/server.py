@@ -209,7 +209,10 @@ class Server:
         return failed
 
     def _make(self, function: Served) -> FunctionThread:
-        thread = FunctionThread(function, self._folder.path / f"{function.name}.sock", self._budget)
+        # A command of the owner is not to wait until all VFs that are busy had their turns.
+        prompt = function is self._device
+        path = self._folder.path / f"{function.name}.sock"
+        thread = FunctionThread(function, path, self._budget, prompt=prompt)
         try:
             # Once for each client that comes, and not for as long as it waits.
             self._events.register(thread.listener, select.EPOLLIN | select.EPOLLET)

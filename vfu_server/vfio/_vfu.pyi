@@ -16,6 +16,13 @@ CONFIG_SIZE: Final[int]
 def keep_freed_memory(size: int) -> None:
     """Have the C library keep freed memory of up to `size` bytes, to be used again without page faults."""
 
+def take_short_turns(nanoseconds: int) -> None:
+    """Have the calling thread's turns on a processor be that short: when it wakes they come before the longer
+    ones of others. It gets no more time.
+
+    Nothing happens before Linux 6.12, and where the thread is scheduled by another policy than the usual one.
+    """
+
 @type_check_only
 class Handler(Protocol):
     """Whom a context calls, on the thread that is in its `attach`, `run` or `close`.

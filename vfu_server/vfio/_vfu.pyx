@@ -99,6 +99,33 @@ cdef extern from *:
 
 cdef extern from *:
     """
+    #include <stdint.h>
+    #include <sched.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+
+    /* The first version of the kernel's struct sched_attr, which older C libraries do not have. */
+    struct slice_attributes {
+        uint32_t size, policy;
+        uint64_t flags;
+        int32_t nice;
+        uint32_t priority;
+        uint64_t runtime, deadline, period;
+    };
+
+    static inline void set_slice(unsigned nanoseconds) {
+        struct slice_attributes found = {0};
+        if (syscall(SYS_sched_getattr, 0, &found, sizeof found, 0) || found.policy != SCHED_OTHER)
+            return;
+        found.size = sizeof found;
+        found.runtime = nanoseconds;
+        syscall(SYS_sched_setattr, 0, &found, 0);
+    }
+    """
+    void set_slice(unsigned nanoseconds)
+
+cdef extern from *:
+    """
     #include <libvfio-user.h>
 
     /* With our build of the 2022 library, guest memory is not the library's business (library_guard.c). */
@@ -162,6 +189,10 @@ cdef enum:
 
 def keep_freed_memory(int size):
     set_malloc_keep(size)
+
+
+def take_short_turns(unsigned nanoseconds):
+    set_slice(nanoseconds)
 
 
 @cython.final

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -349,6 +351,27 @@ def test_functions_without_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(RuntimeError, match="can't start new thread"), Server(device, folder):
         pass
     assert list(folder.path.glob("*.sock")) == []
+    folder.close()
+
+
+def turn() -> tuple[int, int]:
+    """Nanoseconds of a turn of this thread on a processor, 0 where that is not known; its nice value."""
+    attributes = ctypes.create_string_buffer(48)
+    ctypes.CDLL(None).syscall(315, 0, attributes, 48, 0)  # sched_getattr of x86-64
+    _, policy, _, nice, _, runtime, _, _ = struct.unpack("<IIQiIQQQ", attributes)
+    return runtime if policy == os.SCHED_OTHER else 0, nice
+
+
+@pytest.mark.skipif(not turn()[0], reason="Linux before 6.12, or another policy")
+def test_the_physical_function_is_prompt(tmp_path: Path) -> None:
+    """Its turns are shorter than those of VFs, so that they come sooner; it gets no more time than they."""
+    device = FakeFunction("pf")
+    device.served = {1: FakeFunction("vf1")}
+    folder = Folder(tmp_path / "s")
+    usual, nice = turn()
+    with Server(device, folder) as server:
+        assert server.threads["pf"].call(turn, 10) == (400_000, nice)
+        assert server.threads["vf1"].call(turn, 10) == (usual, nice)
     folder.close()
 
 
