@@ -126,12 +126,12 @@ class RamDisk:
         """A chunk is this from now on, and nobody else has it."""
         self._shared.discard(number)
         self._chunks[number] = chunk
-        self._store.put(number, chunk, chunk is not None)
+        self._store.put(number, chunk)
 
     def _share(self, number: int) -> None:
         """Somebody else has a chunk too: it is not changed any more."""
         self._shared.add(number)
-        self._store.put(number, self._chunks[number], False)
+        self._store.share(number)
 
     def _length(self, number: int) -> int:
         return min(self.CHUNK, self.size - number * self.CHUNK)

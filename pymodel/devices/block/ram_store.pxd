@@ -17,7 +17,8 @@ cdef class RamStore(Store):
     cdef unsigned char[::1] _own
     cdef unsigned int[::1] _written_in
 
-    cpdef put(self, u64 number, chunk, bint own)
+    cpdef put(self, u64 number, chunk)
+    cpdef share(self, u64 number)
     cdef int read(self, GuestMemory memory, Chain chain, int first, u64 skip, u64 length, u64 offset) except -1 nogil
 
     @cython.locals(number=u64)

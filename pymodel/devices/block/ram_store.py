@@ -35,10 +35,14 @@ class RamStore(Store):
         self._own = array("B", bytes(count))
         self._written_in = written_in
 
-    def put(self, number: int, chunk: Bytes | None, own: bool) -> None:
-        """A chunk is this from now on; `own`: it may be written in place."""
+    def put(self, number: int, chunk: Bytes | None) -> None:
+        """A chunk is this from now on, and may be written in place; None: it is not there."""
         self._places[number] = self._zeroes if chunk is None else place_of(chunk)
-        self._own[number] = own
+        self._own[number] = chunk is not None
+
+    def share(self, number: int) -> None:
+        """A chunk may not be written in place any more."""
+        self._own[number] = False
 
     def read(self, memory: GuestMemory, chain: Chain, first: int, skip: int, length: int, offset: int) -> int:
         """See `Store`. Everything is there."""
