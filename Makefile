@@ -83,7 +83,8 @@ check: ext
 	$(BIN)/lint-imports
 	@echo "check: stubs of the extensions"
 	$(BIN)/stubtest vfu_server.vfio._vfu vfu_server.vfio.guest_memory vfu_server.vfio.turn_lock \
-	  vfu_server.datapath.direct_memory vfu_server.datapath.file_store vfu_server.datapath.loop vfu_server.datapath.tap_channel --ignore-missing-stub
+	  vfu_server.datapath.datagram_channel vfu_server.datapath.direct_memory vfu_server.datapath.file_store \
+	  vfu_server.datapath.loop vfu_server.datapath.stream_channel vfu_server.datapath.tap_channel --ignore-missing-stub
 	@echo "check: requirement table"
 	$(BIN)/python -m tests.requirements --check
 

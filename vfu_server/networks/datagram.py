@@ -15,6 +15,7 @@ import numpy as np
 
 from pymodel.devices.net.port import FRAME_MAX
 from pymodel.memory import Bytes
+from vfu_server.datapath import COMPILED, DatagramChannel
 from vfu_server.networks.frame_port import HEADER, IOV_MAX, FramePort, after_header, joined, needs_work
 from vfu_server.socket_path import bound
 
@@ -39,10 +40,14 @@ class DatagramPort(FramePort):
         # One byte more than a frame has, to know one that is longer.
         self._buffer = memoryview(bytearray(FRAME_MAX - HEADER + 1))
         self._room: socket.socket | None = None
-        self._told = False  # that nobody is there
+        # How many frames had been sent when it was told that nobody is there.
+        self._told = -1
+        if COMPILED:
+            self._channel = DatagramChannel(self._socket.fileno(), os.fsencode(remote))
 
     def close(self) -> None:
         """Close the socket and remove it."""
+        self._channel.fd = -1
         self._forget_room()
         self._socket.close()
         self._local.unlink(missing_ok=True)
@@ -65,13 +70,12 @@ class DatagramPort(FramePort):
         except BlockingIOError:
             return None if self._expect_room() else False
         except OSError as error:
-            if not self._told and error.errno not in _LOST:
-                self._told = True
+            if self._told != self._channel.sent and error.errno not in _LOST:
+                self._told = self._channel.sent
                 log.warning(
                     "%s: nobody is there, and frames are lost until then: %s", self._remote, error.strerror
                 )
             return False
-        self._told = False
         return True
 
     def _read(self) -> Bytes | None:

@@ -114,8 +114,8 @@ class FramePort(ABC):
         return None
 
     def at_once(self) -> Channel | None:
-        """See `Port`. Not while a refused frame is to be sent again first."""
-        return self._channel if self._channel.fd >= 0 and not self._refused else None
+        """See `Port`."""
+        return self._channel if self._channel.fd >= 0 else None
 
     def counters(self) -> dict[str, int]:
         """See `Port`. Bytes are those of Ethernet frames."""

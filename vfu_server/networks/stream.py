@@ -16,14 +16,15 @@ from typing import Final
 
 import numpy as np
 
-from pymodel.devices.net.port import FRAME_MAX
 from pymodel.memory import Bytes
-from vfu_server.networks.frame_port import HEADER, FramePort, after_header, joined, needs_work, write
+from vfu_server.datapath import COMPILED, StreamChannel
+from vfu_server.datapath.frame_stream import BAD, LENGTH, LONGEST, PART, FrameStream
+from vfu_server.networks.frame_port import HEADER, FramePort, after_header, needs_work, write
 from vfu_server.socket_path import bound
+from vfu_server.vfio.turn_lock import TurnLock
 
 RECONNECT_SECONDS: Final = 1.0
 
-_BUFFER: Final = 256 << 10
 _LENGTH: Final = struct.Struct(">I")
 
 log: Final = logging.getLogger("virtio.net")
@@ -33,8 +34,8 @@ class StreamPort(FramePort):
     """One peer at a time. Connects to `path` again and again, or with `server` listens there.
 
     A thread makes the connection, sees it go, and writes the rest of a frame that went out in part; the
-    function's own reads and writes frames. The lock keeps either from a socket that the other closes.
-    Raises OSError where it can't listen.
+    function's own reads and writes frames, here or through the channel. The lock keeps either from a socket
+    that the other closes. Raises OSError where it can't listen.
     """
 
     def __init__(self, path: Path, *, server: bool) -> None:
@@ -45,17 +46,16 @@ class StreamPort(FramePort):
         if server:
             self._listener = bound(socket.SOCK_STREAM, path)
             self._listener.listen(1)
-        self._lock = threading.Lock()
+        self._lock = TurnLock()
         self._peer: socket.socket | None = None
         self._gone = ""  # why the peer is to be left
-        self._rest = b""  # of a frame that the peer has in part
-        self._blocked = False  # the peer takes nothing now
-        # Frames are read many at a time; what was read and not yet asked for is [start, end).
-        self._buffer = memoryview(bytearray(_BUFFER))
-        self._start = self._end = 0
+        self._stream = FrameStream()
+        self._came, self._rest = memoryview(self._stream.came), memoryview(self._stream.rest)
         self._closing = False
         self._absent = ""  # why nobody is connected, as far as that was told
         self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        if COMPILED:
+            self._channel = StreamChannel(self._lock, self._stream, self._news)
         self._thread = threading.Thread(target=self._main, name=f"stream {path.name}", daemon=True)
         self._thread.start()
 
@@ -86,7 +86,7 @@ class StreamPort(FramePort):
         with self._lock:
             if self._peer is None or self._gone:
                 return False
-            if self._blocked:
+            if self._stream.blocked:
                 return None
             try:
                 sent = write(self._peer.fileno(), parts)
@@ -97,12 +97,21 @@ class StreamPort(FramePort):
                 return False
             if sent == sum(map(len, parts)):
                 return True
-            self._blocked = True
-            os.eventfd_write(self._news, 1)
-            if not sent:
-                return None
-            self._rest = joined(parts)[sent:].tobytes()
-            return True
+            self._keep(parts, sent)
+            return True if sent else None
+
+    def _keep(self, parts: Sequence[Bytes], sent: int) -> None:
+        """Have the thread write what the peer does not have of a frame that it has in part, and see room."""
+        stream = self._stream
+        stream.sent = stream.kept = 0
+        for part in parts if sent else ():
+            left = part[sent:]
+            sent -= len(part) - len(left)
+            end = stream.kept + len(left)
+            self._rest[stream.kept : end] = left.data
+            stream.kept = end
+        stream.blocked = True
+        os.eventfd_write(self._news, 1)
 
     def _read(self) -> Bytes | None:
         with self._lock:
@@ -116,27 +125,22 @@ class StreamPort(FramePort):
 
     def _next(self) -> Bytes | None:
         """The first frame of what was read, if all of it is there."""
-        if self._end - self._start < _LENGTH.size:
+        length = self._stream.next()
+        if length == BAD:
+            self._leave(f"it sent a frame of {self._stream.length} bytes; up to {LONGEST} are taken")
+        if length in (BAD, PART):
             return None
-        (length,) = _LENGTH.unpack_from(self._buffer, self._start)
-        if not 0 < length <= FRAME_MAX - HEADER:
-            self._leave(f"it sent a frame of {length} bytes; up to {FRAME_MAX - HEADER} are taken")
-            return None
-        begin, end = self._start + _LENGTH.size, self._start + _LENGTH.size + length
-        if end > self._end:
-            return None
-        self._start = end  # also of a frame that there is no memory for
+        begin = self._stream.start + LENGTH
+        self._stream.start = end = begin + length  # also of a frame that there is no memory for
         frame = np.zeros(HEADER + length, np.uint8)
-        frame[HEADER:] = self._buffer[begin:end]
+        frame[HEADER:] = self._came[begin:end]
         return frame
 
     def _fill(self, peer: socket.socket) -> bool:
         """Read on. Whether there was anything."""
-        left = self._end - self._start
-        self._buffer[:left] = self._buffer[self._start : self._end]
-        self._start, self._end = 0, left
+        self._stream.make_room()
         try:
-            count = peer.recv_into(self._buffer[left:])
+            count = peer.recv_into(self._came[self._stream.end :])
         except BlockingIOError:
             return False
         except OSError as error:
@@ -144,13 +148,14 @@ class StreamPort(FramePort):
             return False
         if not count:
             self._leave("it hung up")
-        self._end += count
+        self._stream.end += count
         return count > 0
 
     def _leave(self, reason: str) -> None:
         """Have the thread drop the peer. With the lock held."""
         if not self._gone:
             self._gone = reason
+        self._channel.fd = -1
         os.eventfd_write(self._news, 1)
 
     # On the thread of the connection.
@@ -160,8 +165,6 @@ class StreamPort(FramePort):
             peer = self._accepted() if self._listener is not None else self._connected()
             if peer is not None:
                 self._attend(peer)
-        with self._lock:
-            self._start = self._end = 0
 
     def _accepted(self) -> socket.socket | None:
         assert self._listener is not None
@@ -198,14 +201,15 @@ class StreamPort(FramePort):
         """Stay with a peer until it goes."""
         peer.setblocking(False)
         with self._lock:
-            self._peer, self._gone, self._rest, self._blocked = peer, "", b"", False
-            self._start = self._end = 0
+            self._peer, self._gone = peer, ""
+            self._stream.clear()
+            self._channel.fd = peer.fileno()
             self.link_up = True
         log.info("%s: connected", self._path)
         self._wake()
         others = [] if self._listener is None else [(self._listener.fileno(), select.POLLIN)]
         while not self._closing and not self._gone:
-            found = self._wait(None, (peer.fileno(), select.POLLOUT if self._blocked else 0), *others)
+            found = self._wait(None, (peer.fileno(), select.POLLOUT if self._stream.blocked else 0), *others)
             events = found.pop(peer.fileno(), 0)
             if found:
                 log.warning("%s: another peer waits; there is one at a time", self._path)
@@ -221,6 +225,7 @@ class StreamPort(FramePort):
             log.warning("%s: the peer is gone: %s", self._path, self._gone)
         with self._lock:
             self._peer = None
+            self._channel.fd = -1
             self.link_up = False
             peer.close()
         self._wake()
@@ -230,13 +235,15 @@ class StreamPort(FramePort):
 
     def _go_on(self, peer: socket.socket) -> None:
         """Write the rest of a frame. The function may send again when all of it is gone."""
+        stream = self._stream
         try:
-            self._rest = self._rest[peer.send(self._rest) :]
+            if stream.sent < stream.kept:
+                stream.sent += peer.send(self._rest[stream.sent : stream.kept])
         except BlockingIOError:
             return
         except OSError as error:
             self._leave(str(error.strerror))
-        self._blocked = bool(self._rest)
+        stream.blocked = stream.sent < stream.kept
 
     def _pause(self) -> None:
         """Wait before the next connection, whatever the function has to say of the last one."""

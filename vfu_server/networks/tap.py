@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from pymodel.devices.net.channel import Channel
 from pymodel.devices.net.filter import Filter
 from pymodel.devices.net.port import FRAME_MAX
 from pymodel.memory import Bytes
@@ -115,6 +116,10 @@ class TapPort(FramePort):
             self._wanted = wanted
             self._drain()  # of frames for another driver, which this one may not take as they are
         super().configure(features, receive)
+
+    def at_once(self) -> Channel | None:
+        """See `Port`. Not while room is waited for: that is an event of the one descriptor there is."""
+        return None if self._refused else super().at_once()
 
     def close(self) -> None:
         """Close the interface; it goes if this port made it."""
