@@ -25,8 +25,6 @@ cdef enum:
     MOST = 256
     # Posted writes that are taken ahead of a batch.
     KICKS = 64
-    # Lanes that have a descriptor.
-    LANE_FDS_MAX = 8
 
 # Nanoseconds that something may wait for buffers.
 cdef long long PATIENCE = <long long>(engine_module.PATIENCE * 1e9)
@@ -81,8 +79,6 @@ cdef class Loop:
             lane.number = number
             lane.region, lane.offset, lane.name, lane.vector, lane.kicked = region, offset, name, vector, kicked
             if lane.engine.fd >= 0:
-                if len(self.ports) == LANE_FDS_MAX:
-                    continue
                 self.ports.add((lane.engine.fd, POLLIN))
             lane.next, self.first = self.first, lane
         self.armed = self.first is not None
@@ -90,7 +86,8 @@ cdef class Loop:
 
     def run(self, timeout, also=()):
         """Whether the library is to look at the client, or at what else it waits for."""
-        cdef pollfd fds[WAITS_MAX + LANE_FDS_MAX]
+        # Each lane has one descriptor at most.
+        cdef pollfd fds[WAITS_MAX + MOST]
         cdef int count, result
         cdef long long until = -1
         cdef Served lane

@@ -26,10 +26,11 @@ cdef extern from "<arpa/inet.h>" nogil:
     uint32_t htonl(uint32_t number)
 
 cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd_read(int fd, uint64_t *value)
     int eventfd_write(int fd, uint64_t value)
 
 # What a `Channel` says.
-cdef int DONE = channels.DONE, NOT_NOW = channels.NOT_NOW, NOTHING = channels.NOTHING
+cdef int DONE = channels.DONE, NOT_NOW = channels.NOT_NOW, FULL = channels.FULL, NOTHING = channels.NOTHING
 
 cdef int HEADER = headers.SIZE, LENGTH = streams.LENGTH, PART = streams.PART, BAD = streams.BAD
 
@@ -40,13 +41,14 @@ cdef class StreamChannel(Channel):
     cdef FrameStream stream
     cdef int news
 
-    def __cinit__(self, TurnLock lock not None, FrameStream stream not None, int news):
+    def __cinit__(self, TurnLock lock not None, FrameStream stream not None, int news, int room):
         self.lock = lock
         self.stream = stream
         self.news = news
 
-    def __init__(self, TurnLock lock not None, FrameStream stream not None, int news):
+    def __init__(self, TurnLock lock not None, FrameStream stream not None, int news, int room):
         super().__init__()
+        self.room = room
 
     cdef int send(self, GuestMemory memory, Vectors frame) except -2 nogil:
         cdef int result
@@ -73,8 +75,10 @@ cdef class StreamChannel(Channel):
         cdef u64 header = frame.pieces[0]
         cdef uint32_t length = htonl(<uint32_t>(frame.size - HEADER))
         cdef Py_ssize_t count
-        if self.fd < 0 or self.stream.blocked:
+        if self.fd < 0:
             return NOT_NOW
+        if self.stream.blocked:
+            return self.full()
         # The length stands where the header does.
         frame.pieces[0] = <u64>&length
         frame.pieces[1] = LENGTH
@@ -82,23 +86,27 @@ cdef class StreamChannel(Channel):
         message.msg_iov = <iovec *>&frame.pieces[0]
         message.msg_iovlen = frame.count
         count = sendmsg(self.fd, &message, MSG_NOSIGNAL)
-        if 0 < count < <Py_ssize_t>frame.size - HEADER + LENGTH:
+        if count < 0 and errno == EAGAIN:
+            count = 0
+        if 0 <= count < <Py_ssize_t>frame.size - HEADER + LENGTH:
             self.keep(frame, count)
         frame.pieces[0] = header
         frame.pieces[1] = HEADER
-        if count <= 0:
-            # No room, or no peer any more: the port waits, or lets go of it.
+        if count < 0:
+            # The port lets go of the peer.
             return NOT_NOW
+        if not count:
+            return self.full()
         self.sent += 1
         self.sent_bytes += frame.size - HEADER
         return DONE
 
     cdef void keep(self, Vectors frame, Py_ssize_t sent) noexcept nogil:
-        """Keep what the peer does not have of a frame, and have the port's thread write that."""
+        """Keep what the peer does not have of a frame that it has in part, and have the port's thread see to it."""
         cdef u64 at = <u64>sent, size
         cdef int number
         self.stream.sent = self.stream.kept = 0
-        for number in range(frame.count):
+        for number in range(frame.count if sent else 0):
             size = frame.pieces[2 * number + 1]
             if at < size:
                 memcpy(&self.stream.rest[self.stream.kept], <const char *>frame.pieces[2 * number] + at, size - at)
@@ -107,6 +115,12 @@ cdef class StreamChannel(Channel):
             at -= size
         self.stream.blocked = True
         eventfd_write(self.news, 1)
+
+    cdef int full(self) noexcept nogil:
+        """Nothing goes out until `room` tells, which it can't have yet: what it told is of before."""
+        cdef uint64_t told
+        eventfd_read(self.room, &told)
+        return FULL
 
     cdef int read(self, GuestMemory memory, Vectors room, int first) except -2 nogil:
         """The same as `receive`, with the lock."""

@@ -54,8 +54,9 @@ class StreamPort(FramePort):
         self._closing = False
         self._absent = ""  # why nobody is connected, as far as that was told
         self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._room = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # for the channel
         if COMPILED:
-            self._channel = StreamChannel(self._lock, self._stream, self._news)
+            self._channel = StreamChannel(self._lock, self._stream, self._news, self._room)
         self._thread = threading.Thread(target=self._main, name=f"stream {path.name}", daemon=True)
         self._thread.start()
 
@@ -65,6 +66,7 @@ class StreamPort(FramePort):
         os.eventfd_write(self._news, 1)
         self._thread.join()
         os.close(self._news)
+        os.close(self._room)
         if self._listener is not None:
             self._listener.close()
             self._path.unlink(missing_ok=True)
@@ -86,19 +88,24 @@ class StreamPort(FramePort):
         with self._lock:
             if self._peer is None or self._gone:
                 return False
-            if self._stream.blocked:
-                return None
+            sent = 0
             try:
-                sent = write(self._peer.fileno(), parts)
+                if not self._stream.blocked:
+                    sent = write(self._peer.fileno(), parts)
             except BlockingIOError:
-                sent = 0
+                pass
             except OSError as error:
                 self._leave(str(error.strerror))
                 return False
             if sent == sum(map(len, parts)):
                 return True
-            self._keep(parts, sent)
-            return True if sent else None
+            if not self._stream.blocked:
+                self._keep(parts, sent)
+            if sent:
+                return True
+            # The thread looks at this with the lock: it is not to miss it.
+            self._refused = True
+            return None
 
     def _keep(self, parts: Sequence[Bytes], sent: int) -> None:
         """Have the thread write what the peer does not have of a frame that it has in part, and see room."""
@@ -219,7 +226,8 @@ class StreamPort(FramePort):
                     self._leave("it hung up")
                 elif events & select.POLLOUT:
                     self._go_on(peer)
-            if events & select.POLLOUT:
+                refused = self._refused
+            if events & select.POLLOUT and refused:
                 self._wake()
         if not self._closing:
             log.warning("%s: the peer is gone: %s", self._path, self._gone)
@@ -244,6 +252,8 @@ class StreamPort(FramePort):
         except OSError as error:
             self._leave(str(error.strerror))
         stream.blocked = stream.sent < stream.kept
+        if not stream.blocked:
+            os.eventfd_write(self._room, 1)
 
     def _pause(self) -> None:
         """Wait before the next connection, whatever the function has to say of the last one."""

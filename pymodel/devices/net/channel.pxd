@@ -6,6 +6,7 @@ cdef int _NOT_NOW
 
 cdef class Channel:
     cdef public int fd
+    cdef public int room
     cdef public Filter filter
     cdef public u64 sent
     cdef public u64 sent_bytes

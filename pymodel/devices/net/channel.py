@@ -5,8 +5,8 @@ from __future__ import annotations
 from pymodel.devices.net.filter import Filter
 from pymodel.memory import GuestMemory, Vectors
 
-# What `send` says: the port has the frame, or lost it; the port has to be asked in Python.
-DONE, NOT_NOW = 0, -1
+# What `send` says: the port has the frame, or lost it; the port has to be asked in Python; `room` will tell.
+DONE, NOT_NOW, FULL = 0, -1, 1
 
 # What `receive` says where it has no frame: none waits now.
 NOTHING = 0
@@ -17,13 +17,15 @@ _NOT_NOW = NOT_NOW
 class Channel:
     """The fast side of a port. A frame is as a port's, behind a header of 12 bytes.
 
-    `fd` is readable where a frame waits, or something that Python has to see. `filter` is which frames are
+    `fd` is readable where a frame waits, or something that Python has to see, and `room`, if the port has it,
+    where a frame may be sent again after a FULL. `filter` is which frames are
     wanted, None for none. It counts for the port: frames and bytes that passed, frames dropped on the way in
     and on the way out.
     """
 
     def __init__(self, fd: int = -1) -> None:
         self.fd = fd
+        self.room = -1
         self.filter: Filter | None = None
         self.sent = 0
         self.sent_bytes = 0
@@ -33,7 +35,7 @@ class Channel:
         self.dropped_receiving = 0
 
     def send(self, memory: GuestMemory, frame: Vectors) -> int:
-        """Send a frame, of which the header is the first piece: DONE, and counted, or NOT_NOW."""
+        """Send a frame, of which the header is the first piece: DONE, and counted, NOT_NOW or FULL."""
         return _NOT_NOW
 
     def receive(self, memory: GuestMemory, room: Vectors, first: int) -> int:

@@ -48,8 +48,12 @@ class Transmitter:
         return queue not in self._blocked
 
     def unblock(self) -> set[int]:
-        """The queues that wait for the port: it is to be tried again."""
+        """The queues that wait for the port, also in their engines: it is to be tried again."""
         blocked, self._blocked = self._blocked, set()
+        for queue, engine in self._engines.items():
+            if engine.full:
+                engine.full = False
+                blocked.add(queue)
         return blocked
 
     def drop(self, queue: int) -> None:
@@ -66,6 +70,7 @@ class Transmitter:
             start = self._receiver.header_size
             engine = TransmitEngine(queue, memory, channel, self._counters, self._features, start)
             self._engines[queue.index] = engine
+        engine.fd = channel.room
         return engine
 
     def send(self, buffer: Buffer, *, cable: bool) -> None:

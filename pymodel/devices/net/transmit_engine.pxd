@@ -10,10 +10,11 @@ from pymodel.queue.engine cimport Engine
 
 cdef unsigned int _HEADER
 cdef long long _LEAST, _MOST, _NOT_MINE
-cdef int _NOT_NOW, _SKIP
+cdef int _EMPTY, _DONE, _FULL, _SKIP
 
 cdef class TransmitEngine(Engine):
     cdef readonly Channel channel
+    cdef public bint full
     cdef NetCounters _counters
     cdef unsigned int _start
     cdef Header _header
@@ -21,6 +22,8 @@ cdef class TransmitEngine(Engine):
     cdef u64 _own_at
     cdef Vectors _frame
 
-    @cython.locals(length=cython.longlong, found=cython.longlong, words=u64, offset=int, skip=cython.uint, number=int)
+    @cython.locals(result=int)
+    cdef int run(self) except -1 nogil
+    @cython.locals(length=cython.longlong, found=cython.longlong, words=u64, offset=int, skip=cython.uint, number=int, said=int)
     cdef long long request(self) except? -3 nogil
     cdef int marks(self, Chain chain, long long written) except -1 nogil

@@ -21,15 +21,16 @@ from pymodel.spec import net
 # Compiled code has numbers of its own for these.
 _HEADER = net_header.SIZE
 _LEAST, _MOST = net.ETHERNET_HEADER, FRAME_MAX - net_header.SIZE
-_NOT_MINE = engine.NOT_MINE
+_EMPTY, _NOT_MINE = engine.EMPTY, engine.NOT_MINE
 _SKIP = any_ring.SKIP
-_NOT_NOW = channels.NOT_NOW
+_DONE, _FULL = channels.DONE, channels.FULL
 
 
 class TransmitEngine(Engine):
     """The frames of one transmit queue, behind headers of `start` bytes, on one port.
 
-    `features` are the driver's. What is not sent is left to `Transmitter`, which has the reasons.
+    `features` are the driver's. What is not sent is left to `Transmitter`, which has the reasons. `full`: a
+    frame waits for the port to have room, and the driver does not notify of others.
     """
 
     def __init__(
@@ -51,6 +52,17 @@ class TransmitEngine(Engine):
         self._own = own
         self._own_at = own.buffer_info()[0]
         self._frame = Vectors()
+        self.full = False
+
+    def run(self) -> int:
+        """See `Engine`. EMPTY also where the port is full: `fd` then tells of room."""
+        self.full = False
+        self.fd = -1
+        result = Engine.run(self)
+        if self.full:
+            self.fd = self.channel.room
+            result = _EMPTY
+        return result
 
     def request(self) -> int:
         """See `Engine`."""
@@ -78,7 +90,9 @@ class TransmitEngine(Engine):
         found = self._frame.size
         if found != _HEADER + length:
             return _NOT_MINE
-        if self.channel.send(self.memory, self._frame) == _NOT_NOW:
+        said = self.channel.send(self.memory, self._frame)
+        if said != _DONE:
+            self.full = said == _FULL
             return _NOT_MINE
         self._counters.sent(self.queue.index, length)
         return 0

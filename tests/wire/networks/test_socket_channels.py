@@ -309,6 +309,36 @@ def test_the_rest_of_a_frame_that_went_out_in_part(wire: Wire, peer: StreamPeer,
 
 
 @stream_only
+def test_a_socket_that_is_full_again_and_again_needs_no_python(wire: Wire, peer: StreamPeer) -> None:
+    frames = [sized(9014, number) for number in range(300)]
+    before = wire.in_python
+    got: list[bytes] = []
+    thread = threading.Thread(target=lambda: got.extend(peer.receive() for _ in frames))
+    for number, frame in enumerate(frames):
+        if number == 100:
+            # More than the socket takes is on its way.
+            thread.start()
+        wire.driver.send(frame)
+    thread.join(DEADLINE)
+    assert got == frames
+    assert wire.in_python == before
+
+
+@stream_only
+def test_what_waits_for_a_peer_that_goes_is_lost(wire: Wire, peer: StreamPeer) -> None:
+    """Though the driver was not to notify of anything meanwhile."""
+    assert isinstance(wire.port, StreamPort)
+    for number in range(100):
+        wire.driver.send(sized(9014, number))
+    stream = wire.port._stream
+    until(lambda: stream.blocked, "the socket is full")
+    assert wire.driver.transmitters[0].in_flight
+    peer.socket.close()
+    wire.driver.flush()
+    assert wire.port.counters()["dropped-sending"] > 0
+
+
+@stream_only
 def test_a_peer_that_goes_in_a_flood_and_comes_back(wire: Wire, peer: StreamPeer) -> None:
     """What was under way is lost with it, and nothing of that is seen by the next one."""
     for life in range(4):
