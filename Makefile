@@ -83,6 +83,7 @@ check: ext
 	$(BIN)/lint-imports
 	@echo "check: stubs of the extensions"
 	$(BIN)/stubtest vfu_server.vfio._vfu vfu_server.vfio.guest_memory vfu_server.vfio.turn_lock \
+	  vfu_server.vfio.clock vfu_server.vfio.event vfu_server.vfio.mutex \
 	  vfu_server.datapath.datagram_channel vfu_server.datapath.direct_memory vfu_server.datapath.file_store \
 	  vfu_server.datapath.loop vfu_server.datapath.stream_channel vfu_server.datapath.tap_channel --ignore-missing-stub
 	@echo "check: requirement table"

@@ -22,7 +22,8 @@ from tests.fuzz.plain_disk import PlainDisk
 from tests.fuzz.world import DISKS, PATIENCE, STALL, Finding
 from vfu_client.vfio import protocol
 from vfu_client.vfio.connection import Connection
-from vfu_server.networks.switch import Switch, SwitchPort
+from vfu_server.networks.switch import Switch
+from vfu_server.networks.switch_port import SwitchPort
 
 # A file descriptor on which nothing ever happens.
 NEVER = os.eventfd(0, os.EFD_CLOEXEC)

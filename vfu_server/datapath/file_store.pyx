@@ -19,7 +19,7 @@ from pymodel.devices.block import store as stores
 from pymodel.devices.block.store cimport Store
 from pymodel.memory cimport GuestMemory, Vectors, u64
 from pymodel.queue.chain cimport Chain
-from vfu_server.datapath.clock cimport now
+from vfu_server.vfio.clock cimport now
 
 cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:

@@ -15,7 +15,7 @@ from pymodel.pci import lane as lanes_module
 from pymodel.queue import engine as engine_module
 
 from pymodel.queue.engine cimport Engine
-from vfu_server.datapath.clock cimport now
+from vfu_server.vfio.clock cimport now
 from vfu_server.vfio.line cimport NAP_OTHER, POLLIN, WAITS_MAX, Line, pollfd, posted, wait_for_others
 from vfu_server.vfio.turn_lock cimport TurnLock
 

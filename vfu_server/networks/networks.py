@@ -12,7 +12,8 @@ from vfu_server.networks.frame_port import NoPort
 from vfu_server.networks.links import LinkWatch
 from vfu_server.networks.options import NONE, SWITCH, NetOptions
 from vfu_server.networks.stream import StreamPort
-from vfu_server.networks.switch import Switch, SwitchPort
+from vfu_server.networks.switch import Switch
+from vfu_server.networks.switch_port import SwitchPort
 from vfu_server.networks.tap import TapPort
 from vfu_server.networks.uplink import Uplink
 

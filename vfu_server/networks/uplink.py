@@ -12,7 +12,7 @@ from pymodel.devices.net.filter import Filter
 from pymodel.devices.net.port import Port
 from pymodel.memory import Bytes
 from vfu_server.networks.frame_port import nobody
-from vfu_server.networks.switch import GUEST_OFFLOADS, Member, Switch
+from vfu_server.networks.switch import GUEST_OFFLOADS, Switch
 
 BATCH: Final = 64
 """Frames in one direction before the other has its turn."""
@@ -26,17 +26,16 @@ class Uplink:
     def __init__(self, port: Port, switch: Switch) -> None:
         self.port = port
         self._switch = switch
-        self._member = Member()
-        self._member.features = port.offloads & GUEST_OFFLOADS
-        self._member.filter = Filter()
+        self._member = switch.join()
         self._held: Bytes | None = None  # what the port had no room for
         self._malformed = 0
         self._closing = False
         self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._member.inbox.wake = self._wake
+        features, everything = port.offloads & GUEST_OFFLOADS, Filter()
         port.connect(self._wake)
-        port.configure(self._member.features, self._member.filter)
-        switch.join(self._member)
+        port.configure(features, everything)
+        self._member.inbox.clear(features)
+        self._member.inbox.want(everything)
         self._thread = threading.Thread(target=self._main, name="uplink", daemon=True)
         self._thread.start()
 
@@ -53,8 +52,7 @@ class Uplink:
         self._closing = True
         self._wake()
         self._thread.join()
-        self._member.filter = None
-        self._member.inbox.wake = nobody
+        self._member.inbox.close()
         self.port.connect(nobody)
         self.port.close()
         os.close(self._news)
@@ -74,6 +72,8 @@ class Uplink:
         more = self._send() or more
         waiting = select.poll()
         waiting.register(self._news, select.POLLIN)
+        if self._held is None:
+            waiting.register(self._member.inbox.event.fd, select.POLLIN)
         for fd, events in self.port.waits:
             waiting.register(fd, events)
         found = waiting.poll(0 if more else None)

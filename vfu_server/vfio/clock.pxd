@@ -1,3 +1,5 @@
+cimport cython
+
 cdef extern from "<time.h>" nogil:
     cdef struct timespec:
         long tv_sec
@@ -11,3 +13,10 @@ cdef inline long long now() noexcept nogil:
     cdef timespec at
     clock_gettime(CLOCK_MONOTONIC, &at)
     return <long long>at.tv_sec * 1_000_000_000 + at.tv_nsec
+
+
+@cython.final
+cdef class Clock:
+    cdef public long long ahead
+
+    cpdef long long now(self) noexcept nogil

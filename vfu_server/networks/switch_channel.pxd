@@ -1,0 +1,18 @@
+# Types for `make ext`, which compiles switch_channel.py as it stands.
+import cython
+
+from pymodel.devices.net.channel cimport Channel
+from pymodel.memory cimport GuestMemory, Vectors, u64
+from vfu_server.networks.switch cimport Member, Switch
+
+cdef int _DONE, _NOT_NOW
+cdef u64 _HEADER, _HEAD
+
+cdef class SwitchChannel(Channel):
+    cdef Switch _switch
+    cdef Member _member
+
+    @cython.locals(length=u64, count=u64, piece=int)
+    cdef int send(self, GuestMemory memory, Vectors frame) except -2 nogil
+    @cython.locals(length=int)
+    cdef int receive(self, GuestMemory memory, Vectors room, int first) except -2 nogil

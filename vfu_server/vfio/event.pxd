@@ -1,0 +1,9 @@
+cimport cython
+
+
+@cython.final
+cdef class Event:
+    cdef readonly int fd
+
+    cpdef int tell(self) noexcept nogil
+    cpdef int forget(self) noexcept nogil
