@@ -21,7 +21,7 @@ DESCRIPTORS_OF_A_FUNCTION: Final = 40
 """Beside eventfds: 2 of its socket, 2 of a connection, 16 with each of 2 messages, its disk or port."""
 
 DESCRIPTORS_LEAST: Final = 4
-"""Beside eventfds and what is open at the start: those of the socket and of a connection."""
+"""Beside eventfds and what is open at the start, as ports are: those of the socket and of a connection."""
 
 EVENTFDS_MIN: Final = 16
 """What a client may have even where there are too few for all."""

@@ -142,9 +142,9 @@ class Switch:
             before = self._owners
             self._mutex.take()
             self._owners = owners
-            self._change(member.number, gone, new, not addresses)
             self._mutex.give()
-            del before
+            del before  # only now, when nobody looks there any more
+            self._change(member.number, gone, new, not addresses)
 
     def forward(self, source: Member, frame: Bytes) -> bool:
         """Deliver a frame of `source`, which nobody else writes to. False, and nothing done, if it is bad."""
@@ -303,13 +303,15 @@ class Switch:
         return 1
 
     def _change(self, number: int, gone: array[int], new: array[int], forget: bool) -> int:
-        """`own`, with the mutex. There is room for all."""
+        """`own`, where there is room for all."""
         at = 0
+        self._mutex.take()
         while at < len(gone):
             entry = self._owners.first(gone[at])
-            while self._owners.member(entry) != number:
+            while entry >= 0 and self._owners.member(entry) != number:
                 entry = self._owners.another(entry)
-            self._owners.remove(entry)
+            if entry >= 0:
+                self._owners.remove(entry)
             at += 1
         at = 0
         while at < len(new):
@@ -317,6 +319,7 @@ class Switch:
             at += 1
         if forget:
             self._learned.forget(number)
+        self._mutex.give()
         return 0
 
 

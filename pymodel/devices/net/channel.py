@@ -35,7 +35,10 @@ class Channel:
         self.dropped_receiving = 0
 
     def send(self, memory: GuestMemory, frame: Vectors) -> int:
-        """Send a frame, of which the header is the first piece: DONE, and counted, NOT_NOW or FULL."""
+        """Send a frame, of which the header is the first piece: DONE, and counted, NOT_NOW or FULL.
+
+        The pieces may be others after that.
+        """
         return _NOT_NOW
 
     def receive(self, memory: GuestMemory, room: Vectors, first: int) -> int:

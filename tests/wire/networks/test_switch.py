@@ -170,6 +170,16 @@ def test_two_functions_with_one_address_both_have_it(net: Net) -> None:
     assert net.got() == [[], [], [frame]]
 
 
+def test_any_number_of_functions_with_one_address_have_it() -> None:
+    net = Net(30)
+    for hand in net.hands[5:]:
+        hand.port.configure(0, wants(mac(99)))
+    for _ in range(2):
+        frame = ethernet(mac(99), mac(1))
+        net.hands[0].send(frame)
+        assert net.got() == [[]] * 5 + [[frame]] * 25
+
+
 def test_nothing_comes_to_a_function_after_its_reset(net: Net) -> None:
     frame = ethernet(mac(2), mac(1))
     net.hands[0].send(frame)
