@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from array import array
 from typing import Final
 
@@ -24,6 +26,17 @@ _FRAMES_MAX, _BYTES_MAX = FRAMES_MAX, BYTES_MAX
 _ROOM = BYTES_MAX + 2 * FRAME_MAX
 # How far a frame has come: its sender writes it, it is there, it is to be thrown away; both of these.
 _BEGUN, _WHOLE, _VOID, _BEGUN_VOID = range(4)
+
+
+def _pages() -> Bytes:
+    """Memory for an inbox, of small pages: those that are never used are never there. Raises MemoryError."""
+    try:
+        pages = mmap.mmap(-1, _ROOM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(str(error)) from error
+    with contextlib.suppress(OSError):  # a kernel without large ones
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, np.uint8)
 
 
 class Inbox:
@@ -62,9 +75,9 @@ class Inbox:
         if wanted is not None and self._data is None:
             self._starts, self._lengths = array("I", bytes(4 * FRAMES_MAX)), array("I", bytes(4 * FRAMES_MAX))
             self._states = array("B", bytes(FRAMES_MAX))
-            # Pages that are never used are never there.
-            self._data = np.empty(_ROOM, np.uint8)
-            self._base = place_of(self._data)
+            data = _pages()
+            self._base = place_of(data)
+            self._data = data
         before = self.filter
         self._mutex.take()
         self.filter = wanted

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -304,6 +306,20 @@ def test_an_inbox_is_bounded_in_bytes(net: Net) -> None:
         net.hands[0].send(ethernet(mac(2), mac(1), bytes(60000)))
     # 4 MiB of frames of 60014 bytes with their header.
     assert len(net.hands[1].drain()) == 69
+
+
+def test_an_inbox_takes_the_memory_that_it_uses() -> None:
+    net = Net(100)
+    before = resident()
+    for number in range(1, 101):
+        net.hands[0].send(ethernet(mac(number), mac(1)))
+    net.hands[1].send(ethernet(mac(1), mac(2)))
+    assert resident() - before < 100 * 64 << 10
+
+
+def resident() -> int:
+    """Bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 def test_a_receiver_is_told_until_it_found_nothing(net: Net) -> None:
