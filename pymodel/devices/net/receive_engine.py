@@ -95,6 +95,8 @@ class ReceiveEngine(Engine):
         rounds = 0
         self.fd = self.channel.fd
         self.held = False
+        # For frames, whatever is in the ring: the consumer may have the next one.
+        self.queue.waiting = True
         self.queue.ring.suppress_kicks(self.memory)
         while rounds < _BATCH and result == _MORE:
             rounds += 1

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pymodel.memory import Bytes
 from tests.wire.frames import BROADCAST, ethernet, mac
 from tests.wire.networks.pair_port import EMPTY, PairPort, served
 from vfu_client.drivers.net import FEATURES, Header, NetDriver, Received
@@ -185,6 +186,26 @@ def test_an_odd_buffer_keeps_nobody_busy(net: tuple[Path, PairPort]) -> None:
         assert port.turns - turns < 8
         port.peer.send(EMPTY + frame_of(60))
         assert driver.receivers[0].wait(20)[0].length == 72
+
+
+def test_a_frame_that_comes_in_another_turn(net: tuple[Path, PairPort]) -> None:
+    """The driver was asked for no notification: what Python finds goes into the buffers that are there."""
+    path, port = net
+    with driven(path, fill=False) as driver:
+        warm(driver, port)
+        driver.refill(count=4)
+        driver.device.function.config_read(0, 2)
+        usual = port.receive
+
+        def late() -> Bytes | None:
+            port.receive = usual  # type: ignore[method-assign]
+            port.peer.send(EMPTY + frame_of(61))
+            return usual()
+
+        port.receive = late  # type: ignore[method-assign]
+        driver.device.common.write("queue_select", 0)
+        assert fetched(driver, 1, refill=False)[0].data == frame_of(61)
+        assert port.asked == [0, 1]
 
 
 def test_what_does_not_fit_waits_for_more(net: tuple[Path, PairPort]) -> None:
