@@ -87,6 +87,8 @@ class Transport:
         self.status = 0
         self.legacy = False
         self.used_early = False
+        # Whether work stopped for memory that may be there in a moment.
+        self._lacks_memory = False
         # What the driver selected in the common configuration.
         self.device_feature_select = 0
         self.driver_feature_select = 0
@@ -266,7 +268,7 @@ class Transport:
 
     def engines(self) -> list[tuple[Engine, bool]]:
         """Queues that can be served without this for a while: see `Scheduler.engines`."""
-        if not self.running or self.legacy or not self.bus.may_fetch:
+        if not self.running or self.legacy or not self.bus.may_fetch or self._lacks_memory:
             return []
         return self._scheduler.engines()
 
@@ -314,12 +316,14 @@ class Transport:
 
     def service(self) -> None:
         """Work on the queues that were kicked, as far as the gate allows."""
+        self._lacks_memory = False
         if self.running and self.bus.may_access:
             try:
                 self._scheduler.work()
             except MemoryFault as fault:
                 if self.bus.memory_in_flux:
                     self.log.debug("waiting for memory: %s", fault)
+                    self._lacks_memory = True
                     self._scheduler.rescan()
                     self.bus.after(FLUX_SECONDS, self.bus.wake)
                 else:

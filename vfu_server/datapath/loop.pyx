@@ -63,6 +63,7 @@ cdef class Loop:
     cdef set ports           # what lanes wait for, as others would
     cdef int current         # the number of the lane whose batch it is
     cdef readonly bint armed
+    cdef bint behind         # the model had the last turn: a message has the next
     cdef unsigned long entries
 
     def __cinit__(self, Line line not None, TurnLock lock not None):
@@ -118,6 +119,7 @@ cdef class Loop:
             engine.land()
             self.lock.give()
             result = MODEL
+        self.behind = result == MODEL
         return result == LIBRARY
 
     def others(self):
@@ -146,6 +148,8 @@ cdef class Loop:
                 self.line.drop(&post)
                 kicks += 1
                 any = True
+            if self.behind and found != -1 and not kicks:
+                return LIBRARY
             if any:
                 any = self.work()
                 if not self.armed:

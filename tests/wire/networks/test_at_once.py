@@ -18,6 +18,7 @@ from tests.wire.networks.pair_port import EMPTY, PairPort, served
 from vfu_client.drivers.net import FEATURES, Header, NetDriver, Received
 from vfu_client.vfio.memory import Buffer
 from vfu_client.virtio.function import KNOWN_FEATURES
+from vfu_client.virtio.split import SplitQueue
 from vfu_server.datapath import COMPILED
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="without compiled modules all frames meet it")
@@ -206,6 +207,55 @@ def test_a_frame_that_comes_in_another_turn(net: tuple[Path, PairPort]) -> None:
         driver.device.common.write("queue_select", 0)
         assert fetched(driver, 1, refill=False)[0].data == frame_of(61)
         assert port.asked == [0, 1]
+
+
+def test_memory_that_is_back_in_a_moment(net: tuple[Path, PairPort]) -> None:
+    """Its client's messages are read while rings are missing, or it could never bring them back."""
+    path, port = net
+    with driven(path, fill=False) as driver:
+        warm(driver, port)
+        driver.refill(count=4)
+        (region,) = driver.device.memory.regions
+        connection = driver.device.connection
+        driver.device.function.config_read(0, 2)
+        turns = port.turns
+        connection.dma_unmap(region.address, region.size)
+        driver.device.notify(0)
+        for _ in range(64):
+            driver.device.function.config_read(0, 2)
+        # A turn for each of these, and nobody is kept busy in between.
+        assert port.turns - turns < 64 + 16
+        connection.dma_map(region.fd, 0, region.address, region.size)
+        port.peer.send(EMPTY + frame_of(61))
+        assert fetched(driver, 1, refill=False)[0].data == frame_of(61)
+
+
+def test_messages_beside_a_queue_that_never_ends(net: tuple[Path, PairPort]) -> None:
+    """What an engine leaves alone, and a driver has more of all the time, is not all that is looked at."""
+    path, port = net
+    rings = KNOWN_FEATURES - {RING_PACKED}
+    with driven(path, ring_features=rings, fill=False) as driver:
+        warm(driver, port)
+        queue = driver.transmitters[0]
+        assert isinstance(queue, SplitQueue)
+        # More than any frame has; two of them are a batch.
+        head = queue.add([(driver.device.memory.regions[0].address, 16 << 20)])
+        queue.avail[2 : 2 + queue.size] = head
+        enough = threading.Event()
+
+        def more() -> None:
+            while not enough.is_set():
+                queue.avail[1] = (queue.device_used_idx + queue.size // 2) & 0xFFFF
+
+        thread = threading.Thread(target=more)
+        thread.start()
+        try:
+            driver.device.notify(1)
+            for _ in range(4):
+                assert driver.device.function.config_read(0, 2) == 0x1AF4
+        finally:
+            enough.set()
+            thread.join()
 
 
 def test_what_does_not_fit_waits_for_more(net: tuple[Path, PairPort]) -> None:
