@@ -19,7 +19,8 @@ _VLANS = net.VLANS
 _PROMISC, _ALLMULTI, _ALLUNI, _NOMULTI, _NOUNI, _NOBCAST = (1 << number for number in range(len(MODES)))
 _BROADCAST = (1 << 8 * net.MAC_SIZE) - 1
 
-_HEAD = 16
+HEAD = 16
+"""Bytes of a frame that are looked at."""
 
 
 class Filter:
@@ -33,10 +34,10 @@ class Filter:
 
     def accepts(self, frame: Bytes) -> bool:
         """Whether an Ethernet frame (without the virtio header) is wanted: `wants`, for Python."""
-        head = frame[:_HEAD].tobytes()
+        head = frame[:HEAD].tobytes()
         if len(head) < _ETHERNET:
             return False
-        head = head.ljust(_HEAD, b"\0")
+        head = head.ljust(HEAD, b"\0")
         return bool(self.wants(int.from_bytes(head[:8], "little"), int.from_bytes(head[8:], "little")))
 
     def wants(self, first: int, second: int) -> int:

@@ -9,8 +9,7 @@ from pymodel.memory cimport Vectors, u64
 from pymodel.queue.engine cimport Engine
 
 cdef int _EMPTY, _MORE, _OTHER, _SKIP, _WROTE, _NOTHING, _NOT_NOW, _BATCH, _MOST
-cdef unsigned int _LOOK
-cdef long long _HEADER, _ETHERNET, _HASHED, _HEAD, _LONGEST
+cdef long long _LOOK, _HEADER, _ETHERNET, _HASHED, _HEAD, _LONGEST
 
 cdef class ReceiveEngine(Engine):
     cdef readonly Channel channel
@@ -31,7 +30,6 @@ cdef class ReceiveEngine(Engine):
     cdef int _first
     cdef int _count
     cdef u64[::1] _heads
-    cdef u64[::1] _frames
     cdef unsigned int[::1] _pieces
     cdef long long[::1] _ends
     cdef unsigned int[::1] _ids
@@ -49,8 +47,7 @@ cdef class ReceiveEngine(Engine):
     cdef int open(self) except -1 nogil
     @cython.locals(first=int)
     cdef int close(self) except -1 nogil
-    @cython.locals(at=u64)
-    cdef int wanted(self) except -1 nogil
+    cdef int wanted(self, long long length) except -1 nogil
     @cython.locals(length=cython.longlong, head=u64, offset=int, end=cython.longlong, used=int, start=cython.longlong, until=cython.longlong)
     cdef int deliver(self, long long count) except -1 nogil
     @cython.locals(count=cython.longlong, report=u64)

@@ -7,6 +7,7 @@ from array import array
 import numpy as np
 
 from pymodel.devices.net import channel as channels
+from pymodel.devices.net import filter as net_filter
 from pymodel.devices.net import flow
 from pymodel.devices.net import header as net_header
 from pymodel.devices.net.channel import Channel
@@ -30,7 +31,7 @@ _EMPTY, _MORE, _OTHER = engine.EMPTY, engine.MORE, engine.OTHER
 _SKIP, _WROTE = any_ring.SKIP, any_ring.WROTE
 _NOTHING, _NOT_NOW = channels.NOTHING, channels.NOT_NOW
 # What a filter looks at.
-_LOOK = 16
+_LOOK = net_filter.HEAD
 
 # Frames of a batch, and buffers that are taken ahead.
 _BATCH = 64
@@ -69,8 +70,8 @@ class ReceiveEngine(Engine):
         self._merge = merge
         self._longest = longest
         self._flow = Flow()
-        # The header of the frame that comes in.
-        own = array("Q", bytes(16))
+        # The header of the frame that comes in, and behind it a copy of how that begins.
+        own = array("Q", bytes(32))
         self._own = own
         self._own_at = own.buffer_info()[0]
         self._spare = np.empty(FRAME_MAX, np.uint8)
@@ -78,12 +79,11 @@ class ReceiveEngine(Engine):
         # Bytes for which there is to be room.
         self._enough = 0
         self._room = Vectors()
-        # Of each buffer taken: where it begins and where its frame does, the first of its pieces, where it
-        # ends if all are one, and what its ring knows it by. Those from number `first` on are not used.
+        # Of each buffer taken: where it begins, the first of its pieces, where it ends if all are one, and
+        # what its ring knows it by. Those from number `first` on are not used.
         self._first = 0
         self._count = 0
         self._heads = array("Q", bytes(8 * _MOST))
-        self._frames = array("Q", bytes(8 * _MOST))
         self._pieces = array("I", bytes(4 * _MOST))
         self._ends = array("q", bytes(8 * (_MOST + 1)))
         self._ids = array("I", bytes(4 * _MOST))
@@ -134,7 +134,7 @@ class ReceiveEngine(Engine):
         if result <= 0:
             return _EMPTY if result == _NOTHING else _OTHER
         count = result
-        if count < _HEADER + _ETHERNET or not self.wanted():
+        if count < _HEADER + _ETHERNET or not self.wanted(count - _HEADER):
             self.channel.dropped_receiving += 1
             self.close()
             return _MORE
@@ -176,7 +176,7 @@ class ReceiveEngine(Engine):
         return self._ends[self._count] - self._ends[self._first] - self._start + _HEADER
 
     def add(self) -> int:
-        """Note the buffer that was taken. Not one in which header or frame do not begin in one piece."""
+        """Note the buffer that was taken. Not one in which the header is not in one piece."""
         number = self._count
         if not self._room.count:
             # For the first header.
@@ -184,13 +184,9 @@ class ReceiveEngine(Engine):
         self._pieces[number] = self._room.count
         if self.chain.readable_size or not self.chain.count or self.chain.wraps:
             return 0
-        self._heads[number] = self.chain.addresses[0]
-        if self.chain.lengths[0] >= self._start + _LOOK:
-            self._frames[number] = self.chain.addresses[0] + self._start
-        elif self.chain.lengths[0] == self._start and self.chain.count > 1 and self.chain.lengths[1] >= _LOOK:
-            self._frames[number] = self.chain.addresses[1]
-        else:
+        if self.chain.lengths[0] < self._start:
             return 0
+        self._heads[number] = self.chain.addresses[0]
         self._room.seal()
         before = self._room.size
         part = 0
@@ -225,12 +221,14 @@ class ReceiveEngine(Engine):
         self._room.pieces[2 * first + 1] += self._start
         return 0
 
-    def wanted(self) -> int:
-        """Whether the filter wants the frame in the first buffer."""
+    def wanted(self, length: int) -> int:
+        """Whether the filter wants the frame of `length` bytes that begins in the first buffer."""
         if self.channel.filter is None:
             return 0
-        at = self._frames[self._first]
-        return self.channel.filter.wants(self.memory.peek(at), self.memory.peek(at + 8))
+        # Not by its guest address: that may be for the device to write to only.
+        self._own[3] = 0
+        self.memory.collect(self._own_at + 16, min(length, _LOOK), self._room, self._pieces[self._first])
+        return self.channel.filter.wants(self._own[2], self._own[3])
 
     def deliver(self, count: int) -> int:
         """Use the buffers in which a frame of `count` bytes is, and its header here."""
