@@ -102,8 +102,6 @@ class ReceiveEngine(Engine):
             rounds += 1
             result = self.next()
         self.undo()
-        # Buffers that are left wait for frames, which `Receiver` may be the next to have.
-        self.queue.waiting = True
         self.queue.settle(self.memory)
         return result
 
