@@ -22,7 +22,7 @@ from vfu_server.vfio.turn_lock cimport TurnLock
 LANES_MAX = MOST
 
 cdef enum:
-    MOST = 256
+    MOST = 512
     # Posted writes that are taken ahead of a batch.
     KICKS = 64
 
