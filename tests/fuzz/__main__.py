@@ -2,8 +2,9 @@
 
 Targets: `admin` (commands of every shape), `context` (written contexts), `chains` (a VF's rings), `net` (a
 network VF's rings, commands and context), `parts` and `parts-net` (device parts of a disk in a file, and of a
-network VF). Without `--wire` they run against the model in this process, with it against a server process. A
-finding is saved below build/fuzz; `--replay FILE` plays it again.
+network VF), `frames` (a network VF's rings where frames pass without the interpreter). Without `--wire` they
+run against the model in this process, with it against a server process; `frames` always has a server in this
+one. A finding is saved below build/fuzz; `--replay FILE` plays it again.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from tests.fuzz import campaign
 from tests.fuzz.admin import AdminTarget
 from tests.fuzz.chains import ChainsTarget
 from tests.fuzz.context import ContextTarget
+from tests.fuzz.frames import FramesTarget
 from tests.fuzz.local import LocalWorld
 from tests.fuzz.net import NetTarget
+from tests.fuzz.pair import PairWorld
 from tests.fuzz.parts import NetPartsTarget, PartsTarget
 from tests.fuzz.remote import RemoteWorld
 from tests.fuzz.world import Finding
@@ -32,6 +35,7 @@ TARGETS: Final[Mapping[str, campaign.MakeTarget]] = {
     "context": ContextTarget,
     "chains": ChainsTarget,
     "net": NetTarget,
+    "frames": FramesTarget,
     "parts": PartsTarget,
     "parts-net": NetPartsTarget,
 }
@@ -42,6 +46,8 @@ WORLDS: Final = {"model": LocalWorld, "wire": RemoteWorld}
 
 def make_world(target: str, world: str) -> campaign.MakeWorld:
     """What makes the device that a target attacks."""
+    if target == "frames":
+        return PairWorld
     return partial(WORLDS[world], DEVICES.get(target, "blk"))
 
 

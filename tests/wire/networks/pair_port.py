@@ -55,6 +55,13 @@ class PairPort(FramePort):
         while select.select([self.peer], [], [], 0)[0]:
             self.peer.recv(FRAME_MAX)
 
+    def forget(self) -> None:
+        """Lose all that is under way, while no driver runs the function."""
+        self.drain()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._socket.recv(FRAME_MAX)
+
     def close(self) -> None:
         self._channel.fd = -1
         self.peer.close()
