@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pymodel.errors import MemoryFault
@@ -87,7 +87,6 @@ def test_an_empty_writable_part_has_no_effect() -> None:
     assert driver.mode_get() == 0
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=64), st.integers(0, 64))
 def test_any_bytes_are_answered(command: bytes, room: int) -> None:
     assert Driver().open().send(command, room).used is not None

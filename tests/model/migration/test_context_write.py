@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pymodel.build import Options, build
@@ -284,7 +284,6 @@ def test_unmapped_source_changes_nothing() -> None:
     assert function.state.isr == 1
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_cut_anywhere_is_the_same(data: st.DataObject) -> None:
     """A-13: any division into commands and segments means the same as one piece."""
@@ -303,7 +302,6 @@ def test_cut_anywhere_is_the_same(data: st.DataObject) -> None:
     assert not member.partial
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_a_failing_write_is_as_if_it_never_came(data: st.DataObject) -> None:
     """A-11, at any state of the stream and with any good part ahead of the bad one."""

@@ -311,7 +311,7 @@ class Reader(Vf):
             self.begun = None
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(steps=st.lists(step, min_size=5, max_size=30))
 def test_what_is_taken_makes_the_content_that_was_read(steps: list[tuple[Any, ...]]) -> None:
     """Three VFs are written, read in any mode, and given what was read anywhere, in any order.

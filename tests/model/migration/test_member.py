@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pymodel.errors import InvalidCommand, InvalidField, MemoryFault
@@ -148,7 +148,6 @@ def test_whole_context_then_nothing(mode: int) -> None:
 
 
 @pytest.mark.spec("DEV-35")
-@settings(deadline=None)
 @given(rooms=st.lists(st.integers(0, 700), max_size=12), mode=st.sampled_from(MODES))
 def test_pieces_of_any_size_make_the_same_context(rooms: list[int], mode: int) -> None:
     """A-13, A-27: what did not fit is not lost, and what is left is exact."""

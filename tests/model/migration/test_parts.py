@@ -188,7 +188,7 @@ commands = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sent=st.lists(commands, max_size=6))
 def test_a_network_function_moves_whole(sent: list[tuple[tuple[int, int], bytes]]) -> None:
     """Whatever its driver set, and without a part of ours all that the standard has commands for."""

@@ -111,7 +111,7 @@ def read(member: Member) -> bytes:
     return memory.data[:size].tobytes()
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(written=st.lists(fields, min_size=1, max_size=2))
 def test_state_is_refused_or_lived_with(written: list[list[bytes]]) -> None:
     vf, member = vf_and_member()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pymodel.errors import BrokenQueue, MemoryFault
@@ -28,7 +28,6 @@ descriptor = st.tuples(
 )
 
 
-@settings(deadline=None)
 @given(
     table=st.lists(descriptor, min_size=SIZE, max_size=SIZE),
     further=st.lists(descriptor, min_size=SIZE, max_size=SIZE),

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pymodel.errors import BrokenQueue
@@ -40,7 +40,6 @@ descriptors = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(
     entries=descriptors,
     noise=st.binary(max_size=256),
@@ -82,7 +81,6 @@ def test_a_descriptor_that_comes_and_goes_is_not_followed_for_ever() -> None:
     assert memory.looks <= 2 * (BATCH + 2)
 
 
-@settings(deadline=None)
 @given(
     kinds=st.lists(st.sampled_from([0, 1, 1, 2, 3]), min_size=5, max_size=5),
     held=st.integers(0, 4),

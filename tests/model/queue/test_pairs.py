@@ -38,7 +38,7 @@ steps = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     size=st.sampled_from([1, 2, 4, 8]),
     odd=st.sampled_from([0, 1]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pymodel.migration.state import QueueState
@@ -36,7 +36,6 @@ index = st.sampled_from([0, 1, SIZE - 1, SIZE, SIZE + 1, 0x7FFF, 0x8000, 0xFFFE,
 
 
 @example(noise=b"", desc=DESC, driver=USED, device=USED, last=0, used=0, avail=1, features=1 << 32)
-@settings(deadline=None)
 @given(
     noise=st.binary(max_size=256),
     desc=place,

@@ -364,7 +364,7 @@ fields = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(written=st.lists(fields, min_size=1, max_size=2))
 def test_state_is_refused_or_lived_with(written: list[list[bytes]]) -> None:
     """Whatever was taken is given back the same, the function runs on it, and works after a reset."""

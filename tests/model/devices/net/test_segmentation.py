@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pymodel.devices.net import segmentation
@@ -105,7 +105,6 @@ def carried(frame: bytes, features: int) -> list[bytes]:
     return [part.tobytes() for part in checked.carried(features)]
 
 
-@settings(deadline=None)
 @given(
     payload=st.integers(0, 9000).flatmap(lambda n: st.binary(min_size=n, max_size=n)),
     version=st.sampled_from((4, 6)),
@@ -158,7 +157,6 @@ def test_segments_are_what_a_sender_without_offloads_would_have_sent(
     assert carried(whole, GUEST_CSUM) == expected
 
 
-@settings(deadline=None)
 @given(st.integers(1, 1500).flatmap(lambda n: st.binary(min_size=n, max_size=n)), st.integers(0, 3))
 def test_a_checksum_is_completed(payload: bytes, prefix: int) -> None:
     head = bytearray(struct.pack(">HHHH", 1, 2, 8 + len(payload), 0))
@@ -281,7 +279,6 @@ def test_what_contradicts_itself_is_no_frame(frame: bytes) -> None:
     assert segmentation.check(array(frame)) is None
 
 
-@settings(deadline=None)
 @given(
     frame=st.one_of(st.just(GOOD), st.just(GOOD6), st.binary(max_size=200)),
     cut=st.integers(0, 3100),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pymodel.build import Options, build
@@ -115,7 +115,6 @@ class World:
             assert not self.register(0, VF_BAR + 4 * part, 4) & (page << 12) - 1 & ~0xF
 
 
-@settings(deadline=None)
 @example(0xE000_0000, [("write", (0, VF_BAR, 8, (1 << 64) - 1)), ("enable", VFS)])
 @given(st.sampled_from([0, 0xE000_0000]), st.lists(STEPS, max_size=40))
 def test_any_order(ecam: int, steps: list[tuple[str, object]]) -> None:

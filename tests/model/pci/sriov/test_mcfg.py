@@ -211,7 +211,7 @@ class CountingDma(Dma):
         return data
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.binary(max_size=200), st.integers(0, 0xFFFF))
 def test_any_content(data: bytes, at: int) -> None:
     """Nothing that a guest has in memory is more than not found."""
