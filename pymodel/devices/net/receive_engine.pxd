@@ -8,7 +8,7 @@ from pymodel.devices.net.header cimport Header
 from pymodel.memory cimport Vectors, u64
 from pymodel.queue.engine cimport Engine
 
-cdef int _EMPTY, _MORE, _OTHER, _SKIP, _WROTE, _NOTHING, _NOT_NOW, _BATCH, _MOST
+cdef int _EMPTY, _MORE, _OTHER, _SKIP, _WROTE, _NOTHING, _NOT_NOW, _BATCH, _BUFFERS, _MOST
 cdef long long _LOOK, _HEADER, _ETHERNET, _HASHED, _HEAD, _LONGEST
 
 cdef class ReceiveEngine(Engine):
@@ -27,6 +27,7 @@ cdef class ReceiveEngine(Engine):
     cdef Vectors _room
     cdef object _spare
     cdef u64 _spare_at
+    cdef int _looked_at
     cdef int _first
     cdef int _count
     cdef u64[::1] _heads

@@ -33,8 +33,9 @@ _NOTHING, _NOT_NOW = channels.NOTHING, channels.NOT_NOW
 # What a filter looks at.
 _LOOK = net_filter.HEAD
 
-# Frames of a batch, and buffers that are taken ahead.
+# Frames of a batch, buffers that it may take in all, and those that are taken ahead.
 _BATCH = 64
+_BUFFERS = 1024
 _MOST = 128
 
 
@@ -81,6 +82,7 @@ class ReceiveEngine(Engine):
         self._room = Vectors()
         # Of each buffer taken: where it begins, the first of its pieces, where it ends if all are one, and
         # what its ring knows it by. Those from number `first` on are not used.
+        self._looked_at = 0
         self._first = 0
         self._count = 0
         self._heads = array("Q", bytes(8 * _MOST))
@@ -98,7 +100,8 @@ class ReceiveEngine(Engine):
         # For frames, whatever is in the ring: the consumer may have the next one.
         self.queue.waiting = True
         self.queue.ring.suppress_kicks(self.memory)
-        while rounds < _BATCH and result == _MORE:
+        self._looked_at = 0
+        while rounds < _BATCH and self._looked_at < _BUFFERS and result == _MORE:
             rounds += 1
             result = self.next()
         self.undo()
@@ -158,6 +161,7 @@ class ReceiveEngine(Engine):
             if not self.queue.ring.pending(self.memory):
                 return 1
             self.queue.ring.take(self.memory, self.chain)
+            self._looked_at += 1
             self._taken = self.chain.slots
             if not self.add():
                 self._room.cut(self._pieces[self._count])
