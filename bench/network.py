@@ -30,8 +30,8 @@ REFERENCE = "QEMU's virtio-net-pci on a tap interface of the same kind in the sa
 NETBENCH = IMAGES / "netbench"
 
 _STREAM = (
-    "some 26 us of the server for a frame of 64 KiB, most of them the kernel's copy and the host's network, and a "
-    "process more than QEMU's own device has to share two processors with"
+    "some 26 us of the server for a frame of 64 KiB, most of them the kernel's copy and the host's network, "
+    "and a process more than with QEMU's own device to share the processors"
 )
 _REQUEST = (
     "the way of one frame there and one back: a message that wakes the server for the kick, an eventfd that "
