@@ -28,12 +28,10 @@ class AddressTable:
         # By bucket: its first entry. By entry: the next one there, and its neighbours in age. Number `size`
         # is ahead of the oldest and behind the newest.
         self._buckets = array("i", [-1]) * size
-        self._next = array("i", range(1, size + 1))
-        self._next[size - 1] = -1
+        self._next = array("i", [*range(1, size), -1])
         self._free = 0
-        self._older = array("i", bytes(4 * (size + 1)))
-        self._newer = array("i", bytes(4 * (size + 1)))
-        self._older[size] = self._newer[size] = size
+        self._older = array("i", [*bytes(size), size])
+        self._newer = array("i", [*bytes(size), size])
 
     def first(self, address: int) -> int:
         """An entry of this address."""
