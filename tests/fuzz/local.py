@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import select
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -166,12 +167,19 @@ class LocalWorld:
     def pump(self) -> bool:
         """Let woken functions work. Whether all are quiet then."""
         for _ in range(TURNS):
-            awake = [name for name, host in self.hosts.items() if host.awake]
+            awake = [name for name, host in self.hosts.items() if host.awake or self._ready(name)]
             if not awake:
                 return True
             for name in awake:
                 self.serve(name)
         return False
+
+    def _ready(self, name: str) -> bool:
+        """Whether something that a function waits for happened."""
+        waiting = select.poll()
+        for fd, events in self.function(name).waits:
+            waiting.register(fd, events)
+        return bool(waiting.poll(0))
 
     def serve(self, name: str) -> None:
         """One turn of a function's thread."""

@@ -15,7 +15,7 @@ import pytest
 
 from tests.server_process import ServerProcess
 from tests.wire.arrival import arrive, gone
-from tests.wire.draft_rig import OK, RING_PACKED, TIMEOUT
+from tests.wire.draft_rig import OK, RING_PACKED, TIMEOUT, outstanding
 from tests.wire.frames import ethernet, mac, received
 from tests.wire.parts.rig import (
     COUNT,
@@ -378,12 +378,13 @@ def test_a_link_that_goes_down(rig: NetPartsRig) -> None:
 def test_what_is_being_sent_ends_before_the_answer() -> None:
     """Frames between fetch and completion hold the stop up; buffers that wait for frames do not."""
     with running() as start:
-        slow = start(*OPTIONS, "--io-delay-ms", "400")
+        slow = start(*OPTIONS, "--io-delay-ms", "1000")
         with NetPartsRig(slow) as rig:
             used = rig.queue.device_used_idx
             for number in range(4):
                 rig.net.send(out(bytes([number])), kick=False)
             rig.queue.kick(force=True)
+            until(lambda: outstanding(slow, "vf1") == 4, "the frames were fetched")
             mark = slow.mark()
             pending = rig.send(MODE_SET, STOPPED)
             assert rig.answer(pending).code == OK
