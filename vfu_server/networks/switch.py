@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from typing import Final
 
 from pymodel.devices.net import channel as channels
-from pymodel.devices.net import segmentation
+from pymodel.devices.net import frame_head, segmentation
 from pymodel.devices.net.frame_head import FrameHead
 from pymodel.devices.net.segmentation import Checked
 from pymodel.memory import Bytes, GuestMemory, Vectors, place_of
@@ -24,17 +24,7 @@ LEARNED_MAX: Final = 4096
 AGE_SECONDS: Final = 300
 """How long an address is remembered (IEEE 802.1Q, "Ageing time", recommended value)."""
 
-GUEST_OFFLOADS: Final = sum(
-    1 << bit
-    for bit in (
-        net.F_GUEST_CSUM,
-        net.F_GUEST_TSO4,
-        net.F_GUEST_TSO6,
-        net.F_GUEST_ECN,
-        net.F_GUEST_USO4,
-        net.F_GUEST_USO6,
-    )
-)
+GUEST_OFFLOADS: Final = sum(1 << bit for bit in frame_head.OFFLOADS)
 
 # Compiled code has numbers of its own for these.
 _DONE, _NOT_NOW = channels.DONE, channels.NOT_NOW

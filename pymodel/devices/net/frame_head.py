@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from typing import Final
 
+from pymodel.devices.net import filter as net_filter
 from pymodel.devices.net import header as net_header
 from pymodel.memory import Bytes
 from pymodel.spec import net
@@ -22,6 +23,16 @@ UDP: Final = 17
 SEGMENTS_MAX: Final = 1366
 """Segments of one frame: 64 KiB at the smallest segment that Linux sends, 48 bytes. More is an attack."""
 
+OFFLOADS: Final = (
+    net.F_GUEST_CSUM,
+    net.F_GUEST_TSO4,
+    net.F_GUEST_TSO6,
+    net.F_GUEST_ECN,
+    net.F_GUEST_USO4,
+    net.F_GUEST_USO6,
+)
+"""Feature bits of a receiver that a frame may need."""
+
 # Compiled code has numbers of its own for these.
 _HEADER, _ETHERNET, _TAG = net_header.SIZE, net.ETHERNET_HEADER, net.VLAN_TAG
 _HEAD, _SEGMENTS_MAX = HEAD, SEGMENTS_MAX
@@ -34,17 +45,7 @@ _IPV4, _IPV6, _VLAN, _SERVICE_VLAN = (
 )
 _NEEDS_CSUM, _GSO_NONE, _GSO_ECN = net.HDR_F_NEEDS_CSUM, net.GSO_NONE, net.GSO_ECN
 _GSO_TCPV4, _GSO_TCPV6, _GSO_UDP_L4 = net.GSO_TCPV4, net.GSO_TCPV6, net.GSO_UDP_L4
-_CSUM, _TSO4, _TSO6, _ECN, _USO4, _USO6 = (
-    1 << bit
-    for bit in (
-        net.F_GUEST_CSUM,
-        net.F_GUEST_TSO4,
-        net.F_GUEST_TSO6,
-        net.F_GUEST_ECN,
-        net.F_GUEST_USO4,
-        net.F_GUEST_USO6,
-    )
-)
+_CSUM, _TSO4, _TSO6, _ECN, _USO4, _USO6 = (1 << bit for bit in OFFLOADS)
 _OPTIONS_MAX = 8
 _TCP_LEAST, _UDP_LEAST = 20, 8
 _TCP_CHECKSUM, _UDP_CHECKSUM = 16, 6
@@ -52,7 +53,7 @@ _TCP_CHECKSUM, _UDP_CHECKSUM = 16, 6
 # What is ahead of a frame here, so that its Ethernet header begins a word.
 _PAD = 4
 # What a filter looks at.
-_LOOK = 16
+_LOOK = net_filter.HEAD
 
 
 class FrameHead:

@@ -256,7 +256,7 @@ class ReceiveEngine(Engine):
             self.queue.ring.put(
                 self._ids[self._first],
                 self._slots[self._first],
-                (min(until, end)) - start,
+                min(until, end) - start,
                 _WROTE if end < until else _SKIP | _WROTE,
             )
             self.queue.outstanding += 1

@@ -159,7 +159,6 @@ def test_nothing_is_touched_after_it(
     for _ in range(ROUNDS):
         with drive() as driver:
             with Traffic(driver, port) as traffic:
-                port.asked[:] = [0, 0]
                 closer(owner, traffic)
                 traffic.poison()
                 # Each of these comes after kicks that were sent before.
