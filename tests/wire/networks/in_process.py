@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +10,15 @@ from typing import Any
 
 import pytest
 
-from pymodel.build import Options, build
 from pymodel.devices.net.port import NetBackend
 from pymodel.memory import Bytes
 from tests.wire.frames import mac
+from tests.wire.in_process import serving
 from vfu_client.drivers.net import NetDriver
 from vfu_server.networks.frame_port import FramePort
 from vfu_server.networks.switch import Switch
 from vfu_server.networks.switch_port import SwitchPort
-from vfu_server.server import Folder, Server
-from vfu_server.vfio.turn_lock import TurnLock
+from vfu_server.server import Server
 
 
 @dataclass
@@ -49,19 +46,15 @@ class Served:
 @contextlib.contextmanager
 def served(monkeypatch: pytest.MonkeyPatch, *, vfs: int) -> Iterator[Served]:
     """The functions have the addresses mac(0) and so on, that of the PF first."""
-    path = Path(tempfile.mkdtemp(prefix="vfu-"))
-    held = Folder(path)
     switch = Switch()
     names = ["pf", *(f"vf{number}" for number in range(1, vfs + 1))]
     with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, path)
-        stack.callback(held.close)
         ports = {name: SwitchPort(switch) for name in names}
         for port in ports.values():
             stack.callback(port.close)
         backends = {name: NetBackend(ports[name], mac(number)) for number, name in enumerate(names)}
-        device = build(Options("net", backends, vfs=vfs, total_vfs=vfs, queues=1), lock=TurnLock)
-        found = Served(path, ports, stack.enter_context(Server(device, held)))
+        path, server = stack.enter_context(serving("net", backends))
+        found = Served(path, ports, server)
         send, receive = FramePort.send, FramePort.receive
 
         def counted_send(port: FramePort, frame: Sequence[Bytes]) -> bool:

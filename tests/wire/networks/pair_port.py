@@ -9,22 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pymodel.build import Options, build
 from pymodel.devices.net.port import FRAME_MAX, NetBackend
 from pymodel.memory import Bytes
+from tests.wire.in_process import serving
 from vfu_server.datapath import TapChannel
 from vfu_server.networks.frame_port import FramePort, NoPort
-from vfu_server.server import Folder, Server
-from vfu_server.vfio.turn_lock import TurnLock
 
 EMPTY = bytes(12)
 """The header of a frame that needs nothing."""
@@ -92,13 +88,7 @@ class PairPort(FramePort):
 @contextlib.contextmanager
 def served(*, offloads: int, queues: int = 1, mtu: int | None = None) -> Iterator[tuple[Path, PairPort]]:
     """A PF without a network and VF 1 on a `PairPort`: the folder of their sockets, and the port."""
-    path = Path(tempfile.mkdtemp(prefix="vfu-"))
-    held = Folder(path)
     port = PairPort(offloads)
     backends = {"pf": NetBackend(NoPort()), "vf1": NetBackend(port, b"\x02\0\0\0\0\1", mtu)}
-    device = build(Options("net", backends, vfs=1, total_vfs=1, queues=queues), lock=TurnLock)
-    with Server(device, held):
+    with contextlib.closing(port), serving("net", backends, queues=queues) as (path, _):
         yield path, port
-    port.close()
-    held.close()
-    shutil.rmtree(path)

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import random
-import shutil
 import socket
 import struct
 import tempfile
@@ -17,16 +16,14 @@ from typing import Any
 
 import pytest
 
-from pymodel.build import Options, build
 from pymodel.devices.net.port import NetBackend
 from tests.wire.frames import DEADLINE, ethernet, mac
+from tests.wire.in_process import serving
 from tests.wire.running import until
 from vfu_client.drivers.net import NetDriver
 from vfu_server.datapath import COMPILED
 from vfu_server.networks.datagram import DatagramPort
 from vfu_server.networks.stream import StreamPort
-from vfu_server.server import Folder, Server
-from vfu_server.vfio.turn_lock import TurnLock
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="there are no channels")
 
@@ -161,14 +158,10 @@ def wire(kind: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     """A function at a server in this process."""
     monkeypatch.setattr("vfu_server.networks.stream.RECONNECT_SECONDS", 0.01)
     with contextlib.ExitStack() as stack:
-        path = Path(tempfile.mkdtemp(prefix="vfu-"))
-        stack.callback(shutil.rmtree, path)
-        found = Wire(path, kind, monkeypatch)
+        ends = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vfu-")))
+        found = Wire(ends, kind, monkeypatch)
         stack.callback(found.port.close)
-        held = Folder(path)
-        stack.callback(held.close)
-        device = build(Options("net", {"pf": NetBackend(found.port)}, vfs=0, total_vfs=0), lock=TurnLock)
-        stack.enter_context(Server(device, held))
+        path, _ = stack.enter_context(serving("net", {"pf": NetBackend(found.port)}))
         found.driver = stack.enter_context(
             NetDriver.open(path / "pf.sock", timeout=DEADLINE, posted_writes=True)
         )
