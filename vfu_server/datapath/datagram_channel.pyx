@@ -50,8 +50,6 @@ cdef class DatagramChannel(Channel):
         if sendmsg(self.fd, &message, MSG_NOSIGNAL) < 0:
             # Nobody is there, or there is no room: the port has the words, and waits.
             return NOT_NOW
-        self.sent += 1
-        self.sent_bytes += frame.size - HEADER
         return DONE
 
     cdef int receive(self, GuestMemory memory, Vectors room, int first) except -2 nogil:

@@ -95,11 +95,7 @@ cdef class StreamChannel(Channel):
         if count < 0:
             # The port lets go of the peer.
             return NOT_NOW
-        if not count:
-            return self.full()
-        self.sent += 1
-        self.sent_bytes += frame.size - HEADER
-        return DONE
+        return DONE if count else self.full()
 
     cdef void keep(self, Vectors frame, Py_ssize_t sent) noexcept nogil:
         """Keep what the peer does not have of a frame that it has in part, and have the port's thread see to it."""

@@ -19,7 +19,7 @@ cdef extern from "<sys/uio.h>" nogil:
     Py_ssize_t writev(int fd, const iovec *parts, int count)
 
 # What a `Channel` says.
-cdef int DONE = channels.DONE, NOT_NOW = channels.NOT_NOW, NOTHING = channels.NOTHING
+cdef int DONE = channels.DONE, LOST = channels.LOST, NOT_NOW = channels.NOT_NOW, NOTHING = channels.NOTHING
 
 
 @cython.final
@@ -30,10 +30,7 @@ cdef class TapChannel(Channel):
             if errno in (EAGAIN, EINTR, EBADFD):
                 return NOT_NOW
             # EIO is an interface that is down, EINVAL a header that the kernel does not believe.
-            self.dropped_sending += 1
-            return DONE
-        self.sent += 1
-        self.sent_bytes += frame.size - frame.pieces[1]
+            return LOST
         return DONE
 
     cdef int receive(self, GuestMemory memory, Vectors room, int first) except -2 nogil:

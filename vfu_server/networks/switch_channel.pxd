@@ -5,8 +5,8 @@ from pymodel.devices.net.channel cimport Channel
 from pymodel.memory cimport GuestMemory, Vectors, u64
 from vfu_server.networks.switch cimport Member, Switch
 
-cdef int _DONE, _NOT_NOW
-cdef u64 _HEADER, _HEAD
+cdef int _LOST
+cdef u64 _HEAD
 
 cdef class SwitchChannel(Channel):
     cdef Switch _switch

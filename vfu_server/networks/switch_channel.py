@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pymodel.devices.net import channel as channels
 from pymodel.devices.net import frame_head
-from pymodel.devices.net import header as net_header
 from pymodel.devices.net.channel import Channel
 from pymodel.memory import GuestMemory, Vectors
 from vfu_server.networks.switch import Member, Switch
 
 # Compiled code has numbers of its own for these.
-_DONE, _NOT_NOW = channels.DONE, channels.NOT_NOW
-_HEADER, _HEAD = net_header.SIZE, frame_head.HEAD
+_LOST = channels.LOST
+_HEAD = frame_head.HEAD
 
 
 class SwitchChannel(Channel):
@@ -28,8 +27,7 @@ class SwitchChannel(Channel):
         count = min(frame.size, _HEAD)
         memory.collect(self._member.head.place, count, frame, 0)
         if not self._member.head.check(frame.size):
-            self.dropped_sending += 1
-            return _DONE
+            return _LOST
         # What was checked is sent, and not what may stand there now.
         piece = 0
         while count >= frame.pieces[2 * piece + 1]:
@@ -43,11 +41,7 @@ class SwitchChannel(Channel):
         piece -= 1
         frame.pieces[2 * piece] = self._member.head.place
         frame.pieces[2 * piece + 1] = min(frame.size, _HEAD)
-        if self._switch.pass_on(self._member, memory, frame, piece, length) == _NOT_NOW:
-            return _NOT_NOW
-        self.sent += 1
-        self.sent_bytes += length - _HEADER
-        return _DONE
+        return self._switch.pass_on(self._member, memory, frame, piece, length)
 
     def receive(self, memory: GuestMemory, room: Vectors, first: int) -> int:
         """See `Channel`."""

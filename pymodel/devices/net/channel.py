@@ -5,8 +5,8 @@ from __future__ import annotations
 from pymodel.devices.net.filter import Filter
 from pymodel.memory import GuestMemory, Vectors
 
-# What `send` says: the port has the frame, or lost it; the port has to be asked in Python; `room` will tell.
-DONE, NOT_NOW, FULL = 0, -1, 1
+# What `send` says: the port has the frame; it lost it; it has to be asked in Python; `room` will tell.
+DONE, NOT_NOW, FULL, LOST = 0, -1, 1, 2
 
 # What `receive` says where it has no frame: none waits now.
 NOTHING = 0
@@ -18,9 +18,9 @@ class Channel:
     """The fast side of a port. A frame is as a port's, behind a header of 12 bytes.
 
     `fd` is readable where a frame waits, or something that Python has to see, and `room`, if the port has it,
-    where a frame may be sent again after a FULL. `filter` is which frames are
-    wanted, None for none. It counts for the port: frames and bytes that passed, frames dropped on the way in
-    and on the way out.
+    where a frame may be sent again after a FULL. `filter` is which frames are wanted, None for none. It has
+    the port's counts, for whoever uses it: frames and bytes that passed, frames dropped on the way in and on
+    the way out.
     """
 
     def __init__(self, fd: int = -1) -> None:
@@ -35,9 +35,9 @@ class Channel:
         self.dropped_receiving = 0
 
     def send(self, memory: GuestMemory, frame: Vectors) -> int:
-        """Send a frame, of which the header is the first piece: DONE, and counted, NOT_NOW or FULL.
+        """Send a frame, of which the header is the first piece: DONE, LOST, NOT_NOW or FULL.
 
-        The pieces may be others after that.
+        It is not counted yet, and the pieces may be others after that.
         """
         return _NOT_NOW
 

@@ -10,7 +10,7 @@ from pymodel.queue.engine cimport Engine
 
 cdef unsigned int _HEADER
 cdef long long _LEAST, _MOST, _NOT_MINE
-cdef int _EMPTY, _DONE, _FULL, _SKIP
+cdef int _EMPTY, _DONE, _FULL, _LOST, _SKIP
 
 cdef class TransmitEngine(Engine):
     cdef readonly Channel channel

@@ -23,7 +23,7 @@ _HEADER = net_header.SIZE
 _LEAST, _MOST = net.ETHERNET_HEADER, FRAME_MAX - net_header.SIZE
 _EMPTY, _NOT_MINE = engine.EMPTY, engine.NOT_MINE
 _SKIP = any_ring.SKIP
-_DONE, _FULL = channels.DONE, channels.FULL
+_DONE, _FULL, _LOST = channels.DONE, channels.FULL, channels.LOST
 
 
 class TransmitEngine(Engine):
@@ -91,7 +91,12 @@ class TransmitEngine(Engine):
         if found != _HEADER + length:
             return _NOT_MINE
         said = self.channel.send(self.memory, self._frame)
-        if said != _DONE:
+        if said == _DONE:
+            self.channel.sent += 1
+            self.channel.sent_bytes += length
+        elif said == _LOST:
+            self.channel.dropped_sending += 1
+        else:
             self.full = said == _FULL
             return _NOT_MINE
         self._counters.sent(self.queue.index, length)
