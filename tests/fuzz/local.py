@@ -157,6 +157,7 @@ class LocalWorld:
         options = Options(device=device, backends=backends, vfs=3, total_vfs=3, queues=queues)
         self._pf = build(options, lock=threading.RLock)
         self.hosts: dict[str, LocalHost] = {}
+        self.attached: dict[str, Function] = {}
 
     def function(self, name: str) -> Function:
         return self._pf if name == "pf" else self._pf.vfs[int(name[2:])]
@@ -175,9 +176,9 @@ class LocalWorld:
         return False
 
     def _ready(self, name: str) -> bool:
-        """Whether something that a function waits for happened."""
+        """Whether something that an attached function waits for happened, one that the PF took away too."""
         waiting = select.poll()
-        for fd, events in self.function(name).waits:
+        for fd, events in self.attached[name].waits:
             waiting.register(fd, events)
         return bool(waiting.poll(0))
 
@@ -190,7 +191,7 @@ class LocalWorld:
         with Mistakes():
             for timer in timers:
                 timer()
-            self.function(name).service()
+            self.attached[name].service()
         taken = time.thread_time() - begin
         if taken > STALL:
             raise Finding(f"{name} held its lock for {taken:.2f} s")
@@ -222,13 +223,13 @@ class LocalConnection(Connection):
         self.posted_writes = False
         self._world = world
         self._host = world.hosts[name] = LocalHost()
-        self._function = world.function(name)
+        self._function = world.attached[name] = world.function(name)
         self._function.attach(self._host)
 
     def close(self) -> None:
         if not self.closed:
             self._function.detach()
-            del self._world.hosts[self.path]
+            del self._world.hosts[self.path], self._world.attached[self.path]
 
     def fileno(self) -> int:
         """What those who wait for an interrupt look at: nobody hangs up here while they wait."""
