@@ -154,7 +154,10 @@ class LocalWorld:
             kind = PlainDisk if device == "file" else RamDisk
             backends = {name: kind(size) for name, size in DISKS.items()}
         device = "blk" if device == "file" else device
-        options = Options(device=device, backends=backends, vfs=3, total_vfs=3, queues=queues)
+        self._build(Options(device=device, backends=backends, vfs=3, total_vfs=3, queues=queues))
+
+    def _build(self, options: Options) -> None:
+        """Make the functions; nobody is attached."""
         self._pf = build(options, lock=threading.RLock)
         self.hosts: dict[str, LocalHost] = {}
         self.attached: dict[str, Function] = {}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from pymodel.build import Options, build
+from pymodel.build import Options
 from pymodel.devices.block.ram_disk import RamDisk
 from pymodel.pci.function import Delays
-from tests.fuzz.local import LocalHost, LocalWorld
+from tests.fuzz.local import LocalWorld
 from vfu_client.drivers.block import BlockDriver, BlockRequest
 from vfu_client.vfio.memory import GuestMemory
 from vfu_client.virtio.function import VirtioPci
@@ -32,8 +31,7 @@ class World(LocalWorld):
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         backends = {name: RamDisk(4096) for name in ("pf", "vf1", "vf2")}
         options = Options("blk", backends, vfs=2, total_vfs=2, queues=2, delays=Delays(io=1))
-        self._pf = build(options, lock=threading.RLock)
-        self.hosts: dict[str, LocalHost] = {}
+        self._build(options)
         self._monkeypatch = monkeypatch
         self._late: list[Callable[[], None]] = []
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 
-from pymodel.build import Options, build
+from pymodel.build import Options
 from pymodel.devices.block.ram_disk import RamDisk
 from pymodel.memory import Buffer
-from tests.fuzz.local import LocalHost, LocalWorld
+from tests.fuzz.local import LocalWorld
 from vfu_client.vfio.memory import GuestMemory
 from vfu_client.virtio.driver_queue import DriverQueue
 from vfu_client.virtio.function import VirtioPci
@@ -24,8 +22,7 @@ class World(LocalWorld):
         options = Options(
             device="blk", backends={"pf": RamDisk(512), "vf1": RamDisk(512)}, vfs=1, total_vfs=1, queues=2
         )
-        self._pf = build(options, lock=threading.RLock)
-        self.hosts: dict[str, LocalHost] = {}
+        self._build(options)
 
 
 @pytest.mark.parametrize(
