@@ -1,4 +1,4 @@
-# Everything from a fresh clone: `make test`, `make demo`, `make demo-sriov`, `make demo-nested`, `make test-asan`, `make bench`, `make compat`, `make check`, `make clean`.
+# Everything from a fresh clone: `make test`, `make demo`, `make demo-sriov`, `make demo-nested`, `make test-long`, `make test-asan`, `make bench`, `make compat`, `make check`, `make clean`.
 #
 # Each target makes what it needs and is quick when that is there. Nothing is installed outside this folder.
 #
@@ -22,7 +22,7 @@ BENCH_ARGS ?=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: all demo demo-sriov demo-nested test test-asan bench compat check clean venv ext images drivers nested
+.PHONY: all demo demo-sriov demo-nested test test-long test-asan bench compat check clean venv ext images drivers nested
 .DELETE_ON_ERROR:
 
 all: ext
@@ -42,11 +42,16 @@ demo-nested: ext nested
 	@echo "demo-nested: running"
 	$(BIN)/python -m demo.nested
 
-## All tests, one at a time on each processor. PYTEST_ARGS="tests/model -k ring" narrows them, "-n 0" is for a debugger.
+## All tests but the long ones, one at a time on each processor. PYTEST_ARGS="tests/model -k ring" narrows them, "-n 0" is for a debugger.
 test: ext images drivers
 	@echo "test: running"
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 	$(if $(PYTEST_ARGS),,$(BIN)/python -m tests.requirements --check --run)
+
+## Those that take a guest ten seconds and more: reboots, other firmware and rings, many moves. Before an issue is called done.
+test-long: ext images drivers
+	@echo "test-long: running"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --long $(PYTEST_ARGS)
 
 ## The model's rings and the wire under AddressSanitizer, in a copy of the tree whose compiled modules are made for it.
 test-asan: ext

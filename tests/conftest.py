@@ -17,5 +17,22 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", action="store_true", help="run the tests that are marked as long, and no others"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long tests have a run of their own."""
+    long, short = [], []
+    for item in items:
+        (short if item.get_closest_marker("long") is None else long).append(item)
+    chosen, left_out = (long, short) if config.getoption("--long") else (short, long)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = chosen
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Recorder(), "requirements")

@@ -123,7 +123,7 @@ class Recorder:
         config = session.config
         if hasattr(config, "workerinput") or not self._outcomes:
             return
-        chosen = config.option.keyword or config.option.markexpr
+        chosen = config.option.keyword or config.option.markexpr or config.option.long
         everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not chosen
         known = {} if everything else load()
         known.update(self._outcomes)

@@ -6,11 +6,14 @@ import os
 import signal
 from collections.abc import Callable
 
+import pytest
+
 from images.machine import Machine
 from tests.guest.guest_disk import disk_of, start_io, verify, wait_written
 from tests.server_process import ServerProcess
 
 
+@pytest.mark.long
 def test_killed_and_rebooted(server: Callable[..., ServerProcess], machine: Callable[..., Machine]) -> None:
     """QEMU is killed under I/O; another one gets the same VF, and its guest reboots again and again.
 

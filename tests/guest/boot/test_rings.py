@@ -21,6 +21,7 @@ BITS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "without",
     [

@@ -38,6 +38,7 @@ def serving(tmp_path: Path) -> Iterator[ServerProcess]:
         yield running
 
 
+@pytest.mark.long
 def test_guest_reboots(serving: ServerProcess, machine: Callable[..., Machine]) -> None:
     """File systems on a file and on memory: made, filled, checked, and kept over hasty reboots.
 
@@ -68,6 +69,7 @@ def test_guest_reboots(serving: ServerProcess, machine: Callable[..., Machine]) 
     assert "Traceback" not in serving.log
 
 
+@pytest.mark.long
 def test_qemu_dies(serving: ServerProcess, machine: Callable[..., Machine]) -> None:
     """QEMU is killed in the middle of work, again and again; its successor on the server finds it all."""
     guest = machine(devices=[serving.qemu_device("vf1")])

@@ -48,6 +48,7 @@ def beside(neighbour: Job) -> Iterator[None]:
     wait_written(neighbour, progress(neighbour)["sectors_written"] + 100)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("load", [False, True], ids=["idle", "io"])
 @pytest.mark.parametrize("driver", [DRIVER, BLOCK_DRIVER], ids=["virtio-pci", "virtio_blk"])
 def test_unbind_and_bind(plain: Plain, beside: None, driver: str, load: bool) -> None:

@@ -27,6 +27,7 @@ def move(here: ServerProcess, guest: Machine, there: ServerProcess, target: Mach
     return asyncio.run(Move(side("source", guest, here), side("destination", target, there), vfs).run())
 
 
+@pytest.mark.long
 def test_between_servers_that_differ_in_it() -> None:
     """A driver of today works, and moves to such a server; to another one it is not moved, and goes on."""
     with (

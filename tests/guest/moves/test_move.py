@@ -120,6 +120,7 @@ def test_destination_is_not_attached(traveller: Traveller, travel_image: Path) -
     traveller.check_runs()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", ["copy-ram", "stop-vfs"])
 def test_source_is_not_attached(
     server: Callable[..., ServerProcess], machine: Callable[..., Machine], step: str
@@ -264,6 +265,7 @@ def first_16_mib(guest: Machine, disk: str) -> str:
     return guest.check(f"dd if={disk} bs=1M count=16 iflag=direct 2>/dev/null | md5sum")
 
 
+@pytest.mark.long
 def test_several_vfs(
     tmp_path: Path, server: Callable[..., ServerProcess], machine: Callable[..., Machine]
 ) -> None:

@@ -226,6 +226,7 @@ def test_refused_without_one_of_them(traveller: Traveller, target: Machine) -> N
     traveller.check_runs()
 
 
+@pytest.mark.long
 def test_there_and_back(traveller: Traveller) -> None:
     """By the library, then by the command in each dialect; the connection holds, no sector is lost."""
     for way in ("library", "context", "parts"):

@@ -127,6 +127,7 @@ def test_queue_pairs_under_traffic(neighbours: Neighbours, stream: Job) -> None:
         wait_records(stream, 100)
 
 
+@pytest.mark.long
 def test_down_and_up(neighbours: Neighbours, stream: Job) -> None:
     """The guest sets its interface down and up again, three times; the stream stands still and goes on."""
     guest = neighbours.here
@@ -187,6 +188,7 @@ def test_promiscuous(neighbours: Neighbours) -> None:
     there.check(f"/bin/ip neigh del 10.1.0.99 dev {INTERFACE}")
 
 
+@pytest.mark.long
 def test_link_of_the_function(neighbours: Neighbours, stream: Job) -> None:
     """The link that the monitor takes away is a carrier that is gone for the guest; the stream waits."""
     guest, server = neighbours.here, neighbours.server

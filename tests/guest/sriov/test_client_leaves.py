@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from images.machine import Machine
 from tests.guest.guest_disk import finish, progress, start_io, wait_written
 from tests.guest.sriov.guest_sriov import Owned, guest_options
@@ -13,6 +15,7 @@ from vfu_client.vfio.connection import Connection
 from vfu_client.vfio.pci import PciFunction
 
 
+@pytest.mark.long
 def test_one_of_three(server: Callable[..., ServerProcess], machine: Callable[..., Machine]) -> None:
     """The PF and the other VFs go on; the server says which client left. QEMU does not come back to it.
 

@@ -72,6 +72,7 @@ def test_printed(server: Callable[..., ServerProcess], machine: Callable[..., Ma
     assert vfu_qemu("place", running, guest) == (0, "vfu-qemu: all VFs' BARs are where SR-IOV has them\n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["qtest", "qmp"])
 def test_plug(server: Callable[..., ServerProcess], machine: Callable[..., Machine], way: str) -> None:
     """Into an empty port of a guest that runs: no firmware gave the VFs' BARs their addresses."""

@@ -131,6 +131,7 @@ def test_programming_is_blocked(translated: tuple[Machine, Owned]) -> None:
     owned.enable(guest, 0)
 
 
+@pytest.mark.long
 def test_above_4_gib() -> None:
     """5 GiB of memory, and an IOMMU that passes through (`iommu=pt`): BARs elsewhere are programmed."""
     with ServerProcess(*guest_options(4, "--disk", "ram:16M", ecam="auto")) as server:

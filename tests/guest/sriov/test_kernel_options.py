@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from images.machine import Machine
 from tests.guest.sriov.guest_sriov import Owned, guest_options
 from tests.server_process import ServerProcess
 
 
+@pytest.mark.long
 def test_reassigned_and_without_ari(
     server: Callable[..., ServerProcess], machine: Callable[..., Machine]
 ) -> None:
@@ -21,6 +24,7 @@ def test_reassigned_and_without_ari(
         owned.enable(guest, 0)
 
 
+@pytest.mark.long
 def test_without_messages(server: Callable[..., ServerProcess], machine: Callable[..., Machine]) -> None:
     """With `pci=nomsi` the PF works by INTx. VFs have none, as SR-IOV demands: their drivers fail cleanly."""
     owned = Owned(server(*guest_options(2, "--disk", "ram:8M")), 2)

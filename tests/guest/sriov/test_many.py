@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from images.machine import Machine
 from tests.guest.sriov.guest_sriov import Owned, guest_options
 from tests.server_process import ServerProcess
@@ -11,6 +13,7 @@ from tests.server_process import ServerProcess
 VFS = 40
 
 
+@pytest.mark.long
 def test_forty(server: Callable[..., ServerProcess], machine: Callable[..., Machine]) -> None:
     """VFs at 01.0 to 05.7 come with drivers, work, and go; slow_life.py has more of them."""
     owned = Owned(server(*guest_options(VFS, "--disk", "ram:1M")), VFS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from images.machine import KERNEL_ARGUMENTS, Machine
 from images.workspace import IMAGES
 from tests.guest.guest_disk import start_io, wait_written
@@ -20,6 +22,7 @@ def whole_pages(path: Path) -> bytes:
     return content + bytes(-len(content) % PAGE)
 
 
+@pytest.mark.long
 def test_restarted(
     server: Callable[..., ServerProcess], machine: Callable[..., Machine], tmp_path: Path
 ) -> None:

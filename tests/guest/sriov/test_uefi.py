@@ -38,6 +38,7 @@ def _prepared() -> None:
         raise SetupError(f"{firmware.OVMF} is missing; run `python3 -m images drivers` first")
 
 
+@pytest.mark.long
 def test_bars_elsewhere(server: Callable[..., ServerProcess], machine: Callable[..., Machine]) -> None:
     """`--ecam auto` finds ECAM and programs BARs, `--ecam ADDRESS` too; without it both addresses are told.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.guest.guest_disk import figures, finish, progress, start_io, wait_written
 from tests.guest.sriov.conftest import Owner
 from tests.guest.sriov.guest_sriov import complaints
@@ -123,6 +125,7 @@ def test_num_vfs_is_fixed_while_enabled(owner: Owner) -> None:
     assert int(guest.check(num_vfs), 16) <= 4
 
 
+@pytest.mark.long
 def test_taken_away_under_io(owner: Owner) -> None:
     """VFs go while they are written to: those writers end with errors, the PF's notices nothing."""
     guest, disks = owner.guest, owner.disks
