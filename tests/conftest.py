@@ -25,9 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Long tests have a run of their own."""
-    long, short = [], []
-    for item in items:
-        (short if item.get_closest_marker("long") is None else long).append(item)
+    long = [item for item in items if item.get_closest_marker("long") is not None]
+    short = [item for item in items if item.get_closest_marker("long") is None]
     chosen, left_out = (long, short) if config.getoption("--long") else (short, long)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
