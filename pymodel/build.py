@@ -7,14 +7,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pymodel.admin.rules import Rules
 from pymodel.devices.device import Device
 from pymodel.devices.registry import DEVICES
 from pymodel.host import NOBODY, Observer
-from pymodel.pci.function import Delays
+from pymodel.pci.function import Delays, Function
 from pymodel.pci.physical_function import PhysicalFunction
 from pymodel.pci.sriov.vf_slot import VfSlot, VfSlots
 from pymodel.pci.virtual_function import VirtualFunction
+from pymodel.watcher import Watcher
 
 VFS_MAX: Final = 0xFFFF
 """TotalVFs has 16 bits, as routing IDs have: VF n is n behind the PF, over as many buses as that takes."""
@@ -57,11 +57,11 @@ def build(
     *,
     lock: Callable[[], AbstractContextManager[Any]],
     observer: Observer = NOBODY,
-    rules: Rules | None = None,
+    watch: Callable[[Function], Watcher] | None = None,
 ) -> PhysicalFunction:
     """Make the PF, and its VFs as VF Enable calls for them. `lock` makes a lock for each function.
 
-    With `rules` drivers are checked, and their mistakes counted there.
+    Each function is watched by what `watch` makes for it, if that is there.
 
     Raises ValueError for options that cannot be built: an unknown device type, more VFs than there can be,
     a feature that there is not, `legacy` for a type that legacy drivers don't know here.
@@ -77,7 +77,7 @@ def build(
         return DEVICES[options.device](options.backends[name], name=name, queues=options.queues)
 
     def make_vf_with(number: int, vf_lock: AbstractContextManager[Any]) -> VirtualFunction:
-        return VirtualFunction(
+        vf = VirtualFunction(
             number,
             device(f"vf{number}"),
             vf_lock,
@@ -87,8 +87,10 @@ def build(
             strict=options.strict,
             transitional=options.legacy,
             observer=observer,
-            rules=rules,
         )
+        if watch is not None:
+            vf.watch(watch(vf))
+        return vf
 
     def make_vf(number: int) -> VirtualFunction:
         return make_vf_with(number, lock())
@@ -111,6 +113,7 @@ def build(
         ecam_address=options.ecam,
         without=options.without,
         observer=observer,
-        rules=rules,
     )
+    if watch is not None:
+        pf.watch(watch(pf))
     return pf

@@ -30,7 +30,12 @@ class GuestError(Exception):
 
 
 class BrokenQueue(GuestError):
-    """A virtqueue that breaks the rules; the function sets DEVICE_NEEDS_RESET and stops using its queues."""
+    """A virtqueue that breaks the rules; the function sets DEVICE_NEEDS_RESET and stops using its queues.
+
+    `reason` is its number in `pymodel.queue.broken`, where it has one.
+    """
+
+    reason = -1
 
 
 class MemoryFault(BrokenQueue):

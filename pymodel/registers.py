@@ -41,6 +41,8 @@ class Register:
 @dataclass(frozen=True, slots=True)
 class _Placed:
     register: Register
+    name: str
+    """The register's, with what its block is prefixed with."""
     start: int
     number: int
     """Which of a file's values is its own."""
@@ -82,6 +84,7 @@ class RegisterMap:
                     raise ValueError(f"registers {name} and {taken.register.name} overlap at {offset:#x}")
             placed = _Placed(
                 register,
+                name,
                 start,
                 len(self.initial),
                 len(self.owners),
@@ -139,6 +142,12 @@ class RegisterFile:
     def dump(self) -> dict[str, int]:
         """Every register's stored value by name; no handler runs."""
         return {name: self._values[number] for name, number in self._map.names.items()}
+
+    def touched(self, offset: int, length: int) -> Iterator[tuple[str, int, int, int, int]]:
+        """The registers that an access touches: name, start and width, and from where to where they are."""
+        for placed, first, end in self._map.touched(offset, length):
+            if placed is not None:
+                yield placed.name, placed.start, placed.register.width, first, end
 
     def _read(self, placed: _Placed) -> int:
         if placed.read is not None:

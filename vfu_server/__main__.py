@@ -20,17 +20,21 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from pymodel import build
 from pymodel.admin.context_commands import context_commands
-from pymodel.admin.rules import Rules
 from pymodel.devices.registry import DEVICES
-from pymodel.pci.function import Delays
+from pymodel.pci.function import Delays, Function
 from pymodel.pci.sriov.mcfg import ADDRESSES
+from pymodel.rules.breaches import Breaches
+from pymodel.rules.checker import topics
 from pymodel.spec import pci
 from pymodel.transport.features import OPTIONAL
+from pymodel.watch.listener import Decoder
+from pymodel.watcher import Watcher
 from vfu_server import budget
 from vfu_server.bounded_log import BoundedHandler
 from vfu_server.disks.options import RAM_DISK, choose_disks, disk_option, open_disks
@@ -145,7 +149,9 @@ def parser() -> argparse.ArgumentParser:
         help="keep to the letter of standard and draft where drivers depart from it",
     )
     result.add_argument(
-        "--check-driver", action="store_true", help="log what an owner driver does against the rules, by ID"
+        "--check-driver",
+        action="store_true",
+        help="log what drivers do against the rules of the standard, by ID",
     )
     result.add_argument(
         "--without",
@@ -293,7 +299,7 @@ def _serve(
     descriptors: int,
 ) -> int:
     monitor = Monitor(folder.path / SOCKET_NAME, networks)
-    rules = Rules(monitor) if options.check_driver else None
+    breaches = Breaches(monitor) if options.check_driver else None
     device = build.build(
         build.Options(
             device=options.device,
@@ -318,7 +324,7 @@ def _serve(
         # takes a VF's while it holds the PF's, never the other way round.
         lock=TurnLock,
         observer=monitor,
-        rules=rules,
+        watch=partial(_watch, breaches) if breaches is not None else None,
     )
     functions = options.total_vfs + 1
     try:
@@ -327,11 +333,19 @@ def _serve(
         return _failed("the functions", error)
     share = _share(functions, device.vectors_needed, descriptors)
     try:
-        with Server(device, folder, share) as server, monitor.serving(device, lambda: server.threads, rules):
+        with (
+            Server(device, folder, share) as server,
+            monitor.serving(device, lambda: server.threads, breaches),
+        ):
             server.run(ready=lambda: _ready(folder.path), stop=stop)
     except (OSError, RuntimeError, MemoryError) as error:  # RuntimeError: no more threads
         return _failed("the functions", error)
     return 0
+
+
+def _watch(breaches: Breaches, function: Function) -> Watcher:
+    """What watches a function whose driver is checked."""
+    return Decoder(function, topics(function, breaches))
 
 
 def _share(functions: int, vectors: int, descriptors: int) -> budget.Budget:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 from pymodel.admin.capabilities import capability_commands
@@ -19,8 +18,7 @@ from pymodel.admin.legacy_commands import LEGACY_COMMANDS
 from pymodel.admin.lists import LONGEST_LIST, Lists
 from pymodel.admin.parts_commands import parts_commands
 from pymodel.admin.resources import Resources
-from pymodel.admin.rule import Sent
-from pymodel.admin.rules import Rules
+from pymodel.admin.sent import Sent
 from pymodel.errors import BrokenQueue, CommandError, MemoryFault, NoMemory
 from pymodel.memory import Buffer
 from pymodel.migration.member import Member
@@ -61,9 +59,8 @@ class AdminQueue:
     """A `pymodel.memory.Consumer` for the admin queues of `owner`.
 
     `wake` has `service` called soon on the owner's thread; any thread may call it. `context_opcodes` is
-    where the draft's commands begin, None without them; `legacy`: members have a legacy interface. With
-    `rules` what the driver sends is checked, which changes nothing else. All methods are called with the
-    owner's lock held; a member's lock is taken within it.
+    where the draft's commands begin, None without them; `legacy`: members have a legacy interface. All
+    methods are called with the owner's lock held; a member's lock is taken within it.
     """
 
     def __init__(
@@ -75,10 +72,8 @@ class AdminQueue:
         legacy: bool = False,
         strict: bool = False,
         log: logging.Logger | None = None,
-        rules: Rules | None = None,
     ) -> None:
         self._owner = owner
-        self._rules = rules
         self._base = context_opcodes
         self._wake = wake
         self._log = log or logging.getLogger("virtio.pf")
@@ -114,18 +109,38 @@ class AdminQueue:
         Raises `MemoryFault` where the driver's buffer is not mapped; nothing has changed and the buffer
         was not completed.
         """
-        head = buffer.readable.read(0, spec.COMMAND.itemsize + LONGEST_LIST)
-        size = spec.COMMAND.itemsize
-        opcode, group, member_id = _COMMAND.unpack(head[:size].ljust(size, b"\0"))
-        call = Call(opcode, group, member_id, head[size:], buffer.readable, buffer.writable)
-        if self._rules is not None:
-            self._check(self._rules, call, buffer.queue)
+        call = _call(buffer)
         if not buffer.writable.length:
             # No room for a status: nothing could tell the driver what became of it, so nothing does.
             self._log.debug("a command without room for its status: ignored")
             buffer.complete(0)
             return
         self._run(buffer, call)
+
+    def look(self, buffer: Buffer) -> Sent:
+        """What the command in a buffer meets that was taken and not carried out. Raises `MemoryFault`."""
+        call = _call(buffer)
+        command = self._dispatcher.tables.get(call.group, {}).get(call.opcode)
+        is_member = isinstance(command, MemberCommand)
+        member = self._owner.members.get(call.member_id) if is_member else None
+        return Sent(
+            call,
+            command,
+            member,
+            context=call.opcode - self._base if is_member and self._base is not None else None,
+            resources=self._resources,
+            listed=self._lists.offered(call.group),
+            used=self._lists.used(call.group),
+            outstanding=self.outstanding,
+            elsewhere=any(
+                held.member is member for other, held in self._held.items() if other != buffer.queue
+            ),
+        )
+
+    @property
+    def outstanding(self) -> int:
+        """Commands that are held."""
+        return len(self._held)
 
     # --- the owner's side ----------------------------------------------------------------------------
 
@@ -146,8 +161,6 @@ class AdminQueue:
         """VF Enable is being cleared, or NumVFs lowered: these are going."""
         for member in leaving:
             self._resources.member_leaves(member)
-        if self._rules is not None and self._held:
-            self._rules.broken("P-DRV-06", "pf", "VF Enable", "cleared while a command is outstanding")
 
     def drop(self, queue: int) -> None:
         """Reset of one admin queue: its held command is forgotten, never completed."""
@@ -166,28 +179,6 @@ class AdminQueue:
                 member.owner_reset()
 
     # --- inside --------------------------------------------------------------------------------------
-
-    def _check(self, rules: Rules, call: Call, queue: int) -> None:
-        """Hold a command against the rules for drivers."""
-        command = self._dispatcher.tables.get(call.group, {}).get(call.opcode)
-        is_member = isinstance(command, MemberCommand)
-        member = self._owner.members.get(call.member_id) if is_member else None
-        sent = Sent(
-            call,
-            command,
-            member,
-            context=call.opcode - self._base if is_member and self._base is not None else None,
-            resources=self._resources,
-            listed=self._lists.offered(call.group),
-            used=self._lists.used(call.group),
-            outstanding=len(self._held),
-            elsewhere=any(held.member is member for other, held in self._held.items() if other != queue),
-        )
-        try:
-            with member.lock if member is not None else nullcontext():
-                rules.check(sent)
-        except Exception:  # noqa: BLE001 - a mistake of ours, which changes nothing about the command
-            self._log.exception("the server made a mistake in checking %s", sent.name)
 
     def _run(self, buffer: Buffer, call: Call) -> None:
         # Looked up ahead of any effect: a fault must find nothing changed. The client cannot unmap
@@ -247,6 +238,13 @@ class AdminQueue:
     def _list_use(self, call: Call) -> Reply:
         self._lists.use(call.group, call.data)
         return Reply(note=f"{int.from_bytes(call.data[:LONGEST_LIST], 'little'):#x}")
+
+
+def _call(buffer: Buffer) -> Call:
+    head = buffer.readable.read(0, spec.COMMAND.itemsize + LONGEST_LIST)
+    size = spec.COMMAND.itemsize
+    opcode, group, member_id = _COMMAND.unpack(head[:size].ljust(size, b"\0"))
+    return Call(opcode, group, member_id, head[size:], buffer.readable, buffer.writable)
 
 
 def _give_up(member: Member) -> None:

@@ -55,6 +55,8 @@ class Device(Consumer, PartsOfType, Protocol):
     class_code: int
     features: int
     queue_sizes: tuple[int, ...]
+    config_layout: np.dtype[np.void]
+    """The fields of the configuration structure."""
     config_length: int
     in_order: bool
     """Whether the requests of a queue finish in the order in which they are taken (`IN_ORDER`)."""
@@ -170,11 +172,6 @@ class Device(Consumer, PartsOfType, Protocol):
 @runtime_checkable
 class Transitional(Protocol):
     """A device type that legacy drivers know too. One of them drives it where VERSION_1 was not agreed."""
-
-    @property
-    def config_layout(self) -> np.dtype[np.void]:
-        """The fields of the configuration structure."""
-        ...
 
     def write_legacy_config(self, offset: int, data: bytes) -> None:
         """A legacy driver writes to one field of the configuration; what it may not write is dropped."""

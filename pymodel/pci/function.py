@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from pymodel.admin.rules import Rules
 from pymodel.devices.device import Device, Transitional
 from pymodel.host import FUNCTION_ATTACHED, FUNCTION_DETACHED, NOBODY, Host, Observer
 from pymodel.memory import Consumer
 from pymodel.migration.legacy_access import LegacyAccess
-from pymodel.migration.member import MODE_NAMES, Dialect, Member
+from pymodel.migration.member import Member
 from pymodel.migration.parts import PartsOfType
 from pymodel.migration.state import FunctionState, Mark
 from pymodel.pci.capability import Capability
@@ -35,6 +34,7 @@ from pymodel.pci.virtio_capabilities import PciCfgCapability
 from pymodel.spec import context, pci, virtio_pci
 from pymodel.transport import saved_state
 from pymodel.transport.transport import Transport
+from pymodel.watcher import Watcher
 
 MSIX_BAR = 2
 
@@ -54,7 +54,7 @@ class Delays:
 class Function:
     """A function with a virtio device: a VF as it stands, a PF with what `PhysicalFunction` adds.
 
-    `member` is set for a VF: its mode is part of the gate. `rules` is there if drivers are checked. With
+    `member` is set for a VF: its mode is part of the gate. With
     `transitional` legacy drivers may come too; raises ValueError for a device type that they do not know.
     """
 
@@ -76,14 +76,13 @@ class Function:
         is_member: bool = True,
         transitional: bool = False,
         observer: Observer = NOBODY,
-        rules: Rules | None = None,
     ) -> None:
         self.name = name
         self.lock = lock
         self.log = logging.getLogger(f"virtio.{name}")
         self._delays = delays
         self._observer = observer
-        self._rules = rules
+        self._watcher: Watcher | None = None
         self._host: Host | None = None
         # One for each queue, and one for configuration changes.
         needed = self.vectors_needed = len(device.queue_sizes) + 1 + (admin is not None)
@@ -112,11 +111,9 @@ class Function:
             if not isinstance(device, Transitional):
                 raise ValueError(f"there are no legacy drivers for devices of type {device.virtio_id} here")
             self._legacy = LegacyInterface(
-                self.transport, device, self.msix, self._power, self._check_config_access
+                self.transport, device, device.config_layout, self.msix, self._power
             )
-        self._virtio = VirtioBar(
-            self.transport, self._check_config_access, self._legacy.notify if self._legacy else None
-        )
+        self._virtio = VirtioBar(self.transport, self._legacy.notify if self._legacy else None)
         self.bars = {self._virtio.index: self._virtio.size, MSIX_BAR: self.msix.bar_size}
         self._express = Express(self._start_flr)
         self._window = PciCfgCapability(self)
@@ -135,6 +132,12 @@ class Function:
             (self._power, self.msix, self._express, *self._virtio.capabilities(), self._window),
             extended,
         )
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Tell `watcher` of all that passes from now on, or nobody. Meanwhile there are no `lanes`."""
+        self._watcher = self.interrupts.watcher = watcher
+        for queue in self.transport.queues.values():
+            queue.watcher = watcher
 
     # -- the client ------------------------------------------------------------------------------------
 
@@ -159,6 +162,11 @@ class Function:
         self.gate.client = None
         self._reset_registers()
         self.event(FUNCTION_DETACHED, {})
+
+    @property
+    def virtio_bar(self) -> int:
+        """Which BAR has the virtio structures."""
+        return self._virtio.index
 
     @property
     def attached(self) -> bool:
@@ -221,6 +229,8 @@ class Function:
         """See `Bus`."""
         if self.member is not None:
             self.member.device_reset()
+        if self._watcher is not None:
+            self._watcher.was_reset()
 
     def memory_lost(self, reason: str) -> None:
         """Memory that the driver counts on cannot be had: what was read from it is not to be trusted."""
@@ -229,6 +239,8 @@ class Function:
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
         """Tell the observer."""
         self._observer.event(self.name, kind, data)
+        if self._watcher is not None:
+            self._watcher.event(kind, data)
 
     @property
     def waits(self) -> Sequence[tuple[int, int]]:
@@ -243,7 +255,7 @@ class Function:
 
     def lanes(self) -> list[Lane]:
         """The queues that the function's thread may serve by itself until somebody else has the lock."""
-        if not self.memory_space:
+        if not self.memory_space or self._watcher is not None:
             return []
         found = []
         for engine, kicked in self.transport.engines():
@@ -265,12 +277,19 @@ class Function:
 
     def config_read(self, offset: int, length: int) -> bytes:
         """Read configuration space; the same in every mode (DEV-18)."""
-        return self.config.read(offset, length)
+        data = self.config.read(offset, length)
+        if self._watcher is not None:
+            self._watcher.config_read(offset, data)
+        return data
 
     def config_write(self, offset: int, data: bytes) -> None:
         """Write configuration space; ignored while a function-level reset is under way."""
+        if self._watcher is not None:
+            self._watcher.config_write(offset, data)
         if self.gate.flr is None:
             self.config.write(offset, data)
+        if self._watcher is not None:
+            self._watcher.config_wrote(offset, data)
 
     def read_status(self) -> int:
         """Status: a list of capabilities, and the level of INTx."""
@@ -296,20 +315,16 @@ class Function:
 
     def window_write(self) -> bool:
         """Whether a write to the PCI_CFG capability is taken (DEV-27)."""
-        if self.frozen and self._rules is not None:
-            self._rules.broken("DRV-06", self.name, "a write to the PCI_CFG capability", "in freeze")
         return not self.frozen
-
-    def _check_config_access(self, kind: str) -> None:
-        """Note it where a driver touches device configuration of a function that is not Active."""
-        if self._rules is None or self.member is None or self.gate.mode == context.MODE_ACTIVE:
-            return
-        rule = "P-DRV-18" if self.member.dialect is Dialect.PARTS else "DRV-05"
-        mode = MODE_NAMES[self.gate.mode]
-        self._rules.broken(rule, self.name, f"a {kind} of device configuration", f"in {mode}")
 
     def bar_read(self, bar: int, offset: int, length: int) -> bytes:
         """Read a BAR; all ones where nothing answers."""
+        data = self._bar_read(bar, offset, length)
+        if self._watcher is not None:
+            self._watcher.bar_read(bar, offset, data)
+        return data
+
+    def _bar_read(self, bar: int, offset: int, length: int) -> bytes:
         if not self.memory_space:
             return b"\xff" * length
         if bar == MSIX_BAR:
@@ -323,6 +338,13 @@ class Function:
 
     def bar_write(self, bar: int, offset: int, data: bytes) -> None:
         """Write a BAR. In Freeze the virtio structures take nothing (DEV-25), MSI-X as always (DEV-18)."""
+        if self._watcher is not None:
+            self._watcher.bar_write(bar, offset, data)
+        self._bar_write(bar, offset, data)
+        if self._watcher is not None:
+            self._watcher.bar_wrote(bar, offset, data)
+
+    def _bar_write(self, bar: int, offset: int, data: bytes) -> None:
         if not self.memory_space or self.gate.flr is not None:
             return
         if bar == MSIX_BAR:

@@ -15,12 +15,13 @@ from pymodel.pci.msix import MsiX
 from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import virtio_pci
 from pymodel.transport.transport import Transport
+from pymodel.watcher import INTX, Watcher
 
 
 class Interrupts:
     """Sends what a function owes by MSI-X or, where it has a pin and MSI-X is off, by INTx.
 
-    `host` is who sends, None before a client came.
+    `host` is who sends, None before a client came. `watcher` is told what was sent.
     """
 
     def __init__(self, transport: Transport, msix: MsiX, gate: Gate, *, has_intx: bool) -> None:
@@ -29,6 +30,7 @@ class Interrupts:
         self._gate = gate
         self._has_intx = has_intx
         self.host: Host | None = None
+        self.watcher: Watcher | None = None
         self._sent = 0
 
     @property
@@ -88,6 +90,8 @@ class Interrupts:
                     continue
                 host.msix(vector)
                 self._sent += 1
+                if self.watcher is not None:
+                    self.watcher.interrupt(vector)
             for told in settled:
                 told()
 
@@ -96,6 +100,8 @@ class Interrupts:
         if self.intx_level and not self._gate.intx_disabled and self.host is not None:
             self.host.intx()
             self._sent += 1
+            if self.watcher is not None:
+                self.watcher.interrupt(INTX)
 
     @property
     def intx_level(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -20,7 +19,7 @@ from pymodel.transport.transport import Transport
 class LegacyInterface:
     """See `LegacyAccess`. Like a BAR it takes nothing in Freeze, and reads all ones where it is not in D0.
 
-    `device_accessed` is told of a "read" or "write" of device configuration.
+    `layout` is that of device configuration.
     """
 
     notify_address: Final = (LEGACY_VIRTIO_BAR, LEGACY_NOTIFY_AT)
@@ -29,15 +28,15 @@ class LegacyInterface:
         self,
         transport: Transport,
         device: Transitional,
+        layout: np.dtype[np.void],
         msix: MsiX,
         power: PowerManagement,
-        device_accessed: Callable[[str], None],
     ) -> None:
         self._transport = transport
         self._device = device
+        self._layout = layout
         self._msix = msix
         self._power = power
-        self._device_accessed = device_accessed
         self._config = LegacyConfig(transport)
 
     def notify(self, data: bytes) -> None:
@@ -52,7 +51,7 @@ class LegacyInterface:
 
     def check_device(self, offset: int, length: int) -> None:
         """See `LegacyAccess`."""
-        _check(self._device.config_layout, offset, length)
+        _check(self._layout, offset, length)
 
     def read_common(self, offset: int, length: int) -> bytes:
         """See `LegacyAccess`."""
@@ -65,12 +64,10 @@ class LegacyInterface:
 
     def read_device(self, offset: int, length: int) -> bytes:
         """See `LegacyAccess`."""
-        self._device_accessed("read")
         return self._transport.read_config(offset, length) if self._answers else b"\xff" * length
 
     def write_device(self, offset: int, data: bytes) -> None:
         """See `LegacyAccess`."""
-        self._device_accessed("write")
         if self._takes:
             self._config.begin()
             self._device.write_legacy_config(offset, data)

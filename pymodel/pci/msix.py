@@ -41,6 +41,7 @@ class MsiX:
         if not 0 < least <= pci.MSIX_MAX_VECTORS:
             raise ValueError(f"{least} MSI-X vectors; 1 to {pci.MSIX_MAX_VECTORS} are possible")
         self.vectors = -(-least // _ENTRIES_OF_A_PAGE) * _ENTRIES_OF_A_PAGE
+        self.bar = bar
         self._changed = changed
         self._pending = pending
         self._pba_at = self.vectors * _ENTRY_SIZE

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from pymodel.admin.queue import AdminQueue
-from pymodel.admin.rules import Rules
 from pymodel.devices.device import Device
 from pymodel.host import NOBODY, Observer
 from pymodel.migration.member import Member
@@ -54,7 +53,6 @@ class PhysicalFunction(Function):
         ecam_address: int | None = None,
         without: Iterable[str] = (),
         observer: Observer = NOBODY,
-        rules: Rules | None = None,
     ) -> None:
         self._make_vf = make_vf
         self._slots = slots
@@ -64,7 +62,7 @@ class PhysicalFunction(Function):
         routing = guest_routing(total_vfs) if slots else OWNER_ROUTING
         self._ecam = Ecam(ecam_address or None, self) if slots and ecam_address is not None else None
         self.admin = AdminQueue(
-            self, self.wake, context_opcodes=context_opcodes, legacy=legacy, strict=strict, rules=rules
+            self, self.wake, context_opcodes=context_opcodes, legacy=legacy, strict=strict
         )
         self._sriov = (
             SriovCapability(
@@ -96,7 +94,6 @@ class PhysicalFunction(Function):
             extended=self._extended_capabilities(),
             is_member=False,
             observer=observer,
-            rules=rules,
         )
         self._vfs_changed()
 

@@ -39,7 +39,6 @@ class VirtioBar:
     def __init__(
         self,
         transport: Transport,
-        device_accessed: Callable[[str], None],
         legacy_notify: Callable[[bytes], None] | None,
     ) -> None:
         self.index = VIRTIO_BAR if legacy_notify is None else LEGACY_VIRTIO_BAR
@@ -47,7 +46,6 @@ class VirtioBar:
         self._legacy_notify = legacy_notify
         self._transport = transport
         self._common = CommonConfig(transport).registers
-        self._device_accessed = device_accessed
         self._notify_size = NOTIFY_MULTIPLIER * (max(transport.queues) + 1)
         if self._notify_size > _PAGE:
             raise ValueError(f"{len(transport.queues)} queues; {_PAGE // NOTIFY_MULTIPLIER} are possible")
@@ -78,15 +76,12 @@ class VirtioBar:
         if structure == ISR_AT and at == 0:
             return self._transport.read_isr().to_bytes(length, "little")
         if structure == DEVICE_AT:
-            self._device_accessed("read")
             return self._transport.read_config(at, length)
         return bytes(length)
 
     def write(self, offset: int, data: bytes, *, frozen: bool) -> None:
         """Write. In Freeze nothing is taken (DEV-25), during a device reset notifications only."""
         structure, at = offset // _PAGE * _PAGE, offset % _PAGE
-        if structure == DEVICE_AT:
-            self._device_accessed("write")
         if frozen:
             return
         if structure == NOTIFY_AT:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from pymodel.admin.rules import Rules
 from pymodel.devices.device import Device
 from pymodel.host import FUNCTION_DETACHED, NOBODY, Observer
 from pymodel.migration.member import Member
@@ -31,7 +30,6 @@ class VirtualFunction(Function):
         strict: bool = False,
         transitional: bool = False,
         observer: Observer = NOBODY,
-        rules: Rules | None = None,
     ) -> None:
         self._vf_memory = vf_memory
         self._removed = False
@@ -44,7 +42,6 @@ class VirtualFunction(Function):
             strict=strict,
             transitional=transitional,
             observer=observer,
-            rules=rules,
         )
         assert self.member is not None
         self.as_member: Member = self.member

@@ -35,17 +35,22 @@ _REASONS: Final = {
     LONG: "a descriptor chain of more than 2^32 bytes",
     NO_TABLES: "an indirect descriptor, but INDIRECT_DESC was not negotiated",
     TABLE: "an indirect table of {0} bytes, where {1} descriptors may be",
-    AVAILABLE: "queue {0}: {1} buffers available in a ring of {2}",
-    HEAD: "queue {0}: descriptor {1} in a ring of {2}",
-    ROOM: "queue {0}: a chain of more than the {1} free descriptors",
-    GAP: "queue {0}: a chain goes on in descriptor {1}",
+    AVAILABLE: "{0} buffers available in a ring of {1}",
+    HEAD: "the available ring names descriptor {0} in a ring of {1}",
+    ROOM: "a chain of more than the {0} free descriptors",
+    GAP: "a chain goes on in descriptor {0}, which is not available",
     NOT_ALONE: "an indirect descriptor in a chain of a packed ring",
 }
 
+RING_REASONS: Final = (AVAILABLE, HEAD)
+"""Those that are about the ring, and no chain was looked at."""
 
-def broken(reason: int, first: int = 0, second: int = 0, third: int = 0) -> int:
+
+def broken(reason: int, first: int = 0, second: int = 0) -> int:
     """Raise `BrokenQueue` for a reason of the table, with its numbers."""
-    raise BrokenQueue(_REASONS[reason].format(first, second, third))
+    error = BrokenQueue(_REASONS[reason].format(first, second))
+    error.reason = reason
+    raise error
 
 
 def beyond(address: int, length: int) -> int:

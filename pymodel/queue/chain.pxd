@@ -21,6 +21,8 @@ cdef class Chain:
     cdef readonly long long readable_size
     cdef readonly long long writable_size
     cdef readonly bint wraps
+    cdef public u64 table
+    cdef public int descriptor
 
     cpdef int clear(self) except -1 nogil
     cpdef list pairs(self, int first, int end)

@@ -46,6 +46,9 @@ class Chain:
     `addresses` and `lengths` have the segments. `id` is what tells the driver which buffer was used; `slots`
     is how far the chain reaches in its ring. `wraps`: a segment reaches past the last address, so a part of
     the chain cannot be mapped.
+
+    `table` is the address of the descriptors that were looked at last, `descriptor` the number of the last
+    one in it.
     """
 
     def __init__(self) -> None:
@@ -63,6 +66,8 @@ class Chain:
         self.readable_size = 0
         self.writable_size = 0
         self.wraps = False
+        self.table = 0
+        self.descriptor = 0
         return 0
 
     @property
@@ -130,7 +135,9 @@ class Chain:
     ) -> int:
         """Append what descriptor `index` of a table begins. `nested`: one in which there may be no other."""
         left = size
+        self.table = table
         while left:
+            self.descriptor = index
             if index >= size:
                 return broken(_OUTSIDE_TABLE if nested else _OUTSIDE, index, size)
             address = memory.peek(table + index * _SIZE)
@@ -153,7 +160,9 @@ class Chain:
     def add_table(self, memory: GuestMemory, table: int, count: int) -> int:
         """Append a packed queue's indirect table of `count` descriptors, which has all of them in a row."""
         index = 0
+        self.table = table
         while index < count:
+            self.descriptor = index
             address = memory.peek(table + index * _SIZE)
             rest = memory.peek(table + index * _SIZE + 8)
             self.add(address, rest & _LENGTH, rest >> 48)

@@ -73,6 +73,10 @@ class PackedRing(Ring):
         """See `Ring`."""
         return self._used | self._used_wrap << ring.WRAP_SHIFT
 
+    def where(self) -> str:
+        """See `Ring`."""
+        return f"ring position {self._avail}, wrap counter {self._avail_wrap}"
+
     @property
     def full(self) -> bool:
         """See `Ring`."""
@@ -117,15 +121,17 @@ class PackedRing(Ring):
         offset, wrap = self._avail, self._avail_wrap
         room = self.size - self._held
         count = 0
+        chain.table = self.desc
         while True:
+            chain.descriptor = offset
             if count == room:
-                return broken(_ROOM, self.index, room)
+                return broken(_ROOM, room)
             address = memory.peek(self.desc + _SIZE * offset)
             rest = memory.peek(self.desc + _SIZE * offset + _LEN)
             flags = rest >> 48
             # That the first one is available was seen before its copy was made.
             if count and flags & (_AVAIL | _USED) != (_AVAIL if wrap else _USED):
-                return broken(_GAP, self.index, offset)
+                return broken(_GAP, offset)
             chain.id = rest >> 32 & 0xFFFF
             count += 1
             offset += 1

@@ -125,6 +125,10 @@ class Ring:
         """Where the next buffer will be used, as a context has it."""
         raise NotImplementedError
 
+    def where(self) -> str:
+        """Where the next buffer will be taken, in words."""
+        raise NotImplementedError
+
     @property
     def full(self) -> bool:
         """Whether what was taken and not published is all that there is room for.

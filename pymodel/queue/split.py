@@ -63,6 +63,10 @@ class SplitRing(Ring):
         """See `Ring`."""
         return self._used
 
+    def where(self) -> str:
+        """See `Ring`."""
+        return f"ring position {self._last_avail}"
+
     @property
     def full(self) -> bool:
         """See `Ring`."""
@@ -99,7 +103,7 @@ class SplitRing(Ring):
         # What is taken and not used takes its place in the ring too.
         count = (available - self._used) & 0xFFFF
         if count > self.size or (available - self._last_avail) & 0xFFFF > count:
-            return broken(_AVAILABLE, self.index, count, self.size)
+            return broken(_AVAILABLE, count, self.size)
         self._seen = available
         return 0
 
@@ -107,7 +111,7 @@ class SplitRing(Ring):
         """See `Ring`."""
         head = memory.word(self.driver + _ENTRIES + 2 * (self._last_avail & (self.size - 1)))
         if head >= self.size:
-            return broken(_HEAD, self.index, head, self.size)
+            return broken(_HEAD, head, self.size)
         chain.walk(memory, self.desc, self.size, head, self.table_max)
         self._last_avail = (self._last_avail + 1) & 0xFFFF
         return 0

@@ -33,6 +33,7 @@ cdef class Virtqueue:
     cdef public bint waiting
     cdef public bint untouched
     cdef public Ring ring
+    cdef public object watcher
     cdef bint _lost
     cdef readonly Chain chain
     cdef GuestMemory _memory
@@ -45,6 +46,8 @@ cdef class Virtqueue:
     cdef int _shown_notify_data
 
     cpdef run(self, GuestMemory memory, consumer)
+
+    cdef str _place(self, int reason)
 
     @cython.locals(ring=Ring, life=cython.longlong, rounds=int, enough=cython.longlong, buffer=TakenBuffer)
     cdef bint _rounds(self, GuestMemory memory, consumer) except -1

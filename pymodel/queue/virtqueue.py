@@ -11,11 +11,13 @@ from collections import deque
 from pymodel.errors import BrokenQueue, InvalidField, MemoryFault
 from pymodel.memory import Consumer, GuestMemory, Segments
 from pymodel.migration.state import QueueState
+from pymodel.queue.broken import RING_REASONS
 from pymodel.queue.chain import Chain
 from pymodel.queue.packed import PackedRing
 from pymodel.queue.ring import Ring, RingBuffer
 from pymodel.queue.split import SplitRing
 from pymodel.spec import virtio, virtio_pci
+from pymodel.watcher import Watcher
 
 # Buffers taken, and bytes moved by them, before a queue lets its thread look at anything else. Whoever waits
 # for the function's lock waits for a batch at most.
@@ -81,7 +83,7 @@ class Virtqueue:
     was ever taken. `requests` and `bytes` count what was taken ever, and how much was read and written by it;
     `kicks` and `interrupts` what the data path saw and sent. `in_order`: whether the consumer finishes
     buffers in the order in which they come, negotiated or not. `long_tables`: an indirect table may have so
-    many descriptors, however few the ring has.
+    many descriptors, however few the ring has. `watcher` is told what becomes of buffers.
     """
 
     def __init__(self, index: int, max_size: int, *, in_order: bool = False, long_tables: int = 0) -> None:
@@ -98,6 +100,7 @@ class Virtqueue:
         self.interrupts = 0
         self.life = 0
         self.chain = Chain()
+        self.watcher: Watcher | None = None
         self._memory: GuestMemory | None = None
         self.reset()
 
@@ -241,17 +244,33 @@ class Virtqueue:
         """
         self.waiting = False
         self._memory = memory
+        if self.watcher is not None:
+            self.watcher.turn(self.index)
         if self._lost:
             self.ring.find(memory)
             self._lost = False
         self.ring.suppress_kicks(memory)
         try:
             more = self._rounds(memory, consumer)
-        except BrokenQueue:
+        except BrokenQueue as error:
+            if error.reason >= 0:
+                error.args = (f"queue {self.index}: {error}{self._place(error.reason)}",)
+            if self.watcher is not None:
+                self.watcher.broke(self.index, error)
             self.publish(memory)
             raise
         self.settle(memory)
         return more
+
+    def _place(self, reason: int) -> str:
+        """Where in the ring the chain is that was looked at last, and how far that came."""
+        chain = self.chain
+        where = self.ring.where()
+        if reason in RING_REASONS:
+            return f" ({where})"
+        # A packed ring's chain begins at its position, and has an id in its last descriptor only.
+        head = f", head {chain.id}" if self.ring.name == SplitRing.name else ""
+        return f" ({where}{head}, descriptor {chain.descriptor} of the table at {chain.table:#x})"
 
     def _rounds(self, memory: GuestMemory, consumer: Consumer) -> bool:
         ring, life = self.ring, self.life
@@ -300,6 +319,8 @@ class Virtqueue:
         buffer.number = self._taken
         if self._in_order:
             self._line.append(buffer)
+        if self.watcher is not None:
+            self.watcher.taken(buffer)
         return buffer
 
     def take_next(self) -> TakenBuffer | None:
@@ -322,10 +343,14 @@ class Virtqueue:
         self.requests -= 1
         self.bytes -= buffer.readable.length
         self.ring.untake(buffer.slots)
+        if self.watcher is not None:
+            self.watcher.given_back(buffer)
 
     def completed(self, buffer: TakenBuffer) -> None:
         """See `Buffer.complete`. With IN_ORDER it waits for those that were taken before it."""
         self.bytes += buffer.written
+        if self.watcher is not None:
+            self.watcher.used(buffer, buffer.written)
         if not self._in_order:
             self._use(buffer)
             return

@@ -123,6 +123,10 @@ class Scheduler:
         if queue.untouched:
             self._notified.add(index)
 
+    def has_turn(self, index: int) -> bool:
+        """Whether a queue has one to come."""
+        return index in self._kicked
+
     def resume(self, index: int) -> None:
         """Give a queue a turn, in the `work` under way or the next."""
         self._kicked.add(index)

@@ -261,6 +261,10 @@ class Transport:
         """A driver notification: see `Scheduler`."""
         self._scheduler.kick(index, data, by_name=self.negotiated(virtio.F_NOTIF_CONFIG_DATA))
 
+    def has_turn(self, index: int) -> bool:
+        """Whether a queue will be looked at, soon or when that is possible."""
+        return self._scheduler.has_turn(index)
+
     @property
     def notifications(self) -> int:
         """Notifications of queues that exist, ever."""

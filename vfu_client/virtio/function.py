@@ -192,6 +192,9 @@ class VirtioPci(VirtioStructures):
             raise NegotiationError(f"the device refused feature bits {_bits(self.features)}")
         if use_msix:
             self.common.write("config_msix_vector", 0)
+            if self.common.read("config_msix_vector") != 0:
+                self.add_status(virtio.STATUS_FAILED)
+                raise NegotiationError("the device refused vector 0 for its configuration")
 
     def enable_interrupts(self, use_msix: bool = True) -> None:
         """Switch MSI-X on with a vector for the configuration and for each queue, or off and the pin on."""

@@ -12,13 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from pymodel.admin.rules import RULES, Rules
 from pymodel.devices.device import Linked
 from pymodel.migration.member import MODE_NAMES
 from pymodel.pci.function import Function
 from pymodel.pci.physical_function import PhysicalFunction
 from pymodel.pci.sriov.vf_slot import VfSlot
 from pymodel.queue.virtqueue import Virtqueue
+from pymodel.rules.breaches import Breaches
+from pymodel.rules.checker import RULES
 from pymodel.spec import context
 from pymodel.transport import status
 from vfu_server.function_thread import FunctionThread
@@ -39,7 +40,7 @@ class Monitor:
         self._networks = networks
         self._device: PhysicalFunction | None = None
         self._threads: Callable[[], Mapping[str, FunctionThread]] = dict
-        self._rules: Rules | None = None
+        self._breaches: Breaches | None = None
         self._qmp = QmpServer(
             path,
             {
@@ -64,10 +65,13 @@ class Monitor:
         self,
         device: PhysicalFunction,
         threads: Callable[[], Mapping[str, FunctionThread]],
-        rules: Rules | None,
+        breaches: Breaches | None,
     ) -> Iterator[None]:
-        """Serve: `threads` are those of the functions by name. Raises OSError for the socket."""
-        self._device, self._threads, self._rules = device, threads, rules
+        """Serve: `threads` are those of the functions by name. Raises OSError for the socket.
+
+        With `breaches` drivers are checked, and what they did wrong is counted there.
+        """
+        self._device, self._threads, self._breaches = device, threads, breaches
         self._qmp.start()
         try:
             yield
@@ -81,16 +85,17 @@ class Monitor:
         return [self._describe(*one) for one in found]
 
     def _query_rules(self) -> list[dict[str, Any]]:
-        if self._rules is None:
+        if self._breaches is None:
             raise CommandFailed("drivers are not checked: start vfu-server with --check-driver")
-        breaches = self._rules.breaches()
+        breaches = self._breaches.all()
         return [
             {
                 "rule": name,
                 "level": rule.level,
+                "section": rule.section,
                 "text": rule.text,
                 "breaches": [
-                    {"function": breach.function, "command": breach.command, "count": breach.count}
+                    {"function": breach.function, "subject": breach.subject, "count": breach.count}
                     for breach in breaches
                     if breach.rule == name
                 ],
@@ -179,7 +184,7 @@ class Monitor:
                     "notifications": transport.notifications,
                     "interrupts": function.interrupts.sent,
                     "interrupts-dropped": thread.irqs_dropped,
-                    "rules-broken": self._breaches(function.name),
+                    "rules-broken": self._rules_broken(function.name),
                     **transport.device.counters(),
                 },
                 **self._describe_sriov(function),
@@ -208,8 +213,8 @@ class Monitor:
             ],
         }
 
-    def _breaches(self, function: str) -> int:
-        breaches = self._rules.breaches() if self._rules is not None else []
+    def _rules_broken(self, function: str) -> int:
+        breaches = self._breaches.all() if self._breaches is not None else []
         return sum(breach.count for breach in breaches if breach.function == function)
 
 

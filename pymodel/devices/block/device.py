@@ -43,6 +43,7 @@ class BlockDevice:
 
     virtio_id = virtio.ID_BLOCK
     class_code = 0x018000  # mass storage controller, other
+    config_layout = block.CONFIG
     config_length = block.CONFIG.itemsize
     in_order = True
     part_types = ()

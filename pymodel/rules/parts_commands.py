@@ -8,9 +8,10 @@ from typing import Final
 
 from pymodel.admin.parts_commands import brought_parts, metadata, named_object, selected_parts
 from pymodel.admin.resources import LIMIT
-from pymodel.admin.rule import Rule, Sent
+from pymodel.admin.sent import Sent
 from pymodel.errors import GuestError, NoSuchResource
 from pymodel.migration import parts
+from pymodel.rules.rule import MUST, MUST_NOT, SHOULD, SHOULD_NOT, CommandRule
 from pymodel.spec import admin, context
 from pymodel.spec import parts as spec
 
@@ -110,15 +111,66 @@ def _without_room(sent: Sent) -> str:
     return f"{needed} bytes, and room for {room}" if needed > room else ""
 
 
-PARTS_RULES: Final[Mapping[str, Rule]] = {
-    "P-DRV-12": Rule("MUST", "DRIVER_CAP_SET before objects of that capability", _without_capability),
-    "P-DRV-13": Rule(
-        "MUST NOT", "exceed the device's capability, or set one that has objects", _beyond_device
+_CAPABILITIES: Final = "Device and driver capabilities"
+_OBJECTS: Final = "Device resource objects"
+_PARTS: Final = "Device parts"
+_REFUSES: Final = "refuses the command and changes nothing"
+
+PARTS_RULES: Final[Mapping[str, CommandRule]] = {
+    "P-DRV-12": CommandRule(
+        MUST,
+        _CAPABILITIES,
+        "set a capability before it uses objects of it",
+        "RESOURCE_OBJ_CREATE without limits",
+        _REFUSES,
+        _without_capability,
     ),
-    "P-DRV-14": Rule("MUST NOT", "create an id twice, or beyond its own limit", _beyond_own_limit),
-    "P-DRV-15": Rule("SHOULD NOT", "name an object that was destroyed", _no_object),
-    "P-DRV-16": Rule("MUST", "stop a member before PARTS_SET", _not_stopped),
-    "P-DRV-17": Rule("MUST", "set parts in the standard's order", _out_of_order),
-    "P-DRV-18": Rule("SHOULD NOT", "access device configuration of a stopped member"),
-    "P-DRV-19": Rule("SHOULD", "have room for all that is got", _without_room),
+    "P-DRV-13": CommandRule(
+        MUST_NOT,
+        _CAPABILITIES,
+        "exceed the device's capability, or set one that has objects",
+        "DRIVER_CAP_SET with more than DEVICE_CAP_GET said, or while objects are there",
+        _REFUSES,
+        _beyond_device,
+    ),
+    "P-DRV-14": CommandRule(
+        MUST_NOT,
+        _OBJECTS,
+        "create an id twice, or beyond its own limit",
+        "RESOURCE_OBJ_CREATE of such an id",
+        _REFUSES,
+        _beyond_own_limit,
+    ),
+    "P-DRV-15": CommandRule(
+        SHOULD_NOT,
+        _OBJECTS,
+        "name an object that was destroyed",
+        "a command about an object that is not there",
+        _REFUSES,
+        _no_object,
+    ),
+    "P-DRV-16": CommandRule(
+        MUST,
+        _PARTS,
+        "stop a member before PARTS_SET",
+        "PARTS_SET of a member that runs",
+        _REFUSES,
+        _not_stopped,
+    ),
+    "P-DRV-17": CommandRule(
+        MUST,
+        _PARTS,
+        "set parts in the standard's order",
+        "PARTS_SET with a part behind a later one",
+        "takes them all the same",
+        _out_of_order,
+    ),
+    "P-DRV-19": CommandRule(
+        SHOULD,
+        _PARTS,
+        "have room for all that is got",
+        "a result that is longer than its buffer",
+        "cuts the result",
+        _without_room,
+    ),
 }

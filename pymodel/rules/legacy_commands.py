@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from pymodel.admin.legacy_commands import COMMON, READS, legacy_access
-from pymodel.admin.rule import Rule, Sent
+from pymodel.admin.sent import Sent
 from pymodel.errors import GuestError
+from pymodel.rules.rule import SHOULD, CommandRule
 from pymodel.spec import admin, virtio_pci
 
 ACCESSES: Final = READS | COMMON | {admin.LEGACY_DEV_CFG_WRITE}
@@ -28,8 +29,13 @@ def _departs(sent: Sent) -> str:
     return ""
 
 
-LEGACY_RULES: Final[Mapping[str, Rule]] = {
-    "P-DRV-20": Rule(
-        "SHOULD", "access one field of a legacy driver's, and notify where NOTIFY_INFO says", _departs
+LEGACY_RULES: Final[Mapping[str, CommandRule]] = {
+    "P-DRV-20": CommandRule(
+        SHOULD,
+        "Group administration commands / Legacy Interface",
+        "access one field of a legacy driver's, and notify where NOTIFY_INFO says",
+        "an access that is not inside of one field, or a notification by a command",
+        "refuses the access, or takes the notification",
+        _departs,
     ),
 }

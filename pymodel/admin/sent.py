@@ -1,8 +1,7 @@
-"""A rule for drivers: what it is about, and how a command is held against it."""
+"""A command as rules for drivers see it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -52,16 +51,3 @@ class Sent:
         if self.member is not None and self.context == spec.CTX_WRITE:
             stream.walk(self.member, self.call)
         return stream
-
-
-# What was seen of a breach, or nothing.
-Check = Callable[[Sent], str]
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A rule, in our words. Those without a check are noticed where they are broken, not at a command."""
-
-    level: str
-    text: str
-    check: Check | None = None

@@ -1,0 +1,131 @@
+"""What a listener is told of: a function's accesses in the words of the standard, and its buffers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pymodel.errors import BrokenQueue, MemoryFault
+from pymodel.memory import Buffer
+from pymodel.watch.access import Access, of_bar, of_config
+from pymodel.watcher import Watcher
+
+if TYPE_CHECKING:
+    from pymodel.pci.function import Function
+
+
+class Listener:
+    """Is told of everything, and does nothing here. See `Watcher`: the function's lock is held."""
+
+    def read(self, access: Access) -> None:
+        """Something was read."""
+
+    def write(self, access: Access) -> None:
+        """Something is about to be written."""
+
+    def wrote(self, access: Access) -> None:
+        """It was; the function is as it is afterwards."""
+
+    def turn(self, queue: int) -> None:
+        """See `Watcher`."""
+
+    def taken(self, buffer: Buffer) -> None:
+        """See `Watcher`."""
+
+    def given_back(self, buffer: Buffer) -> None:
+        """See `Watcher`."""
+
+    def used(self, buffer: Buffer, written: int) -> None:
+        """See `Watcher`."""
+
+    def broke(self, queue: int, error: BrokenQueue) -> None:
+        """See `Watcher`."""
+
+    def interrupt(self, vector: int) -> None:
+        """See `Watcher`."""
+
+    def was_reset(self) -> None:
+        """See `Watcher`."""
+
+    def event(self, kind: str, data: Mapping[str, Any]) -> None:
+        """See `Watcher`."""
+
+
+class Decoder(Watcher):
+    """Watches `function` for `listeners`. An exception of theirs is logged, and is theirs alone."""
+
+    def __init__(self, function: Function, listeners: Sequence[Listener]) -> None:
+        self._function = function
+        self._listeners = listeners
+        self._log = logging.getLogger(f"virtio.{function.name}")
+
+    def config_read(self, offset: int, data: bytes) -> None:
+        """See `Watcher`."""
+        self._tell("read", of_config(self._function, offset, data))
+
+    def config_write(self, offset: int, data: bytes) -> None:
+        """See `Watcher`."""
+        self._tell("write", of_config(self._function, offset, data))
+
+    def config_wrote(self, offset: int, data: bytes) -> None:
+        """See `Watcher`."""
+        self._tell("wrote", of_config(self._function, offset, data))
+
+    def bar_read(self, bar: int, offset: int, data: bytes) -> None:
+        """See `Watcher`."""
+        self._tell("read", of_bar(self._function, bar, offset, data))
+
+    def bar_write(self, bar: int, offset: int, data: bytes) -> None:
+        """See `Watcher`."""
+        self._tell("write", of_bar(self._function, bar, offset, data))
+
+    def bar_wrote(self, bar: int, offset: int, data: bytes) -> None:
+        """See `Watcher`."""
+        self._tell("wrote", of_bar(self._function, bar, offset, data))
+
+    def turn(self, queue: int) -> None:
+        """See `Watcher`."""
+        self._tell("turn", queue)
+
+    def taken(self, buffer: Buffer) -> None:
+        """See `Watcher`."""
+        self._tell("taken", buffer)
+
+    def given_back(self, buffer: Buffer) -> None:
+        """See `Watcher`."""
+        self._tell("given_back", buffer)
+
+    def used(self, buffer: Buffer, written: int) -> None:
+        """See `Watcher`."""
+        self._tell("used", buffer, written)
+
+    def broke(self, queue: int, error: BrokenQueue) -> None:
+        """See `Watcher`."""
+        self._tell("broke", queue, error)
+
+    def interrupt(self, vector: int) -> None:
+        """See `Watcher`."""
+        self._tell("interrupt", vector)
+
+    def was_reset(self) -> None:
+        """See `Watcher`."""
+        self._tell("was_reset")
+
+    def event(self, kind: str, data: Mapping[str, Any]) -> None:
+        """See `Watcher`."""
+        self._tell("event", kind, data)
+
+    def _tell(self, method: str, *news: object) -> None:
+        for listener in self._listeners:
+            guarded(self._log, getattr(listener, method), *news)
+
+
+def guarded(log: logging.Logger, call: Callable[..., None], *news: object) -> None:
+    """Tell a listener. What goes wrong there changes nothing about the function."""
+    try:
+        call(*news)
+    except MemoryFault:
+        pass  # it looked at guest memory that is not there; the function says so itself when it does
+    except Exception:
+        log.exception("the server made a mistake in watching")

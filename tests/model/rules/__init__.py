@@ -1,0 +1,1 @@
+"""Drivers that break rules, and are told so."""
