@@ -164,6 +164,16 @@ class Function:
         self.event(FUNCTION_DETACHED, {})
 
     @property
+    def window(self) -> tuple[int, int, int]:
+        """What the PCI_CFG capability is set to: BAR, offset, length."""
+        return self._window.place
+
+    @property
+    def structures(self) -> tuple[tuple[int, int], ...]:
+        """Offset and length in `virtio_bar` of the structures that capabilities tell of."""
+        return self._virtio.structures
+
+    @property
     def virtio_bar(self) -> int:
         """Which BAR has the virtio structures."""
         return self._virtio.index

@@ -43,6 +43,13 @@ class VirtioBar:
     ) -> None:
         self.index = VIRTIO_BAR if legacy_notify is None else LEGACY_VIRTIO_BAR
         self.size = 0x4000 if legacy_notify is None else 0x8000
+        self.structures = (
+            (COMMON_AT, 0x40),
+            (NOTIFY_AT, NOTIFY_MULTIPLIER * (max(transport.queues) + 1)),
+            (ISR_AT, 1),
+            (DEVICE_AT, transport.config_length),
+        )
+        """Offset and length of each structure that a capability tells of."""
         self._legacy_notify = legacy_notify
         self._transport = transport
         self._common = CommonConfig(transport).registers

@@ -77,6 +77,11 @@ class PciCfgCapability:
         self._length = 0
 
     @property
+    def place(self) -> tuple[int, int, int]:
+        """BAR, offset and length of the window."""
+        return self._bar, self._offset, self._length
+
+    @property
     def _fits(self) -> bool:
         return (
             self._length in (1, 2, 4)

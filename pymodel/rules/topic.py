@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pymodel.memory import Buffer
 from pymodel.pci.function import Function
+from pymodel.queue.split import SplitRing
 from pymodel.rules.breaches import Breaches
 from pymodel.rules.rule import Rule
+from pymodel.spec.ring import OFFSET_MASK
 from pymodel.watch.access import COMMON, CONFIG, DEVICE, ISR, NOTIFY, Access, Piece
 from pymodel.watch.listener import Listener, guarded
 
@@ -48,6 +51,26 @@ class Topic(Listener):
             subject = subject or f"queue {queue}"
         self._breaches.add(
             rule, self.RULES[rule], self.function.name, subject, seen, expected=expected, where=where
+        )
+
+    def tell_of(self, rule: str, buffer: Buffer, seen: str, *, expected: str = "", **where: Any) -> None:
+        """The same, of the buffer that a queue took last."""
+        queue = self.transport.queues[buffer.queue]
+        position, head = queue.ring.last_avail, queue.chain.id
+        if queue.ring.name == SplitRing.name:
+            position = (position - 1) & 0xFFFF
+            what = f"ring position {position}, head {head}"
+        else:
+            position = ((position & OFFSET_MASK) - queue.chain.slots) % queue.size
+            what = f"ring position {position}, buffer id {head}"
+        self.tell(
+            rule,
+            f"queue {queue.index}, {what}: {seen}",
+            expected=expected,
+            queue=queue.index,
+            position=position,
+            head=head,
+            **where,
         )
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pymodel.errors import BrokenQueue, MemoryFault
+from pymodel.errors import BrokenQueue, GuestError
 from pymodel.memory import Buffer
 from pymodel.watch.access import Access, of_bar, of_config
 from pymodel.watcher import Watcher
@@ -125,7 +125,7 @@ def guarded(log: logging.Logger, call: Callable[..., None], *news: object) -> No
     """Tell a listener. What goes wrong there changes nothing about the function."""
     try:
         call(*news)
-    except MemoryFault:
-        pass  # it looked at guest memory that is not there; the function says so itself when it does
+    except GuestError:
+        pass  # it came upon what the function itself says when it does
     except Exception:
         log.exception("the server made a mistake in watching")

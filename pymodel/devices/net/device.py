@@ -69,6 +69,16 @@ class NetDevice:
         self._cable = True
         self._clear(Settings(mac=self._mac))
 
+    @property
+    def settings(self) -> Settings:
+        """What the driver has set."""
+        return self._settings
+
+    @property
+    def control_queue(self) -> int:
+        """The index of the control queue; -1 without one."""
+        return self._control
+
     # -- life ------------------------------------------------------------------------------------------
 
     def _clear(self, settings: Settings) -> None:

@@ -53,6 +53,7 @@ class Author:
         self._listener = listener
         self.device = VirtioPci.open(server.socket(function), timeout=20)
         self.memory = self.device.memory
+        self.shoulds = SHOULDS
 
     def __enter__(self) -> Self:
         return self
@@ -119,6 +120,8 @@ class Author:
         self.agree(features)
         queue = self.queue(size=size)
         self.go()
+        # It looks at all queues then.
+        self.settle()
         return queue
 
     def split(self, *features: int, size: int = 8) -> SplitQueue:
@@ -163,7 +166,7 @@ class Author:
         """By rule, but for features that a test does without."""
         self.settle()
         found = self._listener.told(self.function)
-        return {rule: data for rule, data in found.items() if rule not in SHOULDS}
+        return {rule: data for rule, data in found.items() if rule not in self.shoulds}
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ def checked() -> Iterator[Checked]:
 @pytest.fixture(scope="module")
 def checked_net() -> Iterator[Checked]:
     with running() as start:
-        found = Checked(start("--vfs", str(VFS), "--queues", "2", "--check-driver", device="net"))
+        options = ("--device", "net", "--queues", "2", "--check-driver")
+        found = Checked(start("--vfs", str(VFS), *options))
         yield found
         found.close()
 
@@ -58,6 +59,22 @@ def author(checked: Checked) -> Iterator[Author]:
 def net_author(checked_net: Checked) -> Iterator[Author]:
     """At a network card."""
     with checked_net.author() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def checked_slow() -> Iterator[Checked]:
+    with running() as start:
+        options = ("--disk", "ram:64k", "--io-delay-ms", "300", "--check-driver")
+        found = Checked(start("--vfs", "20", *options))
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def slow_author(checked_slow: Checked) -> Iterator[Author]:
+    """At a disk that holds each request for a while."""
+    with checked_slow.author() as found:
         yield found
 
 

@@ -154,6 +154,12 @@ def does_not_look_at_features(author: Author) -> None:
     author.status(ACKNOWLEDGE, DRIVER, FEATURES_OK)
 
 
+def segments_without_checksums(author: Author) -> None:
+    author.begin()
+    author.accept([VERSION_1, 5, 11])
+    author.status(ACKNOWLEDGE, DRIVER, FEATURES_OK)
+
+
 MISTAKES = [
     Mistake("INIT-01", no_reset, r"ACKNOWLEDGE \(0x01\) written to device_status, which was 0"),
     Mistake("INIT-01", again_without_a_reset, "another initialization without a reset"),
@@ -163,7 +169,7 @@ MISTAKES = [
     ),
     Mistake("INIT-04", no_features_ok, r"DRIVER_OK.* \(0x07\) written"),
     Mistake("INIT-05", not_read_again, "0x8 written to queue_size of queue 0"),
-    Mistake("INIT-06", writes_configuration_early, "0x0 written to writeback"),
+    Mistake("INIT-06", writes_configuration_early, "0x0 written to writeback", frozenset({"CONF-04"})),
     Mistake(
         "INIT-07", features_afterwards, "features 0x10000000, bit 28", where={"register": "driver_feature"}
     ),
@@ -177,6 +183,12 @@ MISTAKES = [
     ),
     Mistake("STAT-01", clears_a_bit, "without DRIVER$"),
     Mistake("STAT-02", goes_on_after_failed, "which was ACKNOWLEDGE.*FAILED"),
+    Mistake(
+        "STAT-03",
+        goes_on_after_needs_reset,
+        r"a notification at status .*DEVICE_NEEDS_RESET",
+        frozenset({"RING-02"}),
+    ),
     Mistake("STAT-04", suspends, "written to device_status"),
     Mistake("STAT-05", sets_bits_of_the_device, "bits 0x60"),
     Mistake("RESET-01", does_not_wait_for_the_reset, "not read since 0 was written"),
@@ -190,3 +202,23 @@ MISTAKES = [
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.id)
 def test_mistake(author: Author, told: Callable[[Author, Mistake], None], mistake: Mistake) -> None:
     told(author, mistake)
+
+
+def test_mistake_at_a_network_card(net_author: Author, told: Callable[[Author, Mistake], None]) -> None:
+    told(net_author, Mistake("FEAT-02", segments_without_checksums, "bit 11 needs bit 0"))
+
+
+def version_1_alone(author: Author) -> None:
+    author.agree([VERSION_1])
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [("FEAT-04", "ACCESS_PLATFORM"), ("FEAT-05", "RING_PACKED"), ("FEAT-06", "NOTIF_CONFIG_DATA")],
+)
+def test_features_that_a_driver_should_take(
+    author: Author, told: Callable[[Author, Mistake], None], rule: str, name: str
+) -> None:
+    author.shoulds = frozenset()
+    also = frozenset({"FEAT-04", "FEAT-05", "FEAT-06"}) - {rule}
+    told(author, Mistake(rule, version_1_alone, f"features 0x100000000, without {name}", also))

@@ -16,46 +16,42 @@ from tests.wire.rules.author import (
     Mistake,
 )
 from tests.wire.running import until
-from vfu_client.vfio.memory import Buffer
+from vfu_client.virtio.driver_queue import DriverQueue
 
 
-def _header(author: Author) -> Buffer:
-    """A request that writes one byte: FLUSH."""
-    return author.bytes(bytes([4]) + bytes(15))
-
-
-def _flush(author: Author, queue: object) -> None:
-    header, status = _header(author), author.bytes(b"\xee")
-    queue.add([(header.address, 16)], [(status.address, 1)])  # type: ignore[attr-defined]
+def _request(author: Author, queue: DriverQueue) -> None:
+    """A GET_ID."""
+    header, answer = author.bytes(bytes([8]) + bytes(15)), author.bytes(bytes(21))
+    queue.add([(header.address, 16)], [(answer.address, 21)])
 
 
 def eight_bits(author: Author) -> None:
     queue = author.split()
-    _flush(author, queue)
+    _request(author, queue)
     author.notify(0, b"\0")
 
 
 def thirty_two_bits(author: Author) -> None:
     queue = author.split()
-    _flush(author, queue)
+    _request(author, queue)
     author.notify(0, b"\0\0\0\0")
 
 
 def sixteen_bits_of_32(author: Author) -> None:
     queue = author.run([VERSION_1, NOTIFICATION_DATA])
-    _flush(author, queue)
+    _request(author, queue)
     author.notify(0, b"\0\0")
 
 
 def another_queue(author: Author) -> None:
     queue = author.split()
-    _flush(author, queue)
+    _request(author, queue)
     author.notify(0, b"\1\0")
 
 
 def the_index_instead_of_the_name(author: Author) -> None:
     queue = author.run([VERSION_1, NOTIF_CONFIG_DATA])
-    _flush(author, queue)
+    _request(author, queue)
     author.notify(0, b"\0\0")
 
 
@@ -76,7 +72,7 @@ def a_queue_that_is_not_enabled(author: Author) -> None:
 
 def says_another_position(author: Author) -> None:
     queue = author.run([VERSION_1, RING_PACKED, NOTIFICATION_DATA])
-    _flush(author, queue)
+    _request(author, queue)
     author.notify(0, b"\0\0\7\x80")
 
 
@@ -85,17 +81,17 @@ def though_the_device_looks(author: Author) -> None:
     queue = author.split(EVENT_IDX)
     with author.together():
         for _ in range(3):
-            _flush(author, queue)
+            _request(author, queue)
             queue.kick(force=True)
 
 
 def does_not_notify(author: Author) -> None:
     queue = author.split()
-    _flush(author, queue)
+    _request(author, queue)
     queue.kick()
     until(lambda: queue.device_used_idx == 1, "the first is done")
     author.settle()
-    _flush(author, queue)
+    _request(author, queue)
     until(lambda: "KICK-09" in author.told(), "the device looks")
 
 
@@ -107,14 +103,14 @@ def forgets_the_index(author: Author) -> None:
 def no_bus_master(author: Author) -> None:
     queue = author.split()
     author.device.function.clear_command(4)
-    _flush(author, queue)
+    _request(author, queue)
     queue.kick()
 
 
 def takes_a_buffer_back(author: Author) -> None:
     queue = author.split()
     for _ in range(2):
-        _flush(author, queue)
+        _request(author, queue)
         queue.kick()
     until(lambda: queue.device_used_idx == 2, "both are done")
     author.settle()
@@ -138,7 +134,12 @@ MISTAKES = [
     Mistake("KICK-09", does_not_notify, "the driver of queue 0 is at 0x2, the device at 0x1"),
     Mistake("KICK-10", forgets_the_index, "its available index is still 0"),
     Mistake("KICK-11", no_bus_master, "queue 0 notified, and Bus Master Enable is clear"),
-    Mistake("KICK-12", takes_a_buffer_back, "the available index of queue 0 is 1, and was 2"),
+    Mistake(
+        "KICK-12",
+        takes_a_buffer_back,
+        "the available index of queue 0 is 1, and was 2",
+        frozenset({"SPLIT-07"}),
+    ),
 ]
 
 

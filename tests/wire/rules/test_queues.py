@@ -195,7 +195,12 @@ def reads_isr(author: Author) -> None:
 
 MISTAKES = [
     Mistake("CFG-01", writes_num_queues, "0x4 written to num_queues", where={"register": "num_queues"}),
-    Mistake("CFG-01", writes_where_a_legacy_driver_would, "legacy drivers have device_status at this offset"),
+    Mistake(
+        "CFG-01",
+        writes_where_a_legacy_driver_would,
+        "legacy drivers have device_status at this offset",
+        frozenset({"PCI-01"}),
+    ),
     Mistake("CFG-02", a_size_of_100, "^100 written to queue_size of queue 1", where={"queue": 1}),
     Mistake("CFG-03", a_size_of_0, "^0 written to queue_size of queue 0"),
     Mistake("CFG-04", a_size_of_1024, "^1024 written", where={"expected": "at most 256"}),
