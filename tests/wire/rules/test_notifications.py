@@ -77,10 +77,10 @@ def says_another_position(author: Author) -> None:
 
 
 def though_the_device_looks(author: Author) -> None:
-    """Three buffers, and a notification for each, where the device asked for that of the first."""
-    queue = author.split(EVENT_IDX)
+    """Many buffers, and a notification for each, where the device asked for that of the first."""
+    queue = author.split(EVENT_IDX, size=128)
     with author.together():
-        for _ in range(3):
+        for _ in range(33):
             _request(author, queue)
             queue.kick(force=True)
 
@@ -130,7 +130,7 @@ MISTAKES = [
     ),
     Mistake("KICK-06", a_queue_that_is_not_enabled, "queue 1 is not enabled", where={"queue": 1}),
     Mistake("KICK-07", says_another_position, "0x8007 in the upper half of the notification of queue 0"),
-    Mistake("KICK-08", though_the_device_looks, "queue 0 notified 3 times where the device asked for one"),
+    Mistake("KICK-08", though_the_device_looks, "queue 0 notified 33 times where the device asked for one"),
     Mistake("KICK-09", does_not_notify, "the driver of queue 0 is at 0x2, the device at 0x1"),
     Mistake("KICK-10", forgets_the_index, "its available index is still 0"),
     Mistake("KICK-11", no_bus_master, "queue 0 notified, and Bus Master Enable is clear"),
