@@ -82,3 +82,7 @@ class Host(Protocol):
         It is called whether or not a client is still attached.
         """
         ...
+
+    def end(self, reason: str) -> None:
+        """Serve this function no more: its client is hung up on, nobody may come."""
+        ...

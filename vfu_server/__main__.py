@@ -36,7 +36,7 @@ from pymodel.transport.features import OPTIONAL
 from pymodel.watch.listener import Decoder
 from pymodel.watcher import Watcher
 from vfu_server import budget
-from vfu_server.bounded_log import BoundedHandler
+from vfu_server.bounded_log import LEVELS, BoundedHandler
 from vfu_server.disks.options import RAM_DISK, choose_disks, disk_option, open_disks
 from vfu_server.function_thread import TRACE
 from vfu_server.monitor.monitor import SOCKET_NAME, Monitor
@@ -45,9 +45,6 @@ from vfu_server.networks.options import NetOptions, mac_option, mtu_option, net_
 from vfu_server.server import Folder, FolderTakenError, Server, StopSignals
 from vfu_server.vfio._vfu import keep_freed_memory
 from vfu_server.vfio.turn_lock import TurnLock
-
-EVERYTHING: Final = frozenset({"trace", "debug"})
-"""Log levels at which no line is left out."""
 
 KEPT_MEMORY: Final = 256 << 20
 """Bytes of freed memory that the process keeps for itself."""
@@ -150,8 +147,11 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--check-driver",
-        action="store_true",
-        help="log what drivers do against the rules of the standard, by ID",
+        nargs="?",
+        choices=("told", "fatal"),
+        const="told",
+        help="log what drivers do against the rules of the standard, by ID; `=fatal` ends a function at the"
+        " first MUST or MUST NOT that its driver breaks",
     )
     result.add_argument(
         "--without",
@@ -173,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
             metavar="MS",
             help=f"how long {what} takes",
         )
-    result.add_argument("--log-level", choices=("trace", "debug", "info", "warning", "error"), default="info")
+    result.add_argument("--log-level", choices=LEVELS, default="info")
     return result
 
 
@@ -215,8 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=options.log_level.upper(),
         format="%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
-        # Who asks for each command or access gets them all, and what they led to.
-        handlers=[(logging.StreamHandler if options.log_level in EVERYTHING else BoundedHandler)(sys.stderr)],
+        handlers=[BoundedHandler(sys.stderr)],
     )
     # What a written context is copied into is as large as a disk's chunks, and page faults on fresh memory
     # would cost more than the copy.
@@ -299,7 +298,9 @@ def _serve(
     descriptors: int,
 ) -> int:
     monitor = Monitor(folder.path / SOCKET_NAME, networks)
-    breaches = Breaches(monitor) if options.check_driver else None
+    breaches = (
+        Breaches(monitor, fatal=options.check_driver == "fatal") if options.check_driver is not None else None
+    )
     device = build.build(
         build.Options(
             device=options.device,

@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Final, TextIO
 
+LEVELS: Final = ("trace", "debug", "info", "warning", "error")
+"""What can be asked for, by name."""
+
 LINES: Final = 100
 """Lines of one kind that are written in each period of `SECONDS`."""
 
@@ -34,7 +37,8 @@ class BoundedHandler(logging.StreamHandler[TextIO]):
     Lines are of one kind if logger, thread and message, before its arguments are put in, are the same: the
     lines of a function come from its own thread. `extra={"kind": ...}` stands for the message where that says
     too little or too much. When the period ends, and when the handler is closed, a line tells how many were
-    left out and what the last one was.
+    left out and what the last one was. Who asks for each command or access (DEBUG and below) gets them all,
+    and what they led to.
     """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,6 +49,9 @@ class BoundedHandler(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record, or count it. Called with the handler's lock held."""
+        if logging.getLogger(record.name).getEffectiveLevel() <= logging.DEBUG:
+            super().emit(record)
+            return
         now = self._clock()
         key = (record.name, record.threadName, str(getattr(record, "kind", record.msg)))
         kind = self._kinds.get(key)

@@ -105,7 +105,7 @@ class FunctionThread:
             bars=function.bars,
             msix_vectors=function.msix_vectors,
             intx=function.has_intx,
-            log_level=_SYSLOG_DEBUG if self._log.isEnabledFor(TRACE) else _SYSLOG_ERROR,
+            log_level=self._library_level,
             eventfds_max=budget.eventfds,
             mappings_max=budget.mappings,
             bytes_max=budget.address_space,
@@ -169,6 +169,16 @@ class FunctionThread:
     def listener(self) -> int:
         """The descriptor that clients connect to, for poll(2): readable while one waits to be let in."""
         return self._context.listener
+
+    @property
+    def _library_level(self) -> int:
+        """What the library is to say: each access, or what goes wrong."""
+        return _SYSLOG_DEBUG if self._log.isEnabledFor(TRACE) else _SYSLOG_ERROR
+
+    def log_level_changed(self) -> None:
+        """Have the library say as much as the log takes now. Any thread may call it, without the lock."""
+        with self.function.lock:
+            self.after(0, lambda: self._context.log_up_to(self._library_level))
 
     def call(self, work: Callable[[], Result], timeout: float) -> Result:
         """Have `work` done on this thread, the function's lock held, and return what it returns.
@@ -244,6 +254,11 @@ class FunctionThread:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._serial), call))
         if threading.current_thread() is not self._thread:
             self._context.wake()
+
+    def end(self, reason: str) -> None:
+        """Serve the function no more."""
+        self._log.error("is no longer served: %s", reason)
+        self.stop()
 
     # The thread itself.
 

@@ -246,6 +246,11 @@ class Function:
         """Memory that the driver counts on cannot be had: what was read from it is not to be trusted."""
         self.transport.broken(reason)
 
+    def end(self, reason: str) -> None:
+        """Have the function served no more."""
+        if self._host is not None:
+            self._host.end(reason)
+
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
         """Tell the observer."""
         self._observer.event(self.name, kind, data)

@@ -38,6 +38,7 @@ cdef class Virtqueue:
     cdef readonly Chain chain
     cdef GuestMemory _memory
     cdef object _line
+    cdef readonly dict in_flight
     cdef list _further
     cdef long long _taken
     cdef bint _in_order

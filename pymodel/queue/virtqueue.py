@@ -83,7 +83,8 @@ class Virtqueue:
     was ever taken. `requests` and `bytes` count what was taken ever, and how much was read and written by it;
     `kicks` and `interrupts` what the data path saw and sent. `in_order`: whether the consumer finishes
     buffers in the order in which they come, negotiated or not. `long_tables`: an indirect table may have so
-    many descriptors, however few the ring has. `watcher` is told what becomes of buffers.
+    many descriptors, however few the ring has. `watcher` is told what becomes of buffers. `in_flight` has
+    the ids of buffers that a consumer has, each with where it was taken, in the form of `Ring.last_avail`.
     """
 
     def __init__(self, index: int, max_size: int, *, in_order: bool = False, long_tables: int = 0) -> None:
@@ -129,6 +130,7 @@ class Virtqueue:
         self.ring.forget()
         # With IN_ORDER: all that are outstanding and not yet used, in the order of taking.
         self._line: deque[TakenBuffer] = deque()
+        self.in_flight: dict[int, int] = {}
         # Taken by the consumer itself, with `next`, in this round.
         self._further: list[TakenBuffer] = []
         self._taken = 0
@@ -311,7 +313,9 @@ class Virtqueue:
     def _take(self, memory: GuestMemory) -> TakenBuffer:
         """Take the buffer that `pending` said is there."""
         self.untouched = False
+        position = self.ring.last_avail
         buffer = TakenBuffer(self, memory)
+        self.in_flight[buffer.id] = position
         self.outstanding += 1
         self.requests += 1
         self.bytes += buffer.readable.length
@@ -341,6 +345,7 @@ class Virtqueue:
         self._taken -= 1
         self.outstanding -= 1
         self.requests -= 1
+        self.in_flight.pop(buffer.id, None)
         self.bytes -= buffer.readable.length
         self.ring.untake(buffer.slots)
         if self.watcher is not None:
@@ -359,6 +364,7 @@ class Virtqueue:
             self._use(line.popleft())
 
     def _use(self, buffer: RingBuffer) -> None:
+        self.in_flight.pop(buffer.id, None)
         self.ring.put(buffer.id, buffer.slots, buffer.written, buffer.marks)
 
     def publish(self, memory: GuestMemory) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pymodel.host import NOBODY, RULE_BROKEN, Observer
-from pymodel.rules.rule import Rule
+from pymodel.rules.rule import MUST, MUST_NOT, Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,15 @@ class Breach:
 class Breaches:
     """Counts breaches, and logs and tells the first of each rule, function and subject.
 
+    `fatal`: the first MUST or MUST NOT that is broken ends the function of the driver who did it.
+
     Calls about a function are made with its lock held; `all` may be called by anyone.
     """
 
-    def __init__(self, observer: Observer = NOBODY, log: logging.Logger | None = None) -> None:
+    def __init__(
+        self, observer: Observer = NOBODY, log: logging.Logger | None = None, *, fatal: bool = False
+    ) -> None:
+        self._fatal = fatal
         self._observer = observer
         self._log = log or logging.getLogger("virtio.rules")
         self._counts: dict[tuple[str, str, str], int] = {}
@@ -48,7 +53,7 @@ class Breaches:
     ) -> bool:
         """`function`'s driver broke a rule; `seen` says how, `where` has the place as JSON would have it.
 
-        Returns whether it is the first time.
+        Returns whether the driver's function is to be ended.
         """
         key = name, function, subject
         count = self._counts.get(key, 0)
@@ -81,7 +86,7 @@ class Breaches:
                 **(where or {}),
             },
         )
-        return True
+        return self._fatal and rule.level in {MUST, MUST_NOT}
 
     def all(self) -> list[Breach]:
         """All breaches so far."""

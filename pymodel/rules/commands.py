@@ -145,14 +145,20 @@ COMMAND_RULES: Final[Mapping[str, CommandRule]] = {
 }
 
 
-def hold(sent: Sent, breaches: Breaches) -> None:
-    """Hold one command, which has had no effect, against all rules for commands."""
+def hold(sent: Sent, breaches: Breaches) -> str:
+    """Hold one command, which has had no effect, against all rules for commands.
+
+    Returns the rule that ends the owner, if there is one.
+    """
+    fatal = ""
     with sent.member.lock if sent.member is not None else nullcontext():
         function = sent.member.name if sent.member is not None else "pf"
         for name, rule in COMMAND_RULES.items():
             seen = rule.check(sent)
-            if seen:
-                breaches.add(name, rule, function, sent.name, seen, where={"command": sent.name})
+            where = {"command": sent.name}
+            if seen and breaches.add(name, rule, function, sent.name, seen, where=where):
+                fatal = fatal or name
+    return fatal
 
 
 class Commands(Topic):
@@ -195,7 +201,9 @@ class Commands(Topic):
         if self._owner is None or buffer.queue < self.transport.admin_index:
             return
         sent = self._owner.admin.look(buffer)
-        hold(sent, self._breaches)
+        fatal = hold(sent, self._breaches)
+        if fatal:
+            self.end(fatal)
         if sent.member is not None and sent.call.opcode in _LEGACY_CONFIG:
             with sent.member.lock:
                 self._look_at_configuration(sent.member, _LEGACY_CONFIG[sent.call.opcode])

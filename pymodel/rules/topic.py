@@ -49,9 +49,14 @@ class Topic(Listener):
         if queue is not None:
             where["queue"] = queue
             subject = subject or f"queue {queue}"
-        self._breaches.add(
+        if self._breaches.add(
             rule, self.RULES[rule], self.function.name, subject, seen, expected=expected, where=where
-        )
+        ):
+            self.end(rule)
+
+    def end(self, rule: str) -> None:
+        """The driver of the function did what ends that."""
+        self.function.end(f"its driver broke {rule}, and --check-driver=fatal was asked for")
 
     def tell_of(self, rule: str, buffer: Buffer, seen: str, *, expected: str = "", **where: Any) -> None:
         """The same, of the buffer that a queue took last."""

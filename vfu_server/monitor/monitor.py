@@ -6,11 +6,12 @@ docs/monitor.md describes commands and events.
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pymodel.devices.device import Linked
 from pymodel.migration.member import MODE_NAMES
@@ -22,11 +23,15 @@ from pymodel.rules.breaches import Breaches
 from pymodel.rules.checker import RULES
 from pymodel.spec import context
 from pymodel.transport import status
+from pymodel.watch.ring_view import ring_view
+from vfu_server.bounded_log import LEVELS
 from vfu_server.function_thread import FunctionThread
 from vfu_server.monitor.qmp import Command, CommandFailed, QmpServer
 from vfu_server.networks.networks import Networks
 
 SOCKET_NAME: Final = "monitor.sock"
+
+Result = TypeVar("Result")
 
 CALL_SECONDS: Final = 5.0
 """How long a function's thread may take to begin what it is asked for: its client may hold it up."""
@@ -47,8 +52,12 @@ class Monitor:
                 "query-functions": Command(
                     self._query_functions, {"function": str}, optional=frozenset({"function"})
                 ),
+                "query-queue": Command(self._query_queue, {"function": str, "queue": int}),
                 "query-rules": Command(self._query_rules),
                 "query-uplink": Command(self._query_uplink),
+                "log-level": Command(
+                    self._log_level, {"level": str, "function": str}, optional=frozenset({"function"})
+                ),
                 "config-change": Command(self._config_change, {"function": str}),
                 "set-link": Command(self._set_link, {"function": str, "up": bool}),
                 "announce-self": Command(self._announce_self, {"function": str}),
@@ -84,6 +93,14 @@ class Monitor:
         found = self._served.values() if function is None else [self._find(function)]
         return [self._describe(*one) for one in found]
 
+    def _query_queue(self, function: str, queue: int) -> dict[str, Any]:
+        found, thread = self._find(function)
+        there = found.transport.queues
+        if queue not in there:
+            raise CommandFailed(f"{function} has no queue {queue}; it has 0 to {max(there)}")
+        # Guest memory is for the function's own thread.
+        return {"function": function, **_on_thread(thread, partial(ring_view, there[queue], found.memory))}
+
     def _query_rules(self) -> list[dict[str, Any]]:
         if self._breaches is None:
             raise CommandFailed("drivers are not checked: start vfu-server with --check-driver")
@@ -102,6 +119,16 @@ class Monitor:
             }
             for name, rule in RULES.items()
         ]
+
+    def _log_level(self, level: str, function: str | None = None) -> None:
+        if level not in LEVELS:
+            raise CommandFailed(f"There is no level {level[:80]!r}; there are: {', '.join(LEVELS)}")
+        served = self._served if function is None else {function: self._find(function)}
+        if function is None:
+            logging.getLogger().setLevel(level.upper())
+        for name, (_, thread) in served.items():
+            logging.getLogger(f"virtio.{name}").setLevel(level.upper() if function else logging.NOTSET)
+            thread.log_level_changed()
 
     def _query_uplink(self) -> dict[str, Any]:
         uplink = self._networks.uplink if self._networks is not None else None
@@ -232,10 +259,10 @@ def _queue(queue: Virtqueue, counters: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _on_thread(thread: FunctionThread, work: Callable[[], None]) -> None:
+def _on_thread(thread: FunctionThread, work: Callable[[], Result]) -> Result:
     """Have a function's own thread do something. Raises `CommandFailed` where it is held up."""
     try:
-        thread.call(work, CALL_SECONDS)
+        return thread.call(work, CALL_SECONDS)
     except TimeoutError as error:
         raise CommandFailed(str(error)) from None
 

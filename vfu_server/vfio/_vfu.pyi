@@ -105,6 +105,9 @@ class Context:
         Raises ConnectionResetError once the client left, or was hung up on: its memory and eventfds are gone.
         """
 
+    def log_up_to(self, level: int) -> None:
+        """Have the library say what is of these levels of syslog from now on, 3 or 7."""
+
     def wake(self) -> None:
         """End a wait in `attach` or `run`, the current or the next. Any thread may call it."""
 

@@ -272,6 +272,9 @@ cdef class Context(Line):
         check_call(vfu_realize_ctx(self.ctx), "vfu_realize_ctx")
         self.listener = vfu_get_poll_fd(self.ctx)
 
+    def log_up_to(self, int level):
+        check_call(vfu_setup_log(self.ctx, on_log, level), "vfu_setup_log")
+
     def attach(self, timeout):
         global guard_link
         cdef int result, error

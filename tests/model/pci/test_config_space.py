@@ -45,6 +45,9 @@ class FakeHost:
     def after(self, seconds: float, call: Callable[[], None]) -> None:
         heapq.heappush(self.timers, (self.now + seconds, len(self.timers), call))
 
+    def end(self, reason: str) -> None:
+        raise AssertionError(reason)
+
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
         while self.timers and self.timers[0][0] <= self.now:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
 
+from tests.server_process import ServerProcess
 from tests.wire.rules.author import (
     ACKNOWLEDGE,
     DRIVER,
@@ -17,6 +19,9 @@ from tests.wire.rules.author import (
     Author,
     Mistake,
 )
+from tests.wire.rules.conftest import Checked
+from tests.wire.running import until
+from vfu_client.vfio.connection import VfioUserError
 
 
 def no_reset(author: Author) -> None:
@@ -222,3 +227,21 @@ def test_features_that_a_driver_should_take(
     author.shoulds = frozenset()
     also = frozenset({"FEAT-04", "FEAT-05", "FEAT-06"}) - {rule}
     told(author, Mistake(rule, version_1_alone, f"features 0x100000000, without {name}", also))
+
+
+def test_fatal(serve: Callable[..., ServerProcess]) -> None:
+    """The function of a driver that breaks a MUST is gone, and is said to be; a SHOULD ends nothing."""
+    checked = Checked(serve("--vfs", "2", "--disk", "ram:64k", "--check-driver=fatal"))
+    server = checked.server
+    with checked.author() as author:
+        version_1_alone(author)
+        assert author.read("device_status") == 11
+    with checked.author() as author:
+        with contextlib.suppress(VfioUserError):
+            no_reset(author)
+        with pytest.raises(VfioUserError):
+            author.read("device_status")
+    until(lambda: not server.socket("vf2").exists(), "its socket is gone")
+    assert [one["served"] for one in server.ask("query-functions")] == [True, True, False]
+    assert "vf2: is no longer served: its driver broke INIT-01" in server.log
+    checked.close()
