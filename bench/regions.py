@@ -163,5 +163,8 @@ class _Function:
     def reset(self) -> None:
         pass
 
+    def mapping_changed(self, address: int, length: int, there: bool, writable: bool) -> None:
+        pass
+
     def log(self, level: int, text: str) -> None:
         pass

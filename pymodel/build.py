@@ -14,7 +14,6 @@ from pymodel.pci.function import Delays, Function
 from pymodel.pci.physical_function import PhysicalFunction
 from pymodel.pci.sriov.vf_slot import VfSlot, VfSlots
 from pymodel.pci.virtual_function import VirtualFunction
-from pymodel.watcher import Watcher
 
 VFS_MAX: Final = 0xFFFF
 """TotalVFs has 16 bits, as routing IDs have: VF n is n behind the PF, over as many buses as that takes."""
@@ -57,11 +56,11 @@ def build(
     *,
     lock: Callable[[], AbstractContextManager[Any]],
     observer: Observer = NOBODY,
-    watch: Callable[[Function], Watcher] | None = None,
+    watch: Callable[[Function], None] = lambda _: None,
 ) -> PhysicalFunction:
     """Make the PF, and its VFs as VF Enable calls for them. `lock` makes a lock for each function.
 
-    Each function is watched by what `watch` makes for it, if that is there.
+    `watch` is called with each function when it is made.
 
     Raises ValueError for options that cannot be built: an unknown device type, more VFs than there can be,
     a feature that there is not, `legacy` for a type that legacy drivers don't know here.
@@ -88,8 +87,7 @@ def build(
             transitional=options.legacy,
             observer=observer,
         )
-        if watch is not None:
-            vf.watch(watch(vf))
+        watch(vf)
         return vf
 
     def make_vf(number: int) -> VirtualFunction:
@@ -114,6 +112,5 @@ def build(
         without=options.without,
         observer=observer,
     )
-    if watch is not None:
-        pf.watch(watch(pf))
+    watch(pf)
     return pf

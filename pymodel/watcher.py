@@ -55,6 +55,9 @@ class Watcher:
     def interrupt(self, vector: int) -> None:
         """An MSI-X message was sent, or, with `INTX`, the interrupt pin asserted."""
 
+    def mapped(self, address: int, length: int, *, there: bool, writable: bool) -> None:
+        """The client made guest memory accessible to the function, or took it away (`there` is false)."""
+
     def was_reset(self) -> None:
         """The device was reset, by its driver or with the function."""
 

@@ -17,27 +17,25 @@ import argparse
 import io
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from pymodel import build
 from pymodel.admin.context_commands import context_commands
 from pymodel.devices.registry import DEVICES
-from pymodel.pci.function import Delays, Function
+from pymodel.pci.function import Delays
 from pymodel.pci.sriov.mcfg import ADDRESSES
 from pymodel.rules.breaches import Breaches
-from pymodel.rules.checker import topics
 from pymodel.spec import pci
 from pymodel.transport.features import OPTIONAL
-from pymodel.watch.listener import Decoder
-from pymodel.watcher import Watcher
 from vfu_server import budget
 from vfu_server.bounded_log import LEVELS, BoundedHandler
 from vfu_server.disks.options import RAM_DISK, choose_disks, disk_option, open_disks
+from vfu_server.function_option import FUNCTION, chosen
 from vfu_server.function_thread import TRACE
 from vfu_server.monitor.monitor import SOCKET_NAME, Monitor
 from vfu_server.networks.networks import Networks
@@ -45,6 +43,7 @@ from vfu_server.networks.options import NetOptions, mac_option, mtu_option, net_
 from vfu_server.server import Folder, FolderTakenError, Server, StopSignals
 from vfu_server.vfio._vfu import keep_freed_memory
 from vfu_server.vfio.turn_lock import TurnLock
+from vfu_server.watch.watching import Watching
 
 KEPT_MEMORY: Final = 256 << 20
 """Bytes of freed memory that the process keeps for itself."""
@@ -60,6 +59,7 @@ OPTIONS_OF_A_DEVICE: Final = (
     ("uplink", "net"),
     ("mac", "net"),
     ("mtu", "net"),
+    ("pcap", "net"),
     ("legacy", "net"),
 )
 
@@ -154,6 +154,20 @@ def parser() -> argparse.ArgumentParser:
         " first MUST or MUST NOT that its driver breaks",
     )
     result.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="write all that passes, decoded, for ui.perfetto.dev; the monitor's `trace` does it at run time",
+    )
+    result.add_argument(
+        "--pcap",
+        action="append",
+        default=[],
+        type=capture_option,
+        metavar="[F=]FILE",
+        help="write the frames of network function F, or of each, as its driver sends and gets them (pcapng)",
+    )
+    result.add_argument(
         "--without",
         type=_features,
         default=frozenset(),
@@ -201,6 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.device == "net":
             networks = Networks(_net_options(options), names)
+            chosen(dict.fromkeys(names, Path()), options.pcap)
         else:
             disks = choose_disks(options.disk, names)
     except ValueError as error:
@@ -236,13 +251,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _failed("--socket-dir", error)
         opened.callback(folder.close)
         if networks is None:
-            return _serve(options, backends, None, folder, stop, descriptors)
+            return _serve(options, backends, None, names, folder, stop, descriptors)
         try:
             networks.open()
         except (OSError, MemoryError) as error:
             return _failed("--net", error)
         opened.callback(networks.close)
-        return _serve(options, networks.backends, networks, folder, stop, descriptors)
+        return _serve(options, networks.backends, networks, names, folder, stop, descriptors)
 
 
 def _check_sriov(options: argparse.Namespace, options_parser: argparse.ArgumentParser) -> None:
@@ -293,6 +308,7 @@ def _serve(
     options: argparse.Namespace,
     backends: Mapping[str, Any],
     networks: Networks | None,
+    names: Sequence[str],
     folder: Folder,
     stop: StopSignals,
     descriptors: int,
@@ -301,6 +317,16 @@ def _serve(
     breaches = (
         Breaches(monitor, fatal=options.check_driver == "fatal") if options.check_driver is not None else None
     )
+    watching = Watching(breaches)
+    try:
+        for name, path in chosen(dict.fromkeys(names, Path()), options.pcap).items():
+            if path != Path():
+                watching.capture(name, path)
+        if options.trace is not None:
+            watching.start_trace(options.trace)
+    except OSError as error:
+        watching.close()
+        return _failed("--pcap or --trace", error)
     device = build.build(
         build.Options(
             device=options.device,
@@ -325,7 +351,7 @@ def _serve(
         # takes a VF's while it holds the PF's, never the other way round.
         lock=TurnLock,
         observer=monitor,
-        watch=partial(_watch, breaches) if breaches is not None else None,
+        watch=watching.begin,
     )
     functions = options.total_vfs + 1
     try:
@@ -336,17 +362,14 @@ def _serve(
     try:
         with (
             Server(device, folder, share) as server,
-            monitor.serving(device, lambda: server.threads, breaches),
+            monitor.serving(device, lambda: server.threads, watching),
         ):
             server.run(ready=lambda: _ready(folder.path), stop=stop)
     except (OSError, RuntimeError, MemoryError) as error:  # RuntimeError: no more threads
         return _failed("the functions", error)
+    finally:
+        watching.close()
     return 0
-
-
-def _watch(breaches: Breaches, function: Function) -> Watcher:
-    """What watches a function whose driver is checked."""
-    return Decoder(function, topics(function, breaches))
 
 
 def _share(functions: int, vectors: int, descriptors: int) -> budget.Budget:
@@ -384,6 +407,14 @@ def _count(least: int, most: int) -> Callable[[str], int]:
 
     parse.__name__ = "number"
     return parse
+
+
+def capture_option(text: str) -> tuple[str | None, Path]:
+    """(function or None for each, file)."""
+    match = re.fullmatch(FUNCTION + "(.+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError("give the name of a file")
+    return match[1], Path(match[2])
 
 
 def _features(text: str) -> frozenset[str]:

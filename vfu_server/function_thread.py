@@ -75,6 +75,9 @@ class Served(Protocol):
     def lanes(self) -> list[Lane]: ...
     def go_on(self, queues: Iterable[int]) -> None: ...
     def memory_lost(self, reason: str) -> None: ...
+    def mapping_changed(self, address: int, length: int, *, there: bool, writable: bool) -> None: ...
+    @property
+    def watched(self) -> bool: ...
 
 
 class FunctionThread:
@@ -350,6 +353,7 @@ class FunctionThread:
     def _rest(self) -> None:
         """The function has nothing to do now: what is waited for, and who serves its queues meanwhile."""
         self._waits = self.function.waits
+        self._context.tells_of_memory = self.function.watched
         if self._loop is not None:
             self._loop.arm(self.function.lanes() if self._context.attached else ())
 
@@ -408,6 +412,10 @@ class _Accesses:
                 self._function.device_reset()
             except MemoryError:
                 self._function.memory_lost(_NO_MEMORY)
+
+    def mapping_changed(self, address: int, length: int, there: bool, writable: bool) -> None:
+        with self._function.lock:
+            self._function.mapping_changed(address, length, there=there, writable=writable)
 
     def log(self, level: int, text: str) -> None:
         if level > _SYSLOG_ERROR:

@@ -10,6 +10,7 @@ import logging
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from pymodel.admin.capabilities import capability_commands
 from pymodel.admin.context_commands import context_commands
@@ -28,7 +29,8 @@ from pymodel.spec import admin as spec
 _COMMAND = struct.Struct("<HH12xQ")
 _RESULT = struct.Struct("<HH4x")
 
-_STATUS_NAMES = {
+STATUS_NAMES: Final = {
+    spec.STATUS_OK: "OK",
     spec.STATUS_ENXIO: "ENXIO",
     spec.STATUS_ENOMEM: "ENOMEM",
     spec.STATUS_EBUSY: "EBUSY",
@@ -36,7 +38,8 @@ _STATUS_NAMES = {
     spec.STATUS_EINVAL: "EINVAL",
     spec.STATUS_ENOSPC: "ENOSPC",
 }
-_QUALIFIER_NAMES = {
+QUALIFIER_NAMES: Final = {
+    spec.Q_OK: "Q_OK",
     spec.Q_INVALID_COMMAND: "Q_INVALID_COMMAND",
     spec.Q_INVALID_OPCODE: "Q_INVALID_OPCODE",
     spec.Q_INVALID_FIELD: "Q_INVALID_FIELD",
@@ -204,8 +207,8 @@ class AdminQueue:
                 "%s %s: %s, %s (%s)",
                 name,
                 subject,
-                _STATUS_NAMES.get(error.status, error.status),
-                _QUALIFIER_NAMES.get(error.qualifier, error.qualifier),
+                STATUS_NAMES.get(error.status, error.status),
+                QUALIFIER_NAMES.get(error.qualifier, error.qualifier),
                 error,
             )
             buffer.complete(_answer(buffer, error.status, error.qualifier, Reply()))

@@ -19,7 +19,7 @@ from enum import Enum
 from typing import Any
 
 from pymodel.errors import GuestError, InvalidCommand, InvalidField
-from pymodel.host import MODE_CHANGED, NOBODY, Observer
+from pymodel.host import MODE_CHANGED
 from pymodel.memory import Segments
 from pymodel.migration.legacy_access import LegacyAccess
 from pymodel.migration.member_parts import MemberParts
@@ -65,7 +65,7 @@ class Member:
         function: Migratable,
         lock: AbstractContextManager[Any],
         name: str = "vf",
-        observer: Observer = NOBODY,
+        event: Callable[[str, Mapping[str, Any]], None] = lambda _, __: None,
     ) -> None:
         self.lock = lock
         self.name = name
@@ -73,7 +73,7 @@ class Member:
         self.record = WriteRecord()
         self._function = function
         self._log = logging.getLogger(f"virtio.{name}")
-        self._observer = observer
+        self._event = event
         self._stopping = False
         self._told = False
         self._reading = Reading(function)
@@ -208,7 +208,7 @@ class Member:
         self._log.info("%s -> %s", MODE_NAMES[self.mode], MODE_NAMES[mode])
         self.mode = mode
         self._stopping = False
-        self._observer.event(self.name, MODE_CHANGED, {"mode": MODE_NAMES[mode]})
+        self._event(MODE_CHANGED, {"mode": MODE_NAMES[mode]})
         self._function.mode_changed()
 
     def _claim(self, dialect: Dialect) -> None:

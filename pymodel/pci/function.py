@@ -82,13 +82,13 @@ class Function:
         self.log = logging.getLogger(f"virtio.{name}")
         self._delays = delays
         self._observer = observer
-        self._watcher: Watcher | None = None
+        self.watcher: Watcher | None = None
         self._host: Host | None = None
         # One for each queue, and one for configuration changes.
         needed = self.vectors_needed = len(device.queue_sizes) + 1 + (admin is not None)
         self.msix = MsiX(needed, MSIX_BAR, self.interrupts_owed, lambda: self.interrupts.pending())  # noqa: PLW0108 - made later
         self.msix_vectors = self.msix.vectors
-        self.member = Member(self, lock, name, observer) if is_member else None
+        self.member = Member(self, lock, name, self.event) if is_member else None
         self._power = PowerManagement(self._change_power)
         self.gate = Gate(self._power, self.member)
         self.memory = self.gate.memory
@@ -135,7 +135,7 @@ class Function:
 
     def watch(self, watcher: Watcher | None) -> None:
         """Tell `watcher` of all that passes from now on, or nobody. Meanwhile there are no `lanes`."""
-        self._watcher = self.interrupts.watcher = watcher
+        self.watcher = self.interrupts.watcher = watcher
         for queue in self.transport.queues.values():
             queue.watcher = watcher
 
@@ -239,8 +239,18 @@ class Function:
         """See `Bus`."""
         if self.member is not None:
             self.member.device_reset()
-        if self._watcher is not None:
-            self._watcher.was_reset()
+        if self.watcher is not None:
+            self.watcher.was_reset()
+
+    def mapping_changed(self, address: int, length: int, *, there: bool, writable: bool) -> None:
+        """The client mapped guest memory, or took it away."""
+        if self.watcher is not None:
+            self.watcher.mapped(address, length, there=there, writable=writable)
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody watches."""
+        return self.watcher is not None
 
     def memory_lost(self, reason: str) -> None:
         """Memory that the driver counts on cannot be had: what was read from it is not to be trusted."""
@@ -254,8 +264,8 @@ class Function:
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
         """Tell the observer."""
         self._observer.event(self.name, kind, data)
-        if self._watcher is not None:
-            self._watcher.event(kind, data)
+        if self.watcher is not None:
+            self.watcher.event(kind, data)
 
     @property
     def waits(self) -> Sequence[tuple[int, int]]:
@@ -270,7 +280,7 @@ class Function:
 
     def lanes(self) -> list[Lane]:
         """The queues that the function's thread may serve by itself until somebody else has the lock."""
-        if not self.memory_space or self._watcher is not None:
+        if not self.memory_space or self.watcher is not None:
             return []
         found = []
         for engine, kicked in self.transport.engines():
@@ -293,18 +303,18 @@ class Function:
     def config_read(self, offset: int, length: int) -> bytes:
         """Read configuration space; the same in every mode (DEV-18)."""
         data = self.config.read(offset, length)
-        if self._watcher is not None:
-            self._watcher.config_read(offset, data)
+        if self.watcher is not None:
+            self.watcher.config_read(offset, data)
         return data
 
     def config_write(self, offset: int, data: bytes) -> None:
         """Write configuration space; ignored while a function-level reset is under way."""
-        if self._watcher is not None:
-            self._watcher.config_write(offset, data)
+        if self.watcher is not None:
+            self.watcher.config_write(offset, data)
         if self.gate.flr is None:
             self.config.write(offset, data)
-        if self._watcher is not None:
-            self._watcher.config_wrote(offset, data)
+        if self.watcher is not None:
+            self.watcher.config_wrote(offset, data)
 
     def read_status(self) -> int:
         """Status: a list of capabilities, and the level of INTx."""
@@ -335,8 +345,8 @@ class Function:
     def bar_read(self, bar: int, offset: int, length: int) -> bytes:
         """Read a BAR; all ones where nothing answers."""
         data = self._bar_read(bar, offset, length)
-        if self._watcher is not None:
-            self._watcher.bar_read(bar, offset, data)
+        if self.watcher is not None:
+            self.watcher.bar_read(bar, offset, data)
         return data
 
     def _bar_read(self, bar: int, offset: int, length: int) -> bytes:
@@ -353,11 +363,11 @@ class Function:
 
     def bar_write(self, bar: int, offset: int, data: bytes) -> None:
         """Write a BAR. In Freeze the virtio structures take nothing (DEV-25), MSI-X as always (DEV-18)."""
-        if self._watcher is not None:
-            self._watcher.bar_write(bar, offset, data)
+        if self.watcher is not None:
+            self.watcher.bar_write(bar, offset, data)
         self._bar_write(bar, offset, data)
-        if self._watcher is not None:
-            self._watcher.bar_wrote(bar, offset, data)
+        if self.watcher is not None:
+            self.watcher.bar_wrote(bar, offset, data)
 
     def _bar_write(self, bar: int, offset: int, data: bytes) -> None:
         if not self.memory_space or self.gate.flr is not None:

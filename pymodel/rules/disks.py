@@ -12,6 +12,7 @@ from pymodel.rules.topic import Topic
 from pymodel.spec import block, virtio
 from pymodel.transport.status import describe
 from pymodel.watch.access import Piece
+from pymodel.watch.names import BLOCK_REQUESTS
 
 _OPERATION: Final = "Block Device / Device Operation"
 _REFUSES: Final = "answers IOERR"
@@ -19,14 +20,6 @@ _REFUSES: Final = "answers IOERR"
 _HEADER: Final = struct.Struct("<IIQ")
 _RANGE: Final = struct.Struct("<QII")
 
-_NAMES: Final[Mapping[int, str]] = {
-    block.T_IN: "IN",
-    block.T_OUT: "OUT",
-    block.T_FLUSH: "FLUSH",
-    block.T_GET_ID: "GET_ID",
-    block.T_DISCARD: "DISCARD",
-    block.T_WRITE_ZEROES: "WRITE_ZEROES",
-}
 _FEATURES: Final[Mapping[int, int]] = {
     block.T_FLUSH: block.F_FLUSH,
     block.T_DISCARD: block.F_DISCARD,
@@ -174,7 +167,7 @@ class Disks(Topic):
             self.tell_of("BLK-11", buffer, lengths, expected="16 and 1 at least")
             return
         kind, _, sector = _HEADER.unpack(header)
-        name = _NAMES.get(kind)
+        name = BLOCK_REQUESTS.get(kind)
         if name is None:
             self.tell_of("BLK-13", buffer, f"type {kind}")
             return
@@ -208,7 +201,7 @@ class Disks(Topic):
         return int.from_bytes(self.transport.device.read_config(at, kind.itemsize), "little")
 
     def _check_transfer(self, buffer: Buffer, kind: int, sector: int, to_read: int, to_write: int) -> None:
-        name = _NAMES[kind]
+        name = BLOCK_REQUESTS[kind]
         length, other = (to_write, to_read) if kind == block.T_IN else (to_read, to_write)
         if other:
             way = "read" if kind == block.T_IN else "write"
@@ -222,7 +215,7 @@ class Disks(Topic):
             self.tell_of("BLK-01", buffer, seen, expected=f"{capacity - 1} at most", sector=sector)
 
     def _check_ranges(self, buffer: Buffer, kind: int, length: int) -> None:
-        name = _NAMES[kind]
+        name = BLOCK_REQUESTS[kind]
         discards = kind == block.T_DISCARD
         count, rest = divmod(length, _RANGE.size)
         if rest or not count:

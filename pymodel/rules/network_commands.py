@@ -13,6 +13,7 @@ from pymodel.memory import Buffer
 from pymodel.rules.rule import HINT, MUST, MUST_NOT, Rule
 from pymodel.rules.topic import Topic
 from pymodel.spec import net
+from pymodel.watch.names import command
 
 _CONTROL: Final = "Network Device / Control Virtqueue"
 _FILTERING: Final = f"{_CONTROL} / Packet Receive Filtering"
@@ -25,24 +26,6 @@ _REFUSES: Final = "answers VIRTIO_NET_ERR and changes nothing"
 _DATA_MAX: Final = 1 << 16
 _RSS_HEAD: Final = struct.Struct("<IHH")
 
-_NAMES: Final[Mapping[tuple[int, int], str]] = {
-    (net.CTRL_RX, net.CTRL_RX_PROMISC): "RX_PROMISC",
-    (net.CTRL_RX, net.CTRL_RX_ALLMULTI): "RX_ALLMULTI",
-    (net.CTRL_RX, net.CTRL_RX_ALLUNI): "RX_ALLUNI",
-    (net.CTRL_RX, net.CTRL_RX_NOMULTI): "RX_NOMULTI",
-    (net.CTRL_RX, net.CTRL_RX_NOUNI): "RX_NOUNI",
-    (net.CTRL_RX, net.CTRL_RX_NOBCAST): "RX_NOBCAST",
-    (net.CTRL_MAC, net.CTRL_MAC_TABLE_SET): "MAC_TABLE_SET",
-    (net.CTRL_MAC, net.CTRL_MAC_ADDR_SET): "MAC_ADDR_SET",
-    (net.CTRL_VLAN, net.CTRL_VLAN_ADD): "VLAN_ADD",
-    (net.CTRL_VLAN, net.CTRL_VLAN_DEL): "VLAN_DEL",
-    (net.CTRL_ANNOUNCE, net.CTRL_ANNOUNCE_ACK): "ANNOUNCE_ACK",
-    (net.CTRL_MQ, net.CTRL_MQ_VQ_PAIRS_SET): "MQ_VQ_PAIRS_SET",
-    (net.CTRL_MQ, net.CTRL_MQ_RSS_CONFIG): "MQ_RSS_CONFIG",
-    (net.CTRL_MQ, net.CTRL_MQ_HASH_CONFIG): "MQ_HASH_CONFIG",
-    (net.CTRL_GUEST_OFFLOADS, net.CTRL_GUEST_OFFLOADS_SET): "GUEST_OFFLOADS_SET",
-}
-
 _NOTF_COAL: Final = 6
 _HASH_TUNNEL: Final = 7
 _STATS: Final = 8
@@ -50,7 +33,7 @@ _RSS_CONTEXT: Final = 9
 
 _WITHOUT: Final[Mapping[tuple[int, int], str]] = {
     **dict.fromkeys([(net.CTRL_RX, net.CTRL_RX_PROMISC), (net.CTRL_RX, net.CTRL_RX_ALLMULTI)], "CTRL-01"),
-    **dict.fromkeys([(net.CTRL_RX, command) for command in range(2, 6)], "CTRL-02"),
+    **dict.fromkeys([(net.CTRL_RX, number) for number in range(2, 6)], "CTRL-02"),
     (net.CTRL_MAC, net.CTRL_MAC_TABLE_SET): "CTRL-03",
     (net.CTRL_MAC, net.CTRL_MAC_ADDR_SET): "CTRL-04",
     (net.CTRL_VLAN, net.CTRL_VLAN_ADD): "CTRL-05",
@@ -63,7 +46,7 @@ _WITHOUT: Final[Mapping[tuple[int, int], str]] = {
     **dict.fromkeys([(_NOTF_COAL, 0), (_NOTF_COAL, 1)], "CTRL-11"),
     **dict.fromkeys([(_NOTF_COAL, 2), (_NOTF_COAL, 3)], "CTRL-12"),
     (_HASH_TUNNEL, 0): "CTRL-13",
-    **dict.fromkeys([(_RSS_CONTEXT, command) for command in range(3)], "CTRL-14"),
+    **dict.fromkeys([(_RSS_CONTEXT, number) for number in range(3)], "CTRL-14"),
 }
 """Commands and the rule that they are not sent without their feature."""
 
@@ -181,9 +164,9 @@ class NetworkCommands(Topic):
         rule = _WITHOUT.get(kind)
         if rule is None:
             if head[0] != _STATS:
-                self.tell_of("CTRL-23", buffer, f"class {kind[0]}, command {kind[1]}")
+                self.tell_of("CTRL-23", buffer, command(kind))
             return
-        name = _NAMES.get(kind, f"class {kind[0]}, command {kind[1]}")
+        name = command(kind)
         feature = COMMANDS[kind][0] if kind in COMMANDS else None
         if feature is None or not self.transport.negotiated(feature):
             bit = f" without feature bit {feature}" if feature is not None else ""

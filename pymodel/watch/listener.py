@@ -45,6 +45,9 @@ class Listener:
     def interrupt(self, vector: int) -> None:
         """See `Watcher`."""
 
+    def mapped(self, address: int, length: int, *, there: bool, writable: bool) -> None:
+        """See `Watcher`."""
+
     def was_reset(self) -> None:
         """See `Watcher`."""
 
@@ -57,7 +60,7 @@ class Decoder(Watcher):
 
     def __init__(self, function: Function, listeners: Sequence[Listener]) -> None:
         self._function = function
-        self._listeners = listeners
+        self.listeners = tuple(listeners)
         self._log = logging.getLogger(f"virtio.{function.name}")
 
     def config_read(self, offset: int, data: bytes) -> None:
@@ -108,6 +111,10 @@ class Decoder(Watcher):
         """See `Watcher`."""
         self._tell("interrupt", vector)
 
+    def mapped(self, address: int, length: int, *, there: bool, writable: bool) -> None:
+        """See `Watcher`."""
+        self._tell("mapped", address, length, there=there, writable=writable)
+
     def was_reset(self) -> None:
         """See `Watcher`."""
         self._tell("was_reset")
@@ -116,15 +123,15 @@ class Decoder(Watcher):
         """See `Watcher`."""
         self._tell("event", kind, data)
 
-    def _tell(self, method: str, *news: object) -> None:
-        for listener in self._listeners:
-            guarded(self._log, getattr(listener, method), *news)
+    def _tell(self, method: str, *news: object, **more: object) -> None:
+        for listener in self.listeners:
+            guarded(self._log, getattr(listener, method), *news, **more)
 
 
-def guarded(log: logging.Logger, call: Callable[..., None], *news: object) -> None:
+def guarded(log: logging.Logger, call: Callable[..., None], *news: object, **more: object) -> None:
     """Tell a listener. What goes wrong there changes nothing about the function."""
     try:
-        call(*news)
+        call(*news, **more)
     except GuestError:
         pass  # it came upon what the function itself says when it does
     except Exception:

@@ -28,6 +28,7 @@ from vfu_server.bounded_log import LEVELS
 from vfu_server.function_thread import FunctionThread
 from vfu_server.monitor.qmp import Command, CommandFailed, QmpServer
 from vfu_server.networks.networks import Networks
+from vfu_server.watch.watching import Watching
 
 SOCKET_NAME: Final = "monitor.sock"
 
@@ -45,7 +46,7 @@ class Monitor:
         self._networks = networks
         self._device: PhysicalFunction | None = None
         self._threads: Callable[[], Mapping[str, FunctionThread]] = dict
-        self._breaches: Breaches | None = None
+        self._watching: Watching | None = None
         self._qmp = QmpServer(
             path,
             {
@@ -59,6 +60,7 @@ class Monitor:
                     self._log_level, {"level": str, "function": str}, optional=frozenset({"function"})
                 ),
                 "config-change": Command(self._config_change, {"function": str}),
+                "trace": Command(self._trace, {"on": bool, "file": str}, optional=frozenset({"on", "file"})),
                 "set-link": Command(self._set_link, {"function": str, "up": bool}),
                 "announce-self": Command(self._announce_self, {"function": str}),
             },
@@ -74,13 +76,12 @@ class Monitor:
         self,
         device: PhysicalFunction,
         threads: Callable[[], Mapping[str, FunctionThread]],
-        breaches: Breaches | None,
+        watching: Watching,
     ) -> Iterator[None]:
-        """Serve: `threads` are those of the functions by name. Raises OSError for the socket.
-
-        With `breaches` drivers are checked, and what they did wrong is counted there.
+        """Serve: `threads` are those of the functions by name, which `watching` watches. Raises OSError for
+        the socket.
         """
-        self._device, self._threads, self._breaches = device, threads, breaches
+        self._device, self._threads, self._watching = device, threads, watching
         self._qmp.start()
         try:
             yield
@@ -102,9 +103,10 @@ class Monitor:
         return {"function": function, **_on_thread(thread, partial(ring_view, there[queue], found.memory))}
 
     def _query_rules(self) -> list[dict[str, Any]]:
-        if self._breaches is None:
+        counted = self._breaches
+        if counted is None:
             raise CommandFailed("drivers are not checked: start vfu-server with --check-driver")
-        breaches = self._breaches.all()
+        breaches = counted.all()
         return [
             {
                 "rule": name,
@@ -148,7 +150,24 @@ class Monitor:
         _, thread, device = self._find_linked(function)
         _on_thread(thread, device.announce)
 
+    def _trace(self, on: bool | None = None, file: str | None = None) -> dict[str, Any]:
+        assert self._watching is not None
+        if on and file is None:
+            raise CommandFailed("'file' is missing: the trace is written there")
+        try:
+            if on and file is not None:
+                self._watching.start_trace(Path(file))
+            elif on is not None:
+                self._watching.stop_trace()
+        except OSError as error:
+            raise CommandFailed(f"{file}: {error.strerror}") from None
+        return self._watching.trace()
+
     # -- inside ----------------------------------------------------------------------------------------
+
+    @property
+    def _breaches(self) -> Breaches | None:
+        return self._watching.breaches if self._watching is not None else None
 
     @property
     def _served(self) -> dict[str, tuple[Function, FunctionThread]]:

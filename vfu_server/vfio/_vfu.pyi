@@ -39,6 +39,9 @@ class Handler(Protocol):
     def reset(self) -> None:
         """VFIO's DEVICE_RESET."""
 
+    def mapping_changed(self, address: int, length: int, there: bool, writable: bool) -> None:
+        """The client mapped guest memory, or took it away: with a length of 0 all of it."""
+
     def log(self, level: int, text: str) -> None:
         """Something that the library has to say; `level` is that of syslog, 3 an error and 7 debugging."""
 
@@ -72,6 +75,9 @@ class Context:
     @property
     def memory(self) -> GuestMemory:
         """The client's memory; empty while none is attached."""
+
+    tells_of_memory: bool
+    """Whether `Handler.mapping_changed` is called."""
 
     @property
     def attached(self) -> bool:

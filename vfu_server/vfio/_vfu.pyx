@@ -31,6 +31,9 @@ cdef extern from "<sys/eventfd.h>":
     int EFD_NONBLOCK, EFD_CLOEXEC
     int eventfd(unsigned int count, int flags)
 
+cdef extern from "<sys/mman.h>":
+    int PROT_WRITE
+
 cdef extern from "<sys/socket.h>":
     int SHUT_RDWR, MSG_NOSIGNAL
     Py_ssize_t send(int fd, const void *data, size_t length, int flags) nogil
@@ -204,6 +207,7 @@ cdef class Context(Line):
     cdef object handler
     cdef readonly GuestMemory memory
     cdef readonly bint attached
+    cdef public bint tells_of_memory
     cdef readonly int listener
     cdef readonly bint woken
     cdef bint lost        # the library gave up the connection
@@ -570,6 +574,8 @@ cdef int changed(vfu_ctx_t *ctx, int what, uint64_t start, uint64_t length, int 
             context.memory.unmap(start, length)
         else:
             context.memory.clear()
+        if context.tells_of_memory:
+            context.handler.mapping_changed(start, length, what == DMA_MAP, bool(prot & PROT_WRITE))
     except OSError as error:
         return error.errno or EIO
     except MemoryError:

@@ -75,6 +75,11 @@ class NetDevice:
         return self._settings
 
     @property
+    def header_size(self) -> int:
+        """Bytes of header in front of each frame in a driver's buffers."""
+        return self._receiver.header_size
+
+    @property
     def control_queue(self) -> int:
         """The index of the control queue; -1 without one."""
         return self._control

@@ -168,6 +168,15 @@ class VfSlot:
         """See `Function`."""
         return self.vf.work_unlocked()
 
+    @property
+    def watched(self) -> bool:
+        """See `Function`."""
+        return self.vf.watched
+
+    def mapping_changed(self, address: int, length: int, *, there: bool, writable: bool) -> None:
+        """See `Function`."""
+        self.vf.mapping_changed(address, length, there=there, writable=writable)
+
     def memory_lost(self, reason: str) -> None:
         """See `Function`."""
         self.vf.memory_lost(reason)

@@ -191,6 +191,11 @@ class Legacy:
         self.queues[index] = made
         return made
 
+    def settle(self) -> None:
+        """Let the VF finish what it is about: it looks at its queues after 64 messages at the latest."""
+        for _ in range(64):
+            self.function.config_read(0, 2)
+
     def ok(self) -> None:
         self.write("device_status", self.status | DRIVER_OK)
 

@@ -201,12 +201,15 @@ def test_notifications_at_the_address(vf: Legacy, other: NetDriver) -> None:
     vf.queue(0)
     vf.queue(1)
     vf.ok()
+    # All queues are looked at then, and not again.
+    vf.settle()
     frame = vf.memory.allocate(70)
     frame.view[10:] = list(ethernet(TWO, ONE))
     vf.queues[1].add([frame.segment])
     for at in (0x4002, 0x4004, 0x4FFE, 0x5000, 0x7FFE):
         vf.function.bar_write(4, at, 2, 1)
     vf.function.bar_write(4, 0x4000, 2, 0)
+    vf.settle()
     assert vf.queues[1].device_used_idx == 0
     vf.function.bar_write(4, 0x4000, 2, 1)
     assert received(other) == [ethernet(TWO, ONE)]

@@ -72,6 +72,11 @@ class FakeFunction:
         with self.told_something:
             assert self.told_something.wait_for(lambda: self.told.count(what) >= count, 10), self.told
 
+    watched = False
+
+    def mapping_changed(self, address: int, length: int, *, there: bool, writable: bool) -> None:
+        raise AssertionError("nobody watches")
+
     def attach(self, host: Host) -> None:
         self.host = host
         self.note("attach")

@@ -523,7 +523,8 @@ def test_breaches_are_logged_counted_and_told(serve: Callable[..., ServerProcess
             assert monitor.wait("RULE_BROKEN", rule=rule)["function"] == "vf1"
         assert monitor.wait("RULE_BROKEN", rule="P-DRV-06")["function"] == "pf"
         breaches = {rule["rule"]: rule["breaches"] for rule in monitor("query-rules") if rule["breaches"]}
-        assert {rule for rule in breaches if "DRV-" in rule} == {"DRV-03", "DRV-04", "DRV-05", "DRV-06", "DRV-07", "P-DRV-06"}
+        of_owners = {rule for rule in breaches if "DRV-" in rule}
+        assert of_owners == {"DRV-03", "DRV-04", "DRV-05", "DRV-06", "DRV-07", "P-DRV-06"}
         assert breaches["DRV-07"] == [{"function": "vf1", "subject": "DEV_CTX_WRITE", "count": 2}]
         assert monitor.function("vf1")["counters"]["rules-broken"] >= 6
         assert server.log.count(" DRV-07 ") == 1

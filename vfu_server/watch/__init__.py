@@ -1,0 +1,1 @@
+"""Traces and captures: what passes the functions, in files."""

@@ -1,0 +1,50 @@
+"""A file that is written until it is large enough."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from pathlib import Path
+from typing import Final
+
+log: Final = logging.getLogger("virtio.server")
+
+
+class BoundedFile:
+    """Takes what is written to a new file up to `limit` bytes, from any thread; then it is `full`.
+
+    A write that fails ends it too. Both are logged once. Raises OSError where the file cannot be made.
+    """
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self.path = path
+        self.limit = limit
+        self.size = 0
+        self.full = False
+        self.lock = threading.Lock()
+        self._file = path.open("wb")
+
+    def put(self, data: bytes) -> bool:
+        """Write all of `data`, or nothing. Whether it was written. Called with `lock` held."""
+        if self.full or self._file.closed:
+            return False
+        if self.size + len(data) > self.limit:
+            self._end(f"it has the {self.limit >> 20} MiB that it may have")
+            return False
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self._end(str(error.strerror))
+            return False
+        self.size += len(data)
+        return True
+
+    def _end(self, why: str) -> None:
+        self.full = True
+        log.warning("%s: nothing more is written: %s", self.path, why)
+
+    def close(self) -> None:
+        """Have all that was written in the file."""
+        with self.lock, contextlib.suppress(OSError):
+            self._file.close()
