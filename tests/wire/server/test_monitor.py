@@ -141,6 +141,7 @@ def test_commands_are_listed(monitor: Monitor) -> None:
         "query-rules",
         "query-uplink",
         "set-link",
+        "trace",
     }
 
 
