@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from pymodel.devices import registry
 from pymodel.devices.device import Device
-from pymodel.devices.registry import DEVICES
 from pymodel.host import NOBODY, Observer
 from pymodel.pci.function import Delays, Function
 from pymodel.pci.physical_function import PhysicalFunction
@@ -65,15 +65,15 @@ def build(
     Raises ValueError for options that cannot be built: an unknown device type, more VFs than there can be,
     a feature that there is not, `legacy` for a type that legacy drivers don't know here.
     """
-    if options.device not in DEVICES:
-        raise ValueError(f"device type {options.device!r}; there are: {', '.join(DEVICES)}")
+    registry.find(options.device)
     if not 0 <= options.vfs <= options.total_vfs <= VFS_MAX:
         raise ValueError(f"{options.vfs} of {options.total_vfs} VFs")
     if options.guest_sriov and (options.vfs or not 0 < options.total_vfs <= GUEST_VFS_MAX):
         raise ValueError(f"a guest enables VFs itself, and can have 1 to {GUEST_VFS_MAX}")
 
     def device(name: str) -> Device:
-        return DEVICES[options.device](options.backends[name], name=name, queues=options.queues)
+        # Found each time: it may have been read again.
+        return registry.find(options.device)(options.backends.get(name), name=name, queues=options.queues)
 
     def make_vf_with(number: int, vf_lock: AbstractContextManager[Any]) -> VirtualFunction:
         vf = VirtualFunction(
@@ -114,3 +114,19 @@ def build(
     )
     watch(pf)
     return pf
+
+
+def reload(options: Options, pf: PhysicalFunction) -> None:
+    """Read the module of a device type of one's own again.
+
+    All functions have what is in it now, each from its next device reset on. Raises ValueError, with the
+    reason, where that cannot be; nothing has changed then but the module.
+    """
+    make = registry.reload(options.device)
+    functions = [pf, *pf.vfs.values()]
+    made = [make(options.backends.get(one.name), name=one.name, queues=options.queues) for one in functions]
+    for function, device in zip(functions, made, strict=True):
+        function.transport.check_successor(device)
+    for function, device in zip(functions, made, strict=True):
+        with function.lock:
+            function.transport.succeed(device)

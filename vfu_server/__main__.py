@@ -21,12 +21,13 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from pymodel import build
 from pymodel.admin.context_commands import context_commands
-from pymodel.devices.registry import DEVICES
+from pymodel.devices import registry
 from pymodel.pci.function import Delays
 from pymodel.pci.sriov.mcfg import ADDRESSES
 from pymodel.rules.breaches import Breaches
@@ -75,7 +76,12 @@ def parser() -> argparse.ArgumentParser:
         "The guest's memory must be shared: in QEMU, memory-backend-memfd with share=on.",
     )
     result.add_argument("--socket-dir", type=Path, required=True, metavar="DIR", help="made if it is missing")
-    result.add_argument("--device", choices=tuple(DEVICES), required=True)
+    result.add_argument(
+        "--device",
+        required=True,
+        metavar="TYPE",
+        help=f"{', '.join(registry.names())}, or module:Class for a device type of your own",
+    )
     result.add_argument(
         "--vfs", type=_count(0, build.VFS_MAX), default=0, metavar="N", help="VFs enabled at power-on"
     )
@@ -209,6 +215,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, device in OPTIONS_OF_A_DEVICE:
         if getattr(options, name) and options.device != device:
             options_parser.error(f"--{name} is for --device {device}")
+    if ":" in options.device:
+        # As people try it: the module is in the folder where they are.
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        registry.find(options.device)
+    except ValueError as error:
+        options_parser.error(f"--device: {error}")
     names = ["pf", *(f"vf{number}" for number in range(1, options.total_vfs + 1))]
     networks: Networks | None = None
     backends: Mapping[str, Any] = {}
@@ -216,11 +229,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.device == "net":
             networks = Networks(_net_options(options), names)
             chosen(dict.fromkeys(names, Path()), options.pcap)
-        else:
+        elif options.device == "blk":
             disks = choose_disks(options.disk, names)
     except ValueError as error:
         options_parser.error(f"{'--net' if options.device == 'net' else '--disk'}: {error}")
-    if networks is None:
+    if options.device == "blk":
         try:
             backends = open_disks(disks)
         except (OSError, ValueError, MemoryError) as error:
@@ -327,26 +340,27 @@ def _serve(
     except OSError as error:
         watching.close()
         return _failed("--pcap or --trace", error)
-    device = build.build(
-        build.Options(
-            device=options.device,
-            vfs=options.vfs,
-            total_vfs=options.total_vfs,
-            guest_sriov=options.sriov == "guest",
-            ecam=options.ecam,
-            queues=options.queues,
-            backends=backends,
-            context_opcodes=options.context_opcodes,
-            legacy=options.legacy,
-            strict=options.strict,
-            without=options.without,
-            delays=Delays(
-                flr=options.flr_delay_ms / 1000,
-                reset=options.reset_delay_ms / 1000,
-                power=options.pm_delay_ms / 1000,
-                io=options.io_delay_ms / 1000,
-            ),
+    built = build.Options(
+        device=options.device,
+        vfs=options.vfs,
+        total_vfs=options.total_vfs,
+        guest_sriov=options.sriov == "guest",
+        ecam=options.ecam,
+        queues=options.queues,
+        backends=backends,
+        context_opcodes=options.context_opcodes,
+        legacy=options.legacy,
+        strict=options.strict,
+        without=options.without,
+        delays=Delays(
+            flr=options.flr_delay_ms / 1000,
+            reset=options.reset_delay_ms / 1000,
+            power=options.pm_delay_ms / 1000,
+            io=options.io_delay_ms / 1000,
         ),
+    )
+    device = build.build(
+        built,
         # A lock for each function, so that no function waits for another's disk. The PF's admin queue
         # takes a VF's while it holds the PF's, never the other way round.
         lock=TurnLock,
@@ -362,7 +376,7 @@ def _serve(
     try:
         with (
             Server(device, folder, share) as server,
-            monitor.serving(device, lambda: server.threads, watching),
+            monitor.serving(device, lambda: server.threads, watching, partial(build.reload, built, device)),
         ):
             server.run(ready=lambda: _ready(folder.path), stop=stop)
     except (OSError, RuntimeError, MemoryError) as error:  # RuntimeError: no more threads

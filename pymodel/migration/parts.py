@@ -149,6 +149,7 @@ FIELDS = (
     context.NET_HASH,
     context.NET_RSS,
     context.NET_OFFLOADS,
+    context.OWN_STATE,
 )
 
 

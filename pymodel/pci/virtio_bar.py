@@ -58,7 +58,9 @@ class VirtioBar:
             raise ValueError(f"{len(transport.queues)} queues; {_PAGE // NOTIFY_MULTIPLIER} are possible")
 
     def capabilities(self) -> tuple[VirtioCapability, ...]:
-        """Where the structures are."""
+        """Where the structures are. A device without a configuration has none of that: Linux takes a
+        capability of no length for a broken one.
+        """
         rows = (
             ("common", virtio_pci.CAP_COMMON_CFG, COMMON_AT, 0x40, None),
             ("notify", virtio_pci.CAP_NOTIFY_CFG, NOTIFY_AT, self._notify_size, NOTIFY_MULTIPLIER),
@@ -68,6 +70,7 @@ class VirtioBar:
         return tuple(
             _capability(name, kind, self.index, at, length, multiplier)
             for name, kind, at, length, multiplier in rows
+            if length
         )
 
     @staticmethod

@@ -62,6 +62,8 @@ BLK_EXTENT = 0x0200
 BLK_CHANGE = 0x0201
 BLK_BASE = 0x0202
 BLK_CONTENT = 0x0203
+# Of a device type that is none of the standard's, or of one's own (pymodel.devices.own).
+OWN_STATE = 0x0300
 
 DEVICE_ID_VALUE = np.dtype([("virtio_id", "<u2"), ("reserved", "<u2", (3,))])
 FEATURES_VALUE = np.dtype([("words", "<u8", (2,))])

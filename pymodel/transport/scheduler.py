@@ -100,6 +100,12 @@ class Scheduler:
             queue.publish(self._bus.memory)
             queue.abandon()
 
+    def succeed(self, device: Device) -> None:
+        """Another device takes the place of the present one: no buffer is anybody's."""
+        for index in range(self._admin_index):
+            self._consumers[index] = device
+        self._distinct[0] = self._device = device
+
     # -- turns to come ---------------------------------------------------------------------------------
 
     def kick(self, index: int, data: bytes, *, by_name: bool) -> None:

@@ -64,9 +64,11 @@ class Transport:
         self.num_queues = len(device.queue_sizes)
         self.admin_index = self.num_queues
         self.has_admin = admin is not None
-        self.offered = device.features | ring_features(without, in_order=device.in_order) | features
+        self._of_rings = ring_features(without, in_order=device.in_order) | features
         if admin is not None:
-            self.offered |= 1 << virtio.F_ADMIN_VQ
+            self._of_rings |= 1 << virtio.F_ADMIN_VQ
+        self.offered = device.features | self._of_rings
+        self._successor: Device | None = None
         self._scheduler = Scheduler(
             device, bus, log, admin=admin, admin_queue_size=admin_queue_size, io_delay=io_delay
         )
@@ -108,8 +110,26 @@ class Transport:
         self._drop_held()
         self._clear()
         self._scheduler.reset_consumers()
+        if self._successor is not None:
+            self.device, self._successor = self._successor, None
+            self.offered = self.device.features | self._of_rings
+            self._scheduler.succeed(self.device)
+            self.device.connect(self)
         self.bus.device_was_reset()
         self._tell_status(before)
+
+    def check_successor(self, device: Device) -> None:
+        """Raise ValueError where a driver that is there could see that `device` is another one."""
+        for name in ("virtio_id", "class_code", "queue_sizes", "config_length", "in_order"):
+            now, then = getattr(self.device, name), getattr(device, name)
+            if now != then:
+                raise ValueError(f"{name} was {now} and is {then}: restart the server")
+
+    def succeed(self, device: Device) -> None:
+        """Have another device in the place of the present one, from the next device reset on."""
+        self._successor = device
+        if not self.status:
+            self.reset()
 
     @property
     def resetting(self) -> bool:

@@ -61,5 +61,6 @@ def _device_type(fields: dict[int, Field]) -> int:
 
 def _matters(kind: int, name: str, device_type: int) -> bool:
     if kind == context.DEVICE_CFG:
-        return name not in MAY_DIFFER.get(device_type, frozenset())
+        # What other types carry in it is known to their devices alone.
+        return device_type in MAY_DIFFER and name not in MAY_DIFFER[device_type]
     return name in MUST_AGREE.get(kind, frozenset())

@@ -47,6 +47,7 @@ class Monitor:
         self._device: PhysicalFunction | None = None
         self._threads: Callable[[], Mapping[str, FunctionThread]] = dict
         self._watching: Watching | None = None
+        self._reload: Callable[[], None] | None = None
         self._qmp = QmpServer(
             path,
             {
@@ -60,6 +61,7 @@ class Monitor:
                     self._log_level, {"level": str, "function": str}, optional=frozenset({"function"})
                 ),
                 "config-change": Command(self._config_change, {"function": str}),
+                "reload": Command(self._do_reload),
                 "trace": Command(self._trace, {"on": bool, "file": str}, optional=frozenset({"on", "file"})),
                 "set-link": Command(self._set_link, {"function": str, "up": bool}),
                 "announce-self": Command(self._announce_self, {"function": str}),
@@ -77,11 +79,12 @@ class Monitor:
         device: PhysicalFunction,
         threads: Callable[[], Mapping[str, FunctionThread]],
         watching: Watching,
+        reload: Callable[[], None],
     ) -> Iterator[None]:
-        """Serve: `threads` are those of the functions by name, which `watching` watches. Raises OSError for
-        the socket.
+        """Serve: `threads` are those of the functions by name, which `watching` watches; `reload` has their
+        device type read again, and raises ValueError. Raises OSError for the socket.
         """
-        self._device, self._threads, self._watching = device, threads, watching
+        self._device, self._threads, self._watching, self._reload = device, threads, watching, reload
         self._qmp.start()
         try:
             yield
@@ -149,6 +152,13 @@ class Monitor:
     def _announce_self(self, function: str) -> None:
         _, thread, device = self._find_linked(function)
         _on_thread(thread, device.announce)
+
+    def _do_reload(self) -> None:
+        assert self._reload is not None
+        try:
+            self._reload()
+        except ValueError as error:
+            raise CommandFailed(str(error)) from None
 
     def _trace(self, on: bool | None = None, file: str | None = None) -> dict[str, Any]:
         assert self._watching is not None

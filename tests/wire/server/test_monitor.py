@@ -140,6 +140,7 @@ def test_commands_are_listed(monitor: Monitor) -> None:
         "query-queue",
         "query-rules",
         "query-uplink",
+        "reload",
         "set-link",
         "trace",
     }

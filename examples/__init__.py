@@ -1,0 +1,1 @@
+"""Device types of one's own: docs/own-device.md walks through them."""
