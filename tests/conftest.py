@@ -1,4 +1,4 @@
-"""For all tests: what becomes of those that show a requirement is recorded (tests/requirements.py)."""
+"""For all tests: what becomes of those that stand in a table of docs/ is recorded (tests/recorder.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import hypothesis
 import pytest
 
-from tests.requirements import Recorder
+from tests.recorder import OUTCOMES, SAYINGS, Outcomes, Sayings
 
 # As users have it: with it no stream keeps text that could not be written, and what that does is not seen.
 os.environ.pop("PYTHONUNBUFFERED", None)
@@ -34,4 +34,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Recorder(), "requirements")
+    config.pluginmanager.register(Outcomes(OUTCOMES), "outcomes")
+    config.pluginmanager.register(Sayings(SAYINGS), "sayings")

@@ -5,33 +5,21 @@
     python -m tests.requirements --check --run   ... and the last run had each of them, and each passed
 
 A test names its requirements with `@pytest.mark.spec("DEV-05")`. Each needs one at the wire ring, or a reason
-why there is none. The results are in build/requirements.json: a run of all tests replaces it, any other run
-brings it up to date.
+why there is none. The results are in build/requirements.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import json
-import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-import pytest
-
+from tests.marked import ROOT, Marked, cells, collect, marked
+from tests.recorder import OUTCOMES, load
 from tests.rules import DRAFT, REQUIREMENTS, VIRTIO, Requirement
 
-ROOT: Final = Path(__file__).resolve().parent.parent
 TABLE: Final = ROOT / "docs" / "requirements.md"
-RESULTS: Final = ROOT / "build" / "requirements.json"
-ID: Final = re.compile(r"(P-)?(DEV|DRV)-\d\d")
-RINGS: Final = ("wire", "model", "guest")
-PROPERTY: Final = "requirements"
 
 HEAD: Final = """\
 # Requirements, and their tests
@@ -61,114 +49,6 @@ COLUMNS: Final = """
 """
 
 
-@dataclass(frozen=True)
-class Marked:
-    """One test case that names requirements."""
-
-    nodeid: str
-    ids: tuple[str, ...]
-
-    @property
-    def ring(self) -> str:
-        """The folder under tests/."""
-        return self.nodeid.split("/")[1]
-
-    @property
-    def file(self) -> str:
-        """The file's path below its ring, without suffix."""
-        return self.nodeid.split("::", maxsplit=1)[0].split("/", maxsplit=2)[-1].removesuffix(".py")
-
-    @property
-    def function(self) -> str:
-        """The test function's name without `test_` and parameters."""
-        return self.nodeid.split("::", maxsplit=1)[1].split("[", maxsplit=1)[0].removeprefix("test_")
-
-
-def marked(items: Iterable[pytest.Item]) -> list[Marked]:
-    """The items that name a requirement."""
-    found = []
-    for item in items:
-        names = [str(name) for mark in item.iter_markers("spec") for name in mark.args]
-        ids = tuple(sorted({name for name in names if ID.fullmatch(name)}))
-        if ids:
-            found.append(Marked(item.nodeid, ids))
-    return found
-
-
-class Recorder:
-    """The pytest plugin: keeps the outcome of every marked test, and writes RESULTS at the end of a run.
-
-    What a test is marked with travels in its reports, so that those of pytest-xdist's workers, which run the
-    tests, tell the process that writes.
-    """
-
-    def __init__(self) -> None:
-        self._outcomes: dict[str, str] = {}
-
-    def pytest_itemcollected(self, item: pytest.Item) -> None:
-        """Note in the test's reports that it names requirements."""
-        item.user_properties += [(PROPERTY, test.ids) for test in marked([item])]
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """The worst of setup, call and teardown is what counts."""
-        if all(name != PROPERTY for name, _ in report.user_properties):
-            return
-        outcome = "xfailed" if hasattr(report, "wasxfail") else report.outcome
-        if outcome != "passed" or report.when == "call":
-            before = self._outcomes.get(report.nodeid, "passed")
-            self._outcomes[report.nodeid] = outcome if before == "passed" else before
-
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write what is known now."""
-        config = session.config
-        if hasattr(config, "workerinput") or not self._outcomes:
-            return
-        chosen = config.option.keyword or config.option.markexpr or config.option.long
-        everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not chosen
-        known = {} if everything else load()
-        known.update(self._outcomes)
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
-
-
-@dataclass
-class _Collector:
-    """Takes the tests of a run that only collects."""
-
-    items: list[pytest.Item] = field(default_factory=list)
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self.items = list(session.items)
-
-
-def collect() -> list[Marked]:
-    """All marked tests of today. Raises SystemExit with pytest's words where they cannot be collected."""
-    collector, said = _Collector(), io.StringIO()
-    with contextlib.redirect_stdout(said):
-        arguments = [
-            "--collect-only",
-            "-qq",
-            "-p",
-            "no:cacheprovider",
-            "--rootdir",
-            str(ROOT),
-            str(ROOT / "tests"),
-        ]
-        status = pytest.main(arguments, plugins=[collector])
-    if status != pytest.ExitCode.OK:
-        raise SystemExit(f"{said.getvalue()}\nthe tests cannot be collected")
-    return marked(collector.items)
-
-
-def load() -> dict[str, str]:
-    """The last results: outcome by test."""
-    try:
-        found = json.loads(RESULTS.read_text())
-    except FileNotFoundError:
-        return {}
-    return {str(nodeid): str(outcome) for nodeid, outcome in found.items()}
-
-
 def render(tests: Sequence[Marked], outcomes: Mapping[str, str]) -> str:
     """The tables. A requirement has passed when all its tests have."""
     parts = [HEAD]
@@ -183,23 +63,9 @@ def _row(name: str, asked: Requirement, tests: Sequence[Marked], outcomes: Mappi
     mine = [test for test in tests if name in test.ids]
     worst = {outcomes.get(test.nodeid, "not run") for test in mine} - {"passed"} or {"passed"}
     result = ", ".join(sorted(worst)) if mine else "no test"
-    cells = [f"none: {asked.untested}"] if asked.untested else []
-    cell = "; ".join(cells + _cells(mine))
+    reason = [f"none: {asked.untested}"] if asked.untested else []
+    cell = "; ".join(reason + cells(mine))
     return f"| {name} | {asked.level} | {asked.text} | {cell} | {result} |\n"
-
-
-def _cells(tests: Sequence[Marked]) -> list[str]:
-    """The tests of one requirement: those of each file, and how many there are elsewhere."""
-    files: dict[str, list[str]] = {}
-    for test in sorted(tests, key=lambda test: (test.file, test.nodeid)):
-        names = files.setdefault(test.file, []) if test.ring == "wire" else []
-        if test.function not in names:
-            names.append(test.function)
-    parts = [f"[{file}](../tests/wire/{file}.py): {', '.join(names)}" for file, names in files.items()]
-    for ring in RINGS[1:]:
-        count = len({(test.file, test.function) for test in tests if test.ring == ring})
-        parts += [f"{count} of the {ring}" if ring == "model" else f"{count} with guests"] if count else []
-    return parts
 
 
 def complaints(tests: Sequence[Marked], outcomes: Mapping[str, str]) -> list[str]:
@@ -233,9 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--run", action="store_true", help="also check the last run of the tests")
     options = parser.parse_args(arguments)
-    tests = collect()
+    tests = marked(collect())
     # Without a run there is nothing but what the table says, which is to be that all passed.
-    outcomes = load() if options.write or options.run else {test.nodeid: "passed" for test in tests}
+    outcomes = load(OUTCOMES) if options.write or options.run else {test.nodeid: "passed" for test in tests}
     found = complaints(tests, outcomes)
     table = render(tests, outcomes)
     if options.write:

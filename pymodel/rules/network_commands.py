@@ -52,8 +52,12 @@ _WITHOUT: Final[Mapping[tuple[int, int], str]] = {
 
 
 def _without(section: str, what: str, feature: str, level: str = MUST_NOT) -> Rule:
-    text = f"send {what} without {feature}" if level != HINT else f"sends {what} without {feature}"
-    return Rule(level, section, text, "such a command", _REFUSES)
+    texts = {
+        MUST: f"negotiate {feature} before it sends {what}",
+        MUST_NOT: f"send {what} without {feature}",
+        HINT: f"sends {what} without {feature}",
+    }
+    return Rule(level, section, texts[level], "such a command", _REFUSES)
 
 
 class NetworkCommands(Topic):
@@ -74,10 +78,12 @@ class NetworkCommands(Topic):
         "CTRL-10": _without(
             f"{_CONTROL} / Offloads State Configuration", "GUEST_OFFLOADS_SET", "CTRL_GUEST_OFFLOADS", HINT
         ),
-        "CTRL-11": _without(_COALESCING, "NOTF_COAL_TX_SET or RX_SET", "NOTF_COAL"),
-        "CTRL-12": _without(_COALESCING, "NOTF_COAL_VQ_SET or VQ_GET", "VQ_NOTF_COAL"),
-        "CTRL-13": _without(f"{_CONTROL} / Inner Header Hash", "HASH_TUNNEL_SET", "HASH_TUNNEL"),
-        "CTRL-14": _without(f"{_CONTROL} / RSS Context", "commands of class RSS_CTX_CTRL", "RSS_CONTEXT"),
+        "CTRL-11": _without(_COALESCING, "NOTF_COAL_TX_SET or RX_SET", "NOTF_COAL", MUST),
+        "CTRL-12": _without(_COALESCING, "NOTF_COAL_VQ_SET or VQ_GET", "VQ_NOTF_COAL", MUST),
+        "CTRL-13": _without(f"{_CONTROL} / Inner Header Hash", "HASH_TUNNEL_SET", "HASH_TUNNEL", MUST),
+        "CTRL-14": _without(
+            f"{_CONTROL} / RSS Context", "commands of class RSS_CTX_CTRL", "RSS_CONTEXT", MUST
+        ),
         "CTRL-15": Rule(
             MUST,
             _ADDRESSES,

@@ -15,6 +15,7 @@ from tests.wire.rules.author import (
     FAILED,
     FEATURES_OK,
     NEEDS_RESET,
+    SHOULDS,
     VERSION_1,
     Author,
     Mistake,
@@ -209,8 +210,15 @@ def test_mistake(author: Author, told: Callable[[Author, Mistake], None], mistak
     told(author, mistake)
 
 
-def test_mistake_at_a_network_card(net_author: Author, told: Callable[[Author, Mistake], None]) -> None:
-    told(net_author, Mistake("FEAT-02", segments_without_checksums, "bit 11 needs bit 0"))
+@pytest.mark.parametrize(
+    "mistake",
+    [Mistake("FEAT-02", segments_without_checksums, "bit 11 needs bit 0")],
+    ids=lambda mistake: mistake.id,
+)
+def test_mistake_at_a_network_card(
+    net_author: Author, told: Callable[[Author, Mistake], None], mistake: Mistake
+) -> None:
+    told(net_author, mistake)
 
 
 def version_1_alone(author: Author) -> None:
@@ -218,15 +226,22 @@ def version_1_alone(author: Author) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "name"),
-    [("FEAT-04", "ACCESS_PLATFORM"), ("FEAT-05", "RING_PACKED"), ("FEAT-06", "NOTIF_CONFIG_DATA")],
+    "mistake",
+    [
+        Mistake(rule, version_1_alone, f"features 0x100000000, without {name}", SHOULDS - {rule})
+        for rule, name in {
+            "FEAT-04": "ACCESS_PLATFORM",
+            "FEAT-05": "RING_PACKED",
+            "FEAT-06": "NOTIF_CONFIG_DATA",
+        }.items()
+    ],
+    ids=lambda mistake: mistake.id,
 )
 def test_features_that_a_driver_should_take(
-    author: Author, told: Callable[[Author, Mistake], None], rule: str, name: str
+    author: Author, told: Callable[[Author, Mistake], None], mistake: Mistake
 ) -> None:
     author.shoulds = frozenset()
-    also = frozenset({"FEAT-04", "FEAT-05", "FEAT-06"}) - {rule}
-    told(author, Mistake(rule, version_1_alone, f"features 0x100000000, without {name}", also))
+    told(author, mistake)
 
 
 def test_fatal(serve: Callable[..., ServerProcess]) -> None:

@@ -140,16 +140,18 @@ def in_the_middle_of_a_reset(author: Author) -> None:
     author.device.function.bar_read(0, 20, 1)
 
 
-def test_during_a_function_level_reset(
-    serve: Callable[..., ServerProcess], told: Callable[[Author, Mistake], None]
+@pytest.mark.parametrize(
+    "mistake",
+    [Mistake("PCI-07", in_the_middle_of_a_reset, "device_status read during a function-level reset")],
+    ids=lambda mistake: mistake.id,
+)
+def test_mistake_during_a_function_level_reset(
+    serve: Callable[..., ServerProcess], told: Callable[[Author, Mistake], None], mistake: Mistake
 ) -> None:
     server = serve("--vfs", "1", "--disk", "ram:64k", "--check-driver", "--flr-delay-ms", "500")
     listener = Listener(server)
     with Author(server, "vf1", listener) as author:
-        told(
-            author,
-            Mistake("PCI-07", in_the_middle_of_a_reset, "device_status read during a function-level reset"),
-        )
+        told(author, mistake)
     listener.close()
 
 
