@@ -77,7 +77,7 @@ compat: ext images
 	@echo "compat: running"
 	$(BIN)/python -m tests.compatibility
 
-## Lint, format, types, layers, and the extension's stub.
+## Lint, format, types, layers, the extension's stub, and the tables that are made of tests.
 check: ext
 	@echo "check: ruff"
 	$(BIN)/ruff check .
@@ -93,6 +93,8 @@ check: ext
 	  vfu_server.datapath.loop vfu_server.datapath.stream_channel vfu_server.datapath.tap_channel --ignore-missing-stub
 	@echo "check: requirement table"
 	$(BIN)/python -m tests.requirements --check
+	@echo "check: table of rules for drivers"
+	$(BIN)/python -m tests.driver_rules --check
 
 ## Remove all that was made, the virtual environment and what was downloaded included.
 clean:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from pymodel.rules.checker import RULES
+from tests.recorder import TOLD
 from tests.server_process import ServerProcess
 from tests.wire.running import running
 
@@ -40,3 +42,17 @@ def on_either_disk(
         disk = f"vf1={image}"
     with running() as start:
         yield start("--vfs", "1", "--disk", disk, log_level="info")
+
+
+@pytest.fixture
+def said(server: ServerProcess, request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the file's server, which checks drivers, logs of broken rules: it goes into docs/rules.md."""
+    mark = server.mark()
+    yield
+    for line in server.log[mark:].splitlines():
+        for name, rule in RULES.items():
+            _, found, rest = line.partition(f" {name} ({rule.level}: {rule.text}): ")
+            if found:
+                # The function comes first, and what the device does about it last.
+                seen = rest.partition(" ")[2].removesuffix(f"; the device {rule.does} [{rule.section}]")
+                request.node.user_properties.append((TOLD, (name, seen)))

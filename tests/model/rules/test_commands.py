@@ -24,6 +24,7 @@ from tests.model.fakes import (
     isr,
     part,
 )
+from tests.recorder import TOLD
 
 ACTIVE, STOP, FREEZE = range(3)
 MODE_SET, READ, WRITE, DISCARD = 1, 3, 4, 6
@@ -161,13 +162,19 @@ BREACHES: list[tuple[Callable[[Checked], None], set[str]]] = [
     *("P-DRV-07", "P-DRV-08", "P-DRV-10"),
 )
 @pytest.mark.parametrize(("act", "broken"), BREACHES, ids=[act.__name__[1:] for act, _ in BREACHES])
-def test_a_breach_is_noticed(act: Callable[[Checked], None], broken: set[str]) -> None:
+def test_a_breach_is_noticed(
+    request: pytest.FixtureRequest, act: Callable[[Checked], None], broken: set[str]
+) -> None:
     driver = Checked()
     act(driver)
     # `mode` sends one byte of data, which is one breach more.
     assert driver.broken - {"P-DRV-07"} == broken - {"P-DRV-07"}
     assert broken <= driver.broken
-    assert {data["rule"] for _, kind, data in driver.seen.events if kind == "RULE_BROKEN"} == driver.broken
+    told = [data for _, kind, data in driver.seen.events if kind == "RULE_BROKEN"]
+    assert {data["rule"] for data in told} == driver.broken
+    request.node.user_properties += [
+        (TOLD, (data["rule"], f"{data['subject']}: {data['seen']}")) for data in told
+    ]
 
 
 @pytest.mark.spec("P-DRV-01")

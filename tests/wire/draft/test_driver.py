@@ -45,6 +45,8 @@ ACCESS = re.compile(
 READ_NOTE = re.compile(r"(\d+) bytes, (\d+) left")
 START_BYTES, END_BYTES = field(0), field(1)
 
+pytestmark = pytest.mark.usefixtures("said")
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:

@@ -23,6 +23,8 @@ from tests.wire.running import running
 
 Broken = Callable[[], set[str]]
 
+pytestmark = pytest.mark.usefixtures("said")
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:

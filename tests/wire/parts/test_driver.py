@@ -56,6 +56,8 @@ from vfu_client.owner.owner import DriverRuleError, OwnerDriver
 UNPADDED = "P-DRV-07"
 Broken = Callable[[], set[str]]
 
+pytestmark = pytest.mark.usefixtures("said")
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:

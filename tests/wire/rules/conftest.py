@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.recorder import TOLD
 from tests.server_process import ServerProcess
 from tests.wire.rules.author import Author, Listener, Mistake
 from tests.wire.running import running
@@ -91,6 +92,6 @@ def told(request: pytest.FixtureRequest) -> Callable[[Author, Mistake], None]:
         assert mistake.where.items() <= data.items(), data
         assert data["section"]
         assert data["does"]
-        request.node.user_properties.append(("told", (mistake.rule, data["seen"])))
+        request.node.user_properties.append((TOLD, (mistake.rule, data["seen"])))
 
     return make
