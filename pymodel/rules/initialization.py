@@ -153,7 +153,7 @@ class Initialization(Topic):
             SHOULD_NOT,
             "Device Suspend",
             "set SUSPEND where VIRTIO_F_SUSPEND was not negotiated",
-            "bit 16 in a write of device_status",
+            "SUSPEND, of value 16, in a write of device_status",
             "ignores the bit",
         ),
         "STAT-05": Rule(

@@ -223,14 +223,14 @@ class Networks(Topic):
             MUST,
             _STEERING,
             "send on the first transmit queue only, before VQ_PAIRS_SET",
-            "a frame in another one",
+            "a notification of another one",
             "sends it",
         ),
         "NET-25": Rule(
             MUST_NOT,
             _STEERING,
             "send on transmit queues that VQ_PAIRS_SET left out",
-            "a frame in such a queue",
+            "a notification of such a queue",
             "sends it",
         ),
         "NET-26": Rule(

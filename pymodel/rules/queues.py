@@ -170,7 +170,7 @@ class Queues(Topic):
             MUST,
             _VECTORS,
             "read a vector field back after it mapped an event",
-            "DRIVER_OK, or another vector, without such a read",
+            "DRIVER_OK without such a read",
             "does what it is asked for",
         ),
         "ISR-01": Rule(
