@@ -140,8 +140,8 @@ class Disks(Topic):
         "BLK-16": Rule(
             HINT,
             "Block Device / Device configuration layout",
-            "has a range of more sectors than the configuration allows",
-            "more than max_discard_sectors or max_write_zeroes_sectors",
+            "has a range of more sectors than the configuration allows, or discards beyond the capacity",
+            "more than max_discard_sectors or max_write_zeroes_sectors, or a DISCARD that ends behind it",
             _REFUSES,
         ),
     }
@@ -206,7 +206,7 @@ class Disks(Topic):
         if other:
             way = "read" if kind == block.T_IN else "write"
             self.tell_of("BLK-12", buffer, f"{name} of {length} bytes with {other} bytes to {way}")
-        if length % block.SECTOR or not length:
+        if length % block.SECTOR:
             self.tell_of("BLK-04", buffer, f"{name} of {length} bytes", expected="a multiple of 512")
         capacity = self._config("capacity")
         end = sector + -(-length // block.SECTOR)
@@ -218,7 +218,7 @@ class Disks(Topic):
         name = BLOCK_REQUESTS[kind]
         discards = kind == block.T_DISCARD
         count, rest = divmod(length, _RANGE.size)
-        if rest or not count:
+        if rest:
             self.tell_of("BLK-05", buffer, f"{name} with {length} bytes", expected="a multiple of 16")
             return
         most = self._config("max_discard_seg" if discards else "max_write_zeroes_seg")
@@ -233,7 +233,8 @@ class Disks(Topic):
         ):
             what = f"{name}, range {number}: {sectors} sectors from {sector} on"
             if sector + sectors > capacity:
-                self.tell_of("BLK-01", buffer, what, expected=f"{capacity - 1} at most", sector=sector)
+                rule = "BLK-16" if discards else "BLK-01"
+                self.tell_of(rule, buffer, what, expected=f"{capacity - 1} at most", sector=sector)
             if sectors > largest:
                 self.tell_of("BLK-16", buffer, what, expected=f"{largest} at most", sector=sector)
             if discards and flags & block.RANGE_UNMAP:

@@ -146,7 +146,7 @@ class Initialization(Topic):
             SHOULD_NOT,
             _STATUS,
             "rely on a device that needs a reset",
-            "a notification while DEVICE_NEEDS_RESET is set",
+            "a notification after DEVICE_NEEDS_RESET was read",
             "uses no buffer any more",
         ),
         "STAT-04": Rule(
@@ -246,6 +246,8 @@ class Initialization(Topic):
     def _begin(self) -> None:
         """As after a reset."""
         self._looked_at_features = False
+        # Whether the driver read that the device needs a reset.
+        self._knows_of_trouble = False
         # Whether FEATURES_OK is being set.
         self._agrees = False
         # Whether device_status is to be read, and whether the features were refused.
@@ -266,6 +268,7 @@ class Initialization(Topic):
         if piece.value == 0:
             self._awaits_reset = False
         self._unchecked = False
+        self._knows_of_trouble = bool(piece.value & virtio.STATUS_DEVICE_NEEDS_RESET)
 
     def writing_device_status(self, piece: Piece) -> None:
         """A reset, or bits."""
@@ -415,7 +418,7 @@ class Initialization(Topic):
         what = f"a notification at status {describe(status)}"
         if not status & virtio.STATUS_DRIVER_OK:
             self.tell("INIT-10", what, queue=queue)
-        elif status & virtio.STATUS_DEVICE_NEEDS_RESET:
+        elif self._knows_of_trouble:
             self.tell("STAT-03", what, queue=queue)
 
     def writing_device(self, access: Access) -> None:

@@ -66,7 +66,7 @@ class NetworkCommands(Topic):
     RULES: ClassVar[Mapping[str, Rule]] = {
         "CTRL-01": _without(_FILTERING, "RX_PROMISC or RX_ALLMULTI", "CTRL_RX"),
         "CTRL-02": _without(_FILTERING, "RX_ALLUNI, NOMULTI, NOUNI or NOBCAST", "CTRL_RX_EXTRA"),
-        "CTRL-03": _without(_ADDRESSES, "MAC_TABLE_SET", "CTRL_RX"),
+        "CTRL-03": _without(_ADDRESSES, "commands of class MAC", "CTRL_RX"),
         "CTRL-04": _without(_ADDRESSES, "MAC_ADDR_SET", "CTRL_MAC_ADDR", HINT),
         "CTRL-05": _without(f"{_CONTROL} / VLAN Filtering", "VLAN_ADD or VLAN_DEL", "CTRL_VLAN", HINT),
         "CTRL-06": _without(
@@ -178,6 +178,8 @@ class NetworkCommands(Topic):
             bit = f" without feature bit {feature}" if feature is not None else ""
             self.tell_of(rule, buffer, f"{name}{bit}", subject=name)
             return
+        if kind[0] == net.CTRL_MAC and not self.transport.negotiated(net.F_CTRL_RX):
+            self.tell_of("CTRL-03", buffer, f"{name} without feature bit {net.F_CTRL_RX}", subject=name)
         check = self._checks.get(kind)
         if check is not None:
             check(self, buffer, buffer.readable.read(2, _DATA_MAX))
@@ -216,7 +218,7 @@ class NetworkCommands(Topic):
     def _rss_config(self, buffer: Buffer, data: bytes) -> None:
         if len(data) < _RSS_HEAD.size:
             return
-        types, mask, unclassified = _RSS_HEAD.unpack_from(data)
+        types, mask, _ = _RSS_HEAD.unpack_from(data)
         self._hash_types(buffer, types, "MQ_RSS_CONFIG")
         size = mask + 1
         if size & mask:
@@ -229,11 +231,10 @@ class NetworkCommands(Topic):
         entries = struct.unpack_from(
             f"<{size}H", data.ljust(_RSS_HEAD.size + 2 * size, b"\0"), _RSS_HEAD.size
         )
-        for number, entry in enumerate((*entries, unclassified)):
+        for number, entry in enumerate(entries):
             queue = self.transport.queues.get(2 * entry)
             if queue is None or queue.index >= self.transport.num_queues - 1 or not queue.enabled:
-                where = f"entry {number}" if number < size else "unclassified_queue"
-                seen = f"MQ_RSS_CONFIG: {where} is receive queue {entry + 1} (index {2 * entry})"
+                seen = f"MQ_RSS_CONFIG: entry {number} is receive queue {entry + 1} (index {2 * entry})"
                 self.tell_of("CTRL-18", buffer, seen)
                 return
 

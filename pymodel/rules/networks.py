@@ -62,7 +62,7 @@ class Networks(Topic):
             MUST,
             _TRANSMISSION,
             "put the whole header in front of a frame, of the same size as in receive buffers",
-            "a buffer that is shorter than a header and an Ethernet header",
+            "a buffer that is shorter than a header",
             _DROPS,
         ),
         "NET-02": Rule(
@@ -261,6 +261,13 @@ class Networks(Topic):
             "VQ_PAIRS_SET while one of them is empty",
             "drops frames for that queue",
         ),
+        "NET-30": Rule(
+            HINT,
+            _TRANSMISSION,
+            "sends a frame that is shorter than an Ethernet header",
+            "less than 14 bytes behind the virtio header",
+            _DROPS,
+        ),
     }
 
     def __init__(self, function: Function, breaches: Breaches) -> None:
@@ -323,8 +330,9 @@ class Networks(Topic):
             self.tell_of("NET-19", buffer, f"{buffer.writable.length} bytes to write")
         length = buffer.readable.length - self._header_size
         if length < net.ETHERNET_HEADER:
-            least = self._header_size + net.ETHERNET_HEADER
-            self.tell_of("NET-01", buffer, f"{buffer.readable.length} bytes", expected=f"{least} at least")
+            rule, least = ("NET-01", 0) if length < 0 else ("NET-30", net.ETHERNET_HEADER)
+            least += self._header_size
+            self.tell_of(rule, buffer, f"{buffer.readable.length} bytes", expected=f"{least} at least")
             return
         flags, gso, hdr_len, gso_size, start, offset, buffers = _HEADER.unpack(
             buffer.readable.read(0, _HEADER.size)

@@ -252,7 +252,7 @@ class Notifications(Topic):
         if not (self.transport.running and self.function.may_fetch and self.function.attached):
             return
         for queue in self.transport.queues.values():
-            if not queue.enabled or queue.waiting or queue.untouched:
+            if not queue.enabled or queue.waiting:
                 continue
             now = self._position(queue)
             taken = queue.ring.last_avail

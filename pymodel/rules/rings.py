@@ -125,8 +125,8 @@ class Rings(Topic):
             MUST_NOT,
             _INDIRECT,
             "make a chain that is longer than the queue, or loops",
-            "a chain of more descriptors than its table",
-            _NEEDS_RESET,
+            "a chain of more descriptors than its table, or a table of more than the queue",
+            "sets DEVICE_NEEDS_RESET; the admin queue takes long tables",
         ),
         "SPLIT-03": Rule(
             MUST_NOT,
@@ -468,6 +468,10 @@ class Rings(Topic):
         """An indirect table, which is known to be one."""
         table, length = int.from_bytes(data[:8], "little"), int.from_bytes(data[8:12], "little")
         count = length // _SIZE
+        if not packed and count > self.transport.queues[buffer.queue].size:
+            seen = f"an indirect table of {count} descriptors at {table:#x}"
+            most = f"{self.transport.queues[buffer.queue].size} at most"
+            self.tell_of("SPLIT-02", buffer, seen, expected=most, address=table)
         raw = self.function.memory.read(table, count * _SIZE)
         for number in range(count):
             entry = raw[number * _SIZE : (number + 1) * _SIZE]

@@ -88,8 +88,7 @@ class BlockDriver(Driver):
     @property
     def capacity(self) -> int:
         """The size of the disk in sectors of 512 bytes."""
-        offset, _ = field_range(block.CONFIG, "capacity")
-        return self.device.config_read(offset, 4) | self.device.config_read(offset + 4, 4) << 32
+        return int.from_bytes(self.device.config_field(block.CONFIG, "capacity"), "little")
 
     @property
     def writeback(self) -> bool:

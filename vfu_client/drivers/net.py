@@ -17,7 +17,6 @@ from pymodel.spec import net
 from vfu_client.drivers.driver import Driver
 from vfu_client.vfio.connection import DEFAULT_TIMEOUT
 from vfu_client.vfio.memory import Buffer, GuestMemory
-from vfu_client.vfio.pci import field_range
 from vfu_client.virtio.driver_queue import Completion, DriverQueue
 from vfu_client.virtio.function import KNOWN_FEATURES, VirtioPci
 
@@ -155,7 +154,7 @@ class NetDriver(Driver):
     # Configuration.
 
     def _config(self, name: str) -> bytes:
-        return self.device.config_bytes(*field_range(net.CONFIG, name))
+        return self.device.config_field(net.CONFIG, name)
 
     @property
     def mac(self) -> bytes:

@@ -5,9 +5,16 @@ virtio 1.4, "Virtio Structure PCI Capabilities".
 
 from __future__ import annotations
 
+from typing import Final
+
+import numpy as np
+
 from pymodel.spec import pci, virtio_pci
-from vfu_client.vfio.pci import CapabilityMissingError, PciFunction
+from vfu_client.vfio.pci import CapabilityMissingError, PciFunction, field_range
 from vfu_client.virtio.common_config import CommonConfig, ConfigStructure
+
+_ATOMIC: Final = 4
+"""Bytes of configuration that are read at once."""
 
 
 class VirtioStructures:
@@ -27,6 +34,21 @@ class VirtioStructures:
     def config_read(self, offset: int, size: int) -> int:
         """A field of the device's own configuration structure."""
         return int.from_bytes(self.config_bytes(offset, size), "little")
+
+    def config_field(self, layout: np.dtype[np.void], name: str) -> bytes:
+        """A field of `layout`, in accesses of the width that it has, and all of it of one time.
+
+        Source: virtio 1.4, "Device Configuration Space" and "PCI Device Layout". Raises `LookupError`.
+        """
+        offset, size = field_range(layout, name)
+        kind = layout[name].base
+        width = min(kind.itemsize, _ATOMIC) if kind.fields is None else 1
+        while True:
+            before = self.common.read("config_generation")
+            places = range(offset, offset + size, width)
+            value = b"".join(self.config_bytes(at, width) for at in places)
+            if size <= _ATOMIC or self.common.read("config_generation") == before:
+                return value
 
     def config_bytes(self, offset: int = 0, size: int | None = None) -> bytes:
         """Bytes of the device's own configuration structure; all of it by default. Raises `LookupError`."""

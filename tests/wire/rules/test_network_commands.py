@@ -71,6 +71,11 @@ MISTAKES = [
         for rule, (data, seen) in WITHOUT.items()
     ),
     Mistake(
+        "CTRL-03",
+        _commands(23, data=b"\1\1\2\0\0\0\0\1", name="an_address_without_filters"),
+        "MAC_ADDR_SET without feature bit 18",
+    ),
+    Mistake(
         "CTRL-15",
         _commands(CTRL_RX, data=b"\1\0" + struct.pack("<I", 2) + bytes(6), name="a_cut_table"),
         "MAC_TABLE_SET: 2 addresses in 6 bytes",

@@ -55,6 +55,13 @@ def _send(
     queue.kick(force=True)
 
 
+def a_short_header(author: Author) -> None:
+    queue = _drive(author)[1]
+    data = author.bytes(bytes(10))
+    queue.add([(data.address, 10)])
+    queue.kick(force=True)
+
+
 def a_short_frame(author: Author) -> None:
     _send(author, frame=bytes(10))
 
@@ -201,7 +208,8 @@ def a_pair_without_buffers(author: Author) -> None:
 
 
 MISTAKES = [
-    Mistake("NET-01", a_short_frame, "queue 1, ring position 0, head 0: 22 bytes", where={"queue": 1}),
+    Mistake("NET-01", a_short_header, "queue 1, ring position 0, head 0: 10 bytes", where={"queue": 1}),
+    Mistake("NET-30", a_short_frame, "22 bytes", where={"expected": "26 at least"}),
     Mistake("NET-02", num_buffers, "num_buffers 1", where={"expected": "0"}),
     Mistake("NET-03", a_checksum_without_the_feature, "flags 0x1"),
     Mistake("NET-04", segments_without_a_feature, "gso_type 0x1"),
