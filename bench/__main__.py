@@ -26,6 +26,7 @@ from bench.network import Network
 from bench.pf_probe import Probe
 from bench.regions import Regions
 from bench.ring import Ring
+from bench.watching import Watching
 from images.machine import MachineError
 from images.program import die_with_parent
 from images.workspace import BUILD
@@ -34,6 +35,7 @@ GROUPS: tuple[Group, ...] = (
     Mmio(),
     Ring(),
     Busy(),
+    Watching(),
     Regions(),
     Contexts(),
     Cycles(),
