@@ -145,6 +145,10 @@ class AdminQueue:
         """Commands that are held."""
         return len(self._held)
 
+    def fail(self, buffer: Buffer) -> int:
+        """Answer EINVAL, and do nothing about the command: a fault that is asked for."""
+        return _answer(buffer, spec.STATUS_EINVAL, spec.Q_INVALID_COMMAND, Reply())
+
     # --- the owner's side ----------------------------------------------------------------------------
 
     def service(self) -> None:

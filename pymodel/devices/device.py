@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from pymodel.memory import Consumer, GuestMemory
+from pymodel.memory import Buffer, Consumer, GuestMemory
 from pymodel.migration.parts import PartsOfType
 from pymodel.migration.state import DeviceField, Mark
 from pymodel.queue.engine import Engine
@@ -76,6 +76,10 @@ class Device(Consumer, PartsOfType, Protocol):
         Asked for at the end of each turn, with the lock held. None where all are for `take`. `queue.waiting`
         means here what it means for `accepts`.
         """
+        ...
+
+    def fail(self, buffer: Buffer) -> int:
+        """See `pymodel.transport.faults`: the answer of a request that failed, and its used length."""
         ...
 
     def delayable(self, queue: int) -> bool:

@@ -235,6 +235,10 @@ class OwnDevice:
             what = f"{name}: {type(error).__name__}: {error}"
             raise BrokenQueue(what) from error
 
+    def fail(self, buffer: Buffer) -> int:
+        """See `Device`: no answer. A subclass may have a better one."""
+        return 0
+
     def _guarded(self, method: Callable[..., Any], *arguments: object) -> None:
         """The same where no queue waits for it: the queues break in the next turn."""
         try:

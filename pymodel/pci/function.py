@@ -15,7 +15,6 @@ from typing import Any
 
 from pymodel.devices.device import Device, Transitional
 from pymodel.host import FUNCTION_ATTACHED, FUNCTION_DETACHED, NOBODY, Host, Observer
-from pymodel.memory import Consumer
 from pymodel.migration.legacy_access import LegacyAccess
 from pymodel.migration.member import Member
 from pymodel.migration.parts import PartsOfType
@@ -33,6 +32,7 @@ from pymodel.pci.virtio_bar import VirtioBar
 from pymodel.pci.virtio_capabilities import PciCfgCapability
 from pymodel.spec import context, pci, virtio_pci
 from pymodel.transport import saved_state
+from pymodel.transport.faults import Failing
 from pymodel.transport.transport import Transport
 from pymodel.watcher import Watcher
 
@@ -67,7 +67,7 @@ class Function:
         lock: AbstractContextManager[Any],
         *,
         delays: Delays = Delays(),
-        admin: Consumer | None = None,
+        admin: Failing | None = None,
         admin_queue_size: int = 0,
         features: int = 0,
         without: Iterable[str] = (),
@@ -395,6 +395,10 @@ class Function:
         """VFIO's DEVICE_RESET: a function-level reset that takes no time (A-29)."""
         self.log.info("reset by the client")
         self._finish_flr()
+
+    def reset_function(self) -> None:
+        """See `Bus`."""
+        self._start_flr()
 
     def _start_flr(self) -> None:
         self.log.info("function-level reset")

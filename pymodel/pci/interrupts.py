@@ -88,7 +88,14 @@ class Interrupts:
             if vector != virtio_pci.NO_VECTOR:
                 if self._msix.masked(vector):
                     continue
+                faults = self._transport.faults
+                if faults is not None and faults.meets("drop-interrupt"):
+                    for told in settled:
+                        told()
+                    continue
                 host.msix(vector)
+                if faults is not None and faults.meets("duplicate-interrupt"):
+                    host.msix(vector)
                 self._sent += 1
                 if self.watcher is not None:
                     self.watcher.interrupt(vector)

@@ -57,6 +57,10 @@ class Bus(Protocol):
         """A device reset is over."""
         ...
 
+    def reset_function(self) -> None:
+        """Reset the function, as a function-level reset does."""
+        ...
+
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
         """Tell who observes this function (`pymodel.host.Observer`)."""
         ...

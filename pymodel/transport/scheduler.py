@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from pymodel.devices.device import Device
@@ -11,6 +12,7 @@ from pymodel.queue.engine import Engine
 from pymodel.queue.virtqueue import Virtqueue
 from pymodel.transport.bus import Bus
 from pymodel.transport.delay_line import Delayed, DelayLine
+from pymodel.transport.faults import Failing, Fault, Faults, Faulty
 
 ADMIN_TABLE_MAX: Final = 1 << 14
 """Descriptors that an indirect table of the admin queue may have, 64 MiB in pages: Linux makes one of each
@@ -31,7 +33,7 @@ class Scheduler:
         bus: Bus,
         log: logging.Logger,
         *,
-        admin: Consumer | None,
+        admin: Failing | None,
         admin_queue_size: int,
         io_delay: float,
     ) -> None:
@@ -44,19 +46,23 @@ class Scheduler:
             index: Virtqueue(index, size, in_order=device.in_order)
             for index, size in enumerate(device.queue_sizes)
         }
-        self._consumers: dict[int, Consumer] = dict.fromkeys(self.queues, device)
+        self._consumers: dict[int, Failing] = dict.fromkeys(self.queues, device)
         if admin is not None:
             self.queues[self._admin_index] = Virtqueue(
                 self._admin_index, admin_queue_size, long_tables=ADMIN_TABLE_MAX
             )
             self._consumers[self._admin_index] = admin
-        self._distinct: list[Consumer] = [device] if admin is None else [device, admin]
+        self._distinct: list[Failing] = [device] if admin is None else [device, admin]
         self._notifications = 0
         self._kicked: set[int] = set()
         # Queues that the driver itself notified, until something was found there or its absence was told.
         self._notified: set[int] = set()
         # Queues of which was told that a notification named another one.
         self._misnamed: set[int] = set()
+        # What is to go wrong on purpose, what of it is no buffer's matter, and the consumers that see to it.
+        self.faults: Faults | None = None
+        self.happens: Mapping[str, Callable[[Fault], None]] = {}
+        self._faulty: dict[int, Faulty] = {}
 
     @property
     def notifications(self) -> int:
@@ -173,7 +179,7 @@ class Scheduler:
 
         Those turns are the caller's to give now.
         """
-        if self._delay.seconds:
+        if self._delay.seconds or (self.faults is not None and self.faults.active):
             return []
         found = []
         for queue in self.queues.values():
@@ -200,7 +206,18 @@ class Scheduler:
             queue.untouched = False
         self._notified.discard(queue.index)
 
+    def set_faults(self, faults: Faults | None) -> None:
+        """Have the buffers of all queues meet `faults` from now on, or none."""
+        self.faults = faults
+        self._faulty.clear()
+
     def _consumer(self, index: int) -> Consumer:
-        consumer = self._consumers[index]
+        consumer: Consumer = self._consumers[index]
+        if self.faults is not None:
+            faulty = self._faulty.get(index)
+            if faulty is None:
+                faulty = Faulty(self._consumers[index], self.faults, self._bus.after, self.happens)
+                self._faulty[index] = faulty
+            consumer = faulty
         delayed = self._delay.seconds and index != self._admin_index and self._device.delayable(index)
         return Delayed(self._delay, consumer) if delayed else consumer

@@ -6,18 +6,20 @@ virtio 1.4, "Basic Facilities of a Virtio Device" and "Virtio Over PCI Bus".
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
-from pymodel.devices.device import Device
+from pymodel.devices.device import Device, Linked
 from pymodel.errors import BrokenQueue, MemoryFault
 from pymodel.host import DRIVER_STATUS
-from pymodel.memory import Consumer
 from pymodel.migration.state import FunctionState
 from pymodel.queue.engine import Engine
 from pymodel.queue.virtqueue import Virtqueue
 from pymodel.spec import virtio, virtio_pci
 from pymodel.transport import status as machine
 from pymodel.transport.bus import Bus
+from pymodel.transport.faults import KINDS, Failing, Fault, Faults
 from pymodel.transport.features import ring_features
 from pymodel.transport.scheduler import Scheduler
 
@@ -44,7 +46,7 @@ class Transport:
         device: Device,
         bus: Bus,
         *,
-        admin: Consumer | None = None,
+        admin: Failing | None = None,
         admin_queue_size: int = 0,
         features: int = 0,
         without: Iterable[str] = (),
@@ -261,6 +263,46 @@ class Transport:
     def _existing(self, vector: int) -> int:
         return vector if vector < self.bus.msix_vectors else virtio_pci.NO_VECTOR
 
+    # -- faults on purpose -------------------------------------------------------------------------------
+
+    @property
+    def faults(self) -> Faults | None:
+        """What is to go wrong, where anything was asked for."""
+        return self._scheduler.faults
+
+    def inject(self, fault: Fault) -> None:
+        """Have something go wrong. Raises ValueError for what cannot go wrong here."""
+        if fault.kind not in KINDS:
+            raise ValueError(f"fault {fault.kind!r}; there are: {', '.join(KINDS)}")
+        if fault.queue is not None and fault.queue not in self.queues:
+            raise ValueError(f"queue {fault.queue}; there are 0 to {max(self.queues)}")
+        if fault.kind == "link-flap" and not isinstance(self.device, Linked):
+            raise ValueError("no network device: it has no link")
+        if fault.count < 0 or not 0 < fault.chance <= 1 or fault.ms < 0 or not 0 <= fault.value < 1 << 32:
+            raise ValueError("count and ms are 0 or more, chance is above 0 and at most 1, value has 32 bits")
+        faults = self.faults or Faults(self._tell_of_fault)
+        faults.asked.append(fault)
+        self._scheduler.happens = {"reset": self._reset_by_fault, "link-flap": self._flap}
+        self._scheduler.set_faults(faults)
+
+    def end_faults(self) -> None:
+        """Nothing goes wrong on purpose any more. What is held by one still comes."""
+        self._scheduler.set_faults(None)
+
+    def _tell_of_fault(self, kind: str, data: Mapping[str, Any]) -> None:
+        self.log.info("injected: %s", ", ".join(f"{name} {value}" for name, value in data.items()))
+        self.bus.event(kind, data)
+
+    def _reset_by_fault(self, _: Fault) -> None:
+        self.bus.after(0.001, self.bus.reset_function)
+
+    def _flap(self, fault: Fault) -> None:
+        device = self.device
+        if isinstance(device, Linked):
+            self.config_changed("link", partial(device.set_link, False))
+            again = partial(self.config_changed, "link", partial(device.set_link, True))
+            self.bus.after(max(fault.ms, 1) / 1000, again)
+
     # -- queues ----------------------------------------------------------------------------------------
 
     def enable(self, queue: Virtqueue) -> None:
@@ -377,7 +419,10 @@ class Transport:
     def read_config(self, offset: int, length: int) -> bytes:
         """Read device configuration."""
         self._config_read = True
-        return self.device.read_config(offset, length)
+        data = self.device.read_config(offset, length)
+        if self.faults is not None and self.faults.meets("config-change"):
+            self.config_changed()
+        return data
 
     def config_changed(self, name: str = "", change: Callable[[], None] | None = None) -> None:
         """The configuration changed, or is now, by `change`: a new generation if the old one was seen, and a

@@ -23,6 +23,7 @@ from pymodel.rules.breaches import Breaches
 from pymodel.rules.checker import RULES
 from pymodel.spec import context
 from pymodel.transport import status
+from pymodel.transport.faults import Fault
 from pymodel.watch.ring_view import ring_view
 from vfu_server.bounded_log import LEVELS
 from vfu_server.function_thread import FunctionThread
@@ -61,6 +62,21 @@ class Monitor:
                     self._log_level, {"level": str, "function": str}, optional=frozenset({"function"})
                 ),
                 "config-change": Command(self._config_change, {"function": str}),
+                "inject": Command(
+                    self._inject,
+                    {
+                        "function": str,
+                        "fault": str,
+                        "queue": int,
+                        "count": int,
+                        "percent": int,
+                        "ms": int,
+                        "value": int,
+                    },
+                    optional=frozenset({"queue", "count", "percent", "ms", "value"}),
+                ),
+                "query-faults": Command(self._query_faults),
+                "end-faults": Command(self._end_faults, {"function": str}, optional=frozenset({"function"})),
                 "reload": Command(self._do_reload),
                 "trace": Command(self._trace, {"on": bool, "file": str}, optional=frozenset({"on", "file"})),
                 "set-link": Command(self._set_link, {"function": str, "up": bool}),
@@ -152,6 +168,37 @@ class Monitor:
     def _announce_self(self, function: str) -> None:
         _, thread, device = self._find_linked(function)
         _on_thread(thread, device.announce)
+
+    def _inject(self, function: str, fault: str, percent: int = 100, **more: int) -> None:
+        found, thread = self._find(function)
+        asked = Fault(fault, chance=percent / 100, **more)
+        try:
+            _on_thread(thread, partial(found.transport.inject, asked))
+        except ValueError as error:
+            raise CommandFailed(f"{function}: {error}") from None
+
+    def _query_faults(self) -> list[dict[str, Any]]:
+        found = []
+        for function, _ in self._served.values():
+            with function.lock:
+                faults = function.transport.faults
+                found += [
+                    {
+                        "function": function.name,
+                        "fault": fault.kind,
+                        "queue": fault.queue,
+                        "count": fault.count,
+                        "percent": round(fault.chance * 100),
+                        "met": fault.met,
+                    }
+                    for fault in (faults.asked if faults is not None else ())
+                ]
+        return found
+
+    def _end_faults(self, function: str | None = None) -> None:
+        served = self._served.values() if function is None else [self._find(function)]
+        for found, thread in served:
+            _on_thread(thread, found.transport.end_faults)
 
     def _do_reload(self) -> None:
         assert self._reload is not None

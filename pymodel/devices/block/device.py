@@ -200,6 +200,12 @@ class BlockDevice:
             request.written = min(room, block.ID_BYTES)
         self._advance(request)
 
+    def fail(self, buffer: Buffer) -> int:
+        """See `Device`: IOERR."""
+        if buffer.writable.length:
+            buffer.writable.put(buffer.writable.length - 1, bytes((block.S_IOERR,)))
+        return 0
+
     def service(self) -> None:
         """Go on with requests whose jobs have ended, and with those that wait for memory of ours.
 

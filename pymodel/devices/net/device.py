@@ -309,6 +309,12 @@ class NetDevice:
         else:
             self._receiver.deliver(buffer.queue // 2, buffer)
 
+    def fail(self, buffer: Buffer) -> int:
+        """See `Device`: a command is refused, a frame is lost."""
+        if buffer.queue != self._control or not buffer.writable.length:
+            return 0
+        return buffer.writable.put(0, bytes((net.ERR,)))
+
     def work_unlocked(self) -> bool:
         """See `Device`. Nothing here waits."""
         return False

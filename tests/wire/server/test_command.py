@@ -124,7 +124,7 @@ def test_sockets_of_a_killed_server_are_taken_over(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--device", "gpu"], "invalid choice"),
+        (["--device", "gpu"], "there are blk, net; or give module:Class"),
         (["--device", "blk", "--vfs", "3", "--total-vfs", "2"], "more than --total-vfs 2"),
         (["--device", "blk", "--vfs", "-1"], "not in 0 to 65535"),
         (["--device", "blk", "--total-vfs", "65536"], "not in 0 to 65535"),

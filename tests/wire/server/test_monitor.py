@@ -134,8 +134,11 @@ def test_commands_are_listed(monitor: Monitor) -> None:
     assert names == {
         "announce-self",
         "config-change",
+        "end-faults",
+        "inject",
         "log-level",
         "query-commands",
+        "query-faults",
         "query-functions",
         "query-queue",
         "query-rules",
