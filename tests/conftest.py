@@ -21,6 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--long", action="store_true", help="run the tests that are marked as long, and no others"
     )
+    parser.addoption(
+        "--checked",
+        action="store_true",
+        help="guests' servers hold their drivers to the rules (--check-driver)",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -78,6 +78,14 @@ class PackedRing(Ring):
         return f"ring position {self._avail}, wrap counter {self._avail_wrap}"
 
     @property
+    def next_used(self) -> int:
+        """The descriptor that shows the next buffer that is put, unless it shares a batch's."""
+        at = self._used
+        for number in range(self.completed):
+            at += self._slots[number]
+        return at % self.size
+
+    @property
     def full(self) -> bool:
         """See `Ring`."""
         return self._held == self.size

@@ -10,6 +10,7 @@ from pymodel.errors import BrokenQueue, MemoryFault
 from pymodel.memory import Buffer
 from pymodel.pci.function import Function
 from pymodel.queue import broken
+from pymodel.queue.packed import PackedRing
 from pymodel.queue.split import SplitRing
 from pymodel.queue.virtqueue import Virtqueue
 from pymodel.rules.breaches import Breaches
@@ -404,6 +405,17 @@ class Rings(Topic):
         queue = self.transport.queues[buffer.queue]
         if exposed is None or not queue.enabled:
             return
+        self._look(queue, number, exposed)
+        if isinstance(queue.ring, PackedRing) and not self.transport.negotiated(virtio.F_IN_ORDER):
+            # The device writes over a descriptor of whatever buffer has it, and the driver has these again.
+            theirs = {(queue.ring.next_used + step) % queue.size for step in range(len(exposed.descriptors))}
+            for key, each in self._exposed.items():
+                if key[0] == queue.index and theirs & each.descriptors.keys():
+                    left = each.descriptors.keys() - theirs
+                    self._exposed[key] = _Exposed({slot: each.descriptors[slot] for slot in left})
+
+    def _look(self, queue: Virtqueue, number: int, exposed: _Exposed) -> None:
+        """Hold a buffer's descriptors against what they were."""
         for slot, before in exposed.descriptors.items():
             now = self._descriptor(queue.desc, slot)
             if now != before:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from images.machine import Machine
-from tests.compatibility import DRIVER, VERSION
+from tests.compatibility import DRIVER, FINDING, RULES, VERSION
 from tests.server_process import ServerProcess
 
 DISK_SIZE = 32 << 20
@@ -47,14 +47,29 @@ def version(record_property: Callable[[str, object], None]) -> Callable[[str], N
 
 
 @pytest.fixture
-def server() -> Iterator[Callable[..., ServerProcess]]:
-    """Start a server with these options; it ends with the test."""
+def finding(record_property: Callable[[str, object], None]) -> Callable[[str, str], None]:
+    """Take down what a fault on purpose (its name) led to."""
+    return lambda fault, text: record_property(FINDING, [fault, text])
+
+
+@pytest.fixture
+def server(
+    request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
+) -> Iterator[Callable[..., ServerProcess]]:
+    """Start a server with these options; it ends with the test. With --checked, note what it told."""
+    checked = request.config.getoption("--checked")
+    started: list[ServerProcess] = []
     with contextlib.ExitStack() as stack:
 
         def start(*options: str, **settings: Any) -> ServerProcess:
-            return stack.enter_context(ServerProcess(*options, **settings))
+            more = ("--check-driver",) if checked and "--check-driver" not in options else ()
+            started.append(stack.enter_context(ServerProcess(*options, *more, **settings)))
+            return started[-1]
 
         yield start
+        if checked:
+            rules = [rule for each in started if each.alive for rule in each.ask("query-rules")]
+            record_property(RULES, sorted({rule["rule"] for rule in rules if rule["breaches"]}))
 
 
 @pytest.fixture

@@ -37,10 +37,11 @@ def _offer(
     return queue
 
 
-def _get_id(author: Author, *, queue: SplitQueue | PackedQueue) -> None:
+def _get_id(author: Author, *, queue: SplitQueue | PackedQueue) -> int:
     header, answer = author.bytes(bytes([8]) + bytes(15)), author.bytes(bytes(21))
-    queue.add([(header.address, 16)], [(answer.address, 21)])
+    head = queue.add([(header.address, 16)], [(answer.address, 21)])
     queue.kick(force=True)
+    return head
 
 
 def _room(author: Author, size: int = 16) -> int:
@@ -306,3 +307,13 @@ def test_mistake_in_flight(
     slow_author: Author, told: Callable[[Author, Mistake], None], mistake: Mistake
 ) -> None:
     told(slow_author, mistake)
+
+
+def test_device_writes_over_another_buffer(author: Author) -> None:
+    """In a packed ring what is used first stands in the descriptors of what was available first."""
+    queue = _packed(author)
+    author.server.ask("inject", function=author.function, fault="late", ms=200)
+    first, second = (_get_id(author, queue=queue) for _ in range(2))
+    until(lambda: queue.device_used_idx == 2, "both are used")
+    assert [done.head for done in queue.collect()] == [second, first]
+    assert author.told() == {}
