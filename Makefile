@@ -2,7 +2,7 @@
 #
 # Each target makes what it needs and is quick when that is there. Nothing is installed outside this folder.
 #
-# The extension and the compiled modules are built by Meson and put next to their sources, and .venv/bin gets the four
+# The extension and the compiled modules are built by Meson and put next to their sources, and .venv/bin gets the five
 # commands as wrappers that run the package in this folder: an edit of a .py file counts at once, but for the few that
 # have a .pxd beside them. Those are compiled (COMPILED=no leaves them as they are). It is not an editable install, because that
 # of meson-python runs a build whenever the package is imported, and server processes that start together would race.
@@ -118,7 +118,7 @@ $(VENV)/.stamp: pyproject.toml
 	@# Each lets SIGINT through when it has its modules: while Python starts, it would be a traceback.
 	@hold='env --block-signal=INT '; $${hold}true 2>/dev/null || hold=; \
 	for command in server:vfu_server.__main__ owner:vfu_client.owner.cli migrate:vfu_client.move.cli \
-	    qemu:vfu_client.plug.cli; do \
+	    qemu:vfu_client.plug.cli boot:images.boot; do \
 	  script="$(BIN)/vfu-$${command%%:*}"; \
 	  printf '#!/bin/sh\nPYTHONPATH="%s" exec %s"%s/python" -m %s "$$@"\n' \
 	    "$(CURDIR)" "$$hold" "$(CURDIR)/$(BIN)" "$${command#*:}" > "$$script" && chmod +x "$$script" || exit 1; \
@@ -160,7 +160,7 @@ subprojects/libvfio-user/.stamp: $(VENV)/.stamp $(wildcard subprojects/packagefi
 images: $(VENV)/.stamp
 	@$(BIN)/python -m images all
 
-## Firmware, an older kernel and a module for the usual one, which only tests need.
+## Firmware, an older kernel, a module for the usual one and what builds modules (build/images/kbuild).
 drivers: images
 	@$(BIN)/python -m images drivers
 

@@ -1,50 +1,192 @@
-"""Boots a guest for a person, on this terminal."""
+"""`vfu-boot`: a guest with the functions of a running server, at a shell, or with a script that it runs.
+
+Exit status: the script's; or 2 wrong options, 123 the guest panicked or went off before the script was done,
+124 it took too long, 125 something could not be started, and the reason is on standard error. 130 is Ctrl-C.
+"""
 
 from __future__ import annotations
 
 import json
-import os
+import signal
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
 
-from images.machine import Machine
-from images.workspace import say
+from images.boot_options import Options, parse
+from images.luggage import ON_ENTRY, SCRIPT, Luggage
+from images.machine import Machine, MachineError
+from images.program import DIE_WITH_PARENT
+from images.workspace import IMAGES, SetupError
 
-MSG_TIMEOUT_MS = 60_000
-"""How long QEMU waits for a server before it hangs up on it for good; its own 5 s are short."""
+GUEST_ENDED = 123
+TOO_LATE = 124
+NOT_STARTED = 125
+INTERRUPTED = 130
+
+ASK_SECONDS = 60
+"""For a server to say what it serves."""
+
+FOREVER = 1e6
+"""Seconds, where nothing else was said."""
+
+LOG_LINES = 60
+"""How much of the kernel's log is shown for a guest that did not come to its end."""
 
 
-def boot(sockets: list[Path], disks: list[Path], memory_mib: int, accel: str) -> None:
-    """Replace this process by a QEMU with a shell in the guest; leave it with `poweroff -f` or Ctrl-A X.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Boot a guest; returns the exit status."""
+    # The command that `make` puts into .venv/bin holds it back while Python starts.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    options = parse(arguments)
+    try:
+        with tempfile.TemporaryDirectory(prefix="vfu-boot-") as folder:
+            return _boot(options, Path(folder))
+    except SetupError as error:
+        _say(str(error))
+        return NOT_STARTED
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
 
-    Each socket is a vfio-user server's, each disk a raw file for QEMU's own virtio-blk-pci.
-    """
-    devices: list[dict[str, object]] = []
-    arguments = []
-    for number, disk in enumerate(disks):
-        file = {"driver": "file", "node-name": f"disk{number}", "filename": str(disk.absolute())}
-        arguments += ["-blockdev", json.dumps(file)]
-        devices.append({"driver": "virtio-blk-pci", "drive": f"disk{number}"})
-    stems = [path.stem for path in sockets]
-    devices += [
-        {
-            "driver": "vfio-user-pci",
-            # What hot-unplugging and vfu-migrate know it by.
-            "id": path.stem if stems.count(path.stem) == 1 else f"{path.stem}-{number}",
-            "x-msg-timeout": MSG_TIMEOUT_MS,
-            "socket": {"type": "unix", "path": str(path.absolute())},
-        }
-        for number, path in enumerate(sockets)
-    ]
+
+def _boot(options: Options, folder: Path) -> int:
+    luggage = Luggage(options.modules, options.script, options.share)
+    ports, devices = _arrangement(options)
+    _collect(options, luggage, folder)
+    more = ["-no-reboot"] if options.script else []
+    append = [options.append] if options.script else ["guest.shell", f"ENV={ON_ENTRY}", options.append]
+    if options.gdb:
+        more += ["-gdb", f"unix:{folder / 'gdb.sock'},server=on,wait=off"]
+        more += ["-S"] if options.gdb == "wait" else []
+        append.append("nokaslr")
+    for port in ports:
+        more += ["-device", json.dumps(port)]
     machine = Machine(
         devices=devices,
-        arguments=arguments,
-        memory_mib=memory_mib,
-        accel=accel,
-        append="guest.shell",
         spare_ports=0,
+        memory_mib=options.memory,
+        cpus=options.cpus,
+        accel=options.accel,
+        append=" ".join(append).strip(),
+        arguments=more,
+        folder=folder,
+        images=folder,
     )
-    command = machine.command_line(serial="mon:stdio")
-    say("starting; the guest's shell comes in a few seconds (`poweroff -f` or Ctrl-A X ends it)")
-    sys.stdout.flush()
-    os.execv(command[0], command)  # noqa: S606 - QEMU is to have this terminal, and no shell is in between
+    if options.gdb:
+        waits = "the guest waits for it: " if options.gdb == "wait" else ""
+        _say(f"{waits}gdb -ex 'target remote {folder / 'gdb.sock'}'")
+    return _run(machine, luggage, options.timeout) if options.script else _attend(machine)
+
+
+def _arrangement(options: Options) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """QEMU's root ports and devices for the functions. Raises SetupError with what vfu-qemu says."""
+    # A program and not a module: `images` knows nothing of the client.
+    command = [sys.executable, "-m", "vfu_client.plug.cli", "--json", str(options.folder.absolute())]
+    try:
+        done = subprocess.run(
+            [*command, *options.functions],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            timeout=ASK_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise SetupError(f"the server in {options.folder} does not answer") from None
+    if done.returncode:
+        raise SetupError("no guest was started")
+    answer = json.loads(done.stdout)
+    return answer["ports"], answer["devices"]
+
+
+def _collect(options: Options, luggage: Luggage, folder: Path) -> None:
+    """Fill the folder with what Machine looks for. Raises SetupError where something is missing."""
+    initrd = options.initrd or IMAGES / "initramfs.cpio.gz"
+    qemu = "qemu-system-x86_64"
+    sources = {qemu: IMAGES / qemu, "vmlinux": options.kernel or IMAGES / "vmlinux"}
+    for path in (*sources.values(), initrd):
+        if not path.is_file():
+            hint = "; run `make images` first" if IMAGES in path.parents else ""
+            raise SetupError(f"{path} is missing{hint}")
+    for name, path in sources.items():
+        (folder / name).symlink_to(path.absolute())
+    try:
+        usual = initrd.read_bytes()
+        packed = luggage.packed(options.memory << 18)
+        # What is not compressed begins at a multiple of 4, and zeros between archives are passed over.
+        (folder / "initramfs.cpio.gz").write_bytes(usual + bytes(-len(usual) % 4) + packed)
+    except OSError as error:
+        raise SetupError(f"{error.filename}: {error.strerror}") from error
+
+
+def _attend(machine: Machine) -> int:
+    """Have a person at a shell of the guest, until QEMU ends."""
+    _say("starting; the guest's shell comes in a few seconds (`poweroff -f` or Ctrl-A X ends it)")
+    process = subprocess.Popen([*DIE_WITH_PARENT, *machine.command_line(serial="mon:stdio")])
+    try:
+        return NOT_STARTED if process.wait() else 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _run(machine: Machine, luggage: Luggage, seconds: float | None) -> int:
+    """Run the script in the guest, its output on standard output; the exit status."""
+    end = time.monotonic() + (seconds or FOREVER)
+    try:
+        with machine:
+            try:
+                return _verdict(machine, luggage, end)
+            except MachineError as error:
+                _say(f"the guest ended before the script did: {error}")
+                status = GUEST_ENDED
+            except TimeoutError as error:
+                _say(f"{seconds:g} s are over: {error}")
+                status = TOO_LATE
+            _show_log(machine)
+            return status
+    except MachineError as error:
+        _say(str(error))
+        return NOT_STARTED
+
+
+def _verdict(machine: Machine, luggage: Luggage, end: float) -> int:
+    """The script's status. Raises MachineError where QEMU ends, TimeoutError."""
+    machine.wait_ready(timeout=end - time.monotonic())
+    for command in luggage.loads:
+        done = machine.run(command, timeout=end - time.monotonic())
+        if done.status:
+            _say(done.output.strip())
+            _say("the kernel says:\n" + machine.run("dmesg | tail -n 5", timeout=ASK_SECONDS).output.strip())
+            return NOT_STARTED
+    return machine.stream(f"/bin/sh {SCRIPT}", _put, timeout=end - time.monotonic())
+
+
+def _show_log(machine: Machine) -> None:
+    log = (machine.folder / "kernel.log").read_text(errors="replace").splitlines()
+    if log:
+        print("\n".join(log[-LOG_LINES:]), file=sys.stderr)
+
+
+def _put(output: bytes) -> None:
+    sys.stdout.buffer.write(output)
+    sys.stdout.buffer.flush()
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """End by a signal: what was begun is undone on the way out."""
+    raise SystemExit(128 + number)
+
+
+def _say(line: str) -> None:
+    print(f"vfu-boot: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

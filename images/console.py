@@ -18,6 +18,10 @@ from typing import NamedTuple
 READY = re.compile(rb"^guest: ready\r?\n", re.MULTILINE)
 EXIT = re.compile(rb"\r?\nguest: exit (\d+) (\d+)\r?\n")
 
+BEGUN = b"|".join(re.escape(b"guest: exit "[:size]) for size in range(12)) + rb"|guest: exit [\d ]*\r?"
+PART = re.compile(rb"(.*?)(?:\r?\nguest: exit (\d+) (\d+)\r?\n|(?=(?:\n(?:" + BEGUN + rb"))?\Z))", re.DOTALL)
+"""Output, and the end behind it or what may become one."""
+
 
 class ConsoleClosedError(Exception):
     """QEMU closed the console: it exited."""
@@ -67,12 +71,7 @@ class Console:
         Raises ValueError for a command of several lines, ConsoleClosedError, and TimeoutError: the command
         may still be running then, and the next one waits in the guest until it ends.
         """
-        if "\n" in command:
-            raise ValueError("a command is one line; separate its parts with ;")
-        self._read = len(self._received)
-        self._connection.sendall(command.encode() + b"\n")
-        if self._sent is not None:
-            self._sent += 1
+        self._type(command)
         start = 0
 
         def answered(text: bytes) -> re.Match[bytes] | None:
@@ -89,6 +88,33 @@ class Console:
         self._sent = int(found[2])
         output = bytes(self._received[begin + start : begin + found.start()])
         return Result(int(found[1]), output.decode(errors="replace").replace("\r\n", "\n"))
+
+    def stream(self, command: str, put: Callable[[bytes], object], *, timeout: float) -> int:
+        """Like `run`, but hand over the output as it comes, as it is; the exit status.
+
+        What came before an error has been handed over, too.
+        """
+        self._type(command)
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                found = self._wait(_part, f"no end of {command!r}", deadline - time.monotonic())
+            except (ConsoleClosedError, TimeoutError):
+                put(bytes(self._received[self._read :]))
+                raise
+            if found[2] and self._sent == int(found[3]):
+                put(found[1])
+                return int(found[2])
+            put(found[0])
+
+    def _type(self, command: str) -> None:
+        """Send a command; what was received before is no answer to it."""
+        if "\n" in command:
+            raise ValueError("a command is one line; separate its parts with ;")
+        self._read = len(self._received)
+        self._connection.sendall(command.encode() + b"\n")
+        if self._sent is not None:
+            self._sent += 1
 
     def tail(self, lines: int = 20) -> str:
         """The last lines received, for messages."""
@@ -134,3 +160,9 @@ class Console:
             if not received:
                 return
             self._log.write(received)
+
+
+def _part(text: bytes) -> re.Match[bytes] | None:
+    """Output that has come, and the end if that has; None for nothing."""
+    found = PART.match(text)
+    return found if found and found.end() else None

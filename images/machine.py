@@ -22,7 +22,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -234,6 +234,11 @@ class Machine:
         """Run a line in the guest's shell. Raises TimeoutError, or MachineError when QEMU ends."""
         with self._console_lock, self._explained():
             return self.console.run(command, timeout=timeout)
+
+    def stream(self, command: str, put: Callable[[bytes], object], *, timeout: float = 60.0) -> int:
+        """Like `run`, but hand over the output as it comes; the exit status."""
+        with self._console_lock, self._explained():
+            return self.console.stream(command, put, timeout=timeout)
 
     def check(self, command: str, *, timeout: float = 60.0) -> str:
         """Like `run`, but return the output only and raise MachineError for a status other than 0."""

@@ -13,9 +13,7 @@ from images.__main__ import main
         (["--suite", "trixie"], "--suite belongs to `libvfio-user` and `all`, and comes after that word"),
         (["--suite", "trixie", "all"], "--suite belongs to `libvfio-user` and `all`, and comes after"),
         (["qemu", "--suite", "trixie"], "--suite belongs to `libvfio-user` and `all`, and comes after"),
-        (["boot", "--folder", "x"], "--folder belongs to `libvfio-user` and `all`, and comes after"),
-        (["guest", "--socket=x"], "--socket belongs to `boot`, and comes after that word"),
-        (["boot", "--memory", "0"], "'0': give a whole number above 0"),
+        (["guest", "--folder", "x"], "--folder belongs to `libvfio-user` and `all`, and comes after"),
         ([], "COMMAND"),
     ],
 )
