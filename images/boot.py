@@ -7,6 +7,7 @@ Exit status: the script's; or 2 wrong options, 123 the guest panicked or went of
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,8 +21,10 @@ from typing import Any, NoReturn
 from images.boot_options import Options, parse
 from images.luggage import ON_ENTRY, SCRIPT, Luggage
 from images.machine import Machine, MachineError
-from images.program import DIE_WITH_PARENT
+from images.program import DIE_WITH_PARENT, end
 from images.workspace import IMAGES, SetupError
+
+OUTPUT = 1
 
 GUEST_ENDED = 123
 TOO_LATE = 124
@@ -33,6 +36,8 @@ ASK_SECONDS = 60
 
 FOREVER = 1e6
 """Seconds, where nothing else was said."""
+
+QUIT_SECONDS = 5
 
 LOG_LINES = 60
 """How much of the kernel's log is shown for a guest that did not come to its end."""
@@ -50,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _boot(options, Path(folder))
     except SetupError as error:
         _say(str(error))
+        return NOT_STARTED
+    except BrokenPipeError:
+        _say("nobody reads standard output")
         return NOT_STARTED
     except KeyboardInterrupt:
         _say("interrupted")
@@ -132,51 +140,51 @@ def _attend(machine: Machine) -> int:
     try:
         return NOT_STARTED if process.wait() else 0
     finally:
-        process.kill()
-        process.wait()
+        # SIGTERM first: QEMU leaves the terminal as it was.
+        end(process, QUIT_SECONDS)
 
 
 def _run(machine: Machine, luggage: Luggage, seconds: float | None) -> int:
     """Run the script in the guest, its output on standard output; the exit status."""
-    end = time.monotonic() + (seconds or FOREVER)
+    deadline = time.monotonic() + (seconds or FOREVER)
     try:
         with machine:
             try:
-                return _verdict(machine, luggage, end)
+                return _verdict(machine, luggage, deadline)
             except MachineError as error:
-                _say(f"the guest ended before the script did: {error}")
-                status = GUEST_ENDED
+                _say("the guest ended before the script did")
+                _say(_log(machine) or str(error))
+                return GUEST_ENDED
             except TimeoutError as error:
-                _say(f"{seconds:g} s are over: {error}")
-                status = TOO_LATE
-            _show_log(machine)
-            return status
+                _say("\n".join([f"{seconds:g} s are over: {error}", _log(machine)]).strip())
+                return TOO_LATE
     except MachineError as error:
         _say(str(error))
         return NOT_STARTED
 
 
-def _verdict(machine: Machine, luggage: Luggage, end: float) -> int:
+def _verdict(machine: Machine, luggage: Luggage, deadline: float) -> int:
     """The script's status. Raises MachineError where QEMU ends, TimeoutError."""
-    machine.wait_ready(timeout=end - time.monotonic())
+    machine.wait_ready(timeout=deadline - time.monotonic())
     for command in luggage.loads:
-        done = machine.run(command, timeout=end - time.monotonic())
+        done = machine.run(command, timeout=deadline - time.monotonic())
         if done.status:
             _say(done.output.strip())
             _say("the kernel says:\n" + machine.run("dmesg | tail -n 5", timeout=ASK_SECONDS).output.strip())
             return NOT_STARTED
-    return machine.stream(f"/bin/sh {SCRIPT}", _put, timeout=end - time.monotonic())
+    return machine.stream(f"/bin/sh {SCRIPT}", _put, timeout=deadline - time.monotonic())
 
 
-def _show_log(machine: Machine) -> None:
+def _log(machine: Machine) -> str:
+    """The end of what the kernel said where it is loud, as before a panic."""
     log = (machine.folder / "kernel.log").read_text(errors="replace").splitlines()
-    if log:
-        print("\n".join(log[-LOG_LINES:]), file=sys.stderr)
+    return "\n".join(log[-LOG_LINES:])
 
 
 def _put(output: bytes) -> None:
-    sys.stdout.buffer.write(output)
-    sys.stdout.buffer.flush()
+    """Write to standard output. Raises OSError; nothing is kept that Python would write at its end."""
+    while output:
+        output = output[os.write(OUTPUT, output) :]
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

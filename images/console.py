@@ -19,7 +19,12 @@ READY = re.compile(rb"^guest: ready\r?\n", re.MULTILINE)
 EXIT = re.compile(rb"\r?\nguest: exit (\d+) (\d+)\r?\n")
 
 BEGUN = b"|".join(re.escape(b"guest: exit "[:size]) for size in range(12)) + rb"|guest: exit [\d ]*\r?"
-PART = re.compile(rb"(.*?)(?:\r?\nguest: exit (\d+) (\d+)\r?\n|(?=(?:\n(?:" + BEGUN + rb"))?\Z))", re.DOTALL)
+PART = re.compile(
+    rb"(.*?)(?:(?:\A|(?<=\n))\n?guest: exit (\d+) (\d+)\r?\n|(?=(?:(?:\A|(?<=\n))\n?(?:"
+    + BEGUN
+    + rb"))?\Z))",
+    re.DOTALL,
+)
 """Output, and the end behind it or what may become one."""
 
 
@@ -92,20 +97,29 @@ class Console:
     def stream(self, command: str, put: Callable[[bytes], object], *, timeout: float) -> int:
         """Like `run`, but hand over the output as it comes, as it is; the exit status.
 
-        What came before an error has been handed over, too.
+        A last line without an end gets one. What came before an error has been handed over, too.
         """
         self._type(command)
         deadline = time.monotonic() + timeout
+        behind = 0
+
+        def part(text: bytes) -> re.Match[bytes] | None:
+            found = PART.match(text, behind)
+            return found if found and found.end() > behind else None
+
         while True:
             try:
-                found = self._wait(_part, f"no end of {command!r}", deadline - time.monotonic())
+                found = self._wait(part, f"no end of {command!r}", deadline - time.monotonic())
             except (ConsoleClosedError, TimeoutError):
-                put(bytes(self._received[self._read :]))
+                put(bytes(self._received[self._read + behind :]))
                 raise
             if found[2] and self._sent == int(found[3]):
                 put(found[1])
                 return int(found[2])
             put(found[0])
+            # The last byte stays: what follows a line's end may be the answer.
+            self._read -= 1
+            behind = 1
 
     def _type(self, command: str) -> None:
         """Send a command; what was received before is no answer to it."""
@@ -160,9 +174,3 @@ class Console:
             if not received:
                 return
             self._log.write(received)
-
-
-def _part(text: bytes) -> re.Match[bytes] | None:
-    """Output that has come, and the end if that has; None for nothing."""
-    found = PART.match(text)
-    return found if found and found.end() else None
