@@ -29,7 +29,9 @@ OUTPUT = 1
 GUEST_ENDED = 123
 TOO_LATE = 124
 NOT_STARTED = 125
-INTERRUPTED = 130
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""End the command, with 128 and their number as its status."""
 
 ASK_SECONDS = 60
 """For a server to say what it serves."""
@@ -47,8 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Boot a guest; returns the exit status."""
     # The command that `make` puts into .venv/bin holds it back while Python starts.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
     options = parse(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="vfu-boot-") as folder:
@@ -59,9 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _say("nobody reads standard output")
         return NOT_STARTED
-    except KeyboardInterrupt:
-        _say("interrupted")
-        return INTERRUPTED
 
 
 def _boot(options: Options, folder: Path) -> int:
@@ -188,7 +188,9 @@ def _put(output: bytes) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    """End by a signal: what was begun is undone on the way out."""
+    """End by a signal: what was begun is undone on the way out, and no further one comes between."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 

@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--append", default="", metavar="TEXT", help="more words for the kernel")
     parser.add_argument(
-        "--gdb", choices=("run", "wait"), metavar="wait",
+        "--gdb", nargs="?", choices=("run", "wait"), metavar="=wait",
         help="let gdb attach; --gdb=wait has the guest wait for it",
     )  # fmt: skip
     parser.add_argument("--memory", type=_positive, default=256, metavar="MIB", help="default: 256")
