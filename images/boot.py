@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from images.boot_options import Options, parse
 from images.luggage import ON_ENTRY, SCRIPT, Luggage
@@ -49,13 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Boot a guest; returns the exit status."""
     # The command that `make` puts into .venv/bin holds it back while Python starts.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    ending = _Ending()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _end)
+            signal.signal(number, ending.heed)
     options = parse(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="vfu-boot-") as folder:
-            return _boot(options, Path(folder))
+            return _boot(options, Path(folder), ending)
     except SetupError as error:
         _say(str(error))
         return NOT_STARTED
@@ -64,7 +65,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NOT_STARTED
 
 
-def _boot(options: Options, folder: Path) -> int:
+class _Ending:
+    """What signals do: they end this command, or its QEMU, which is noticed where its guest is waited for.
+
+    An exception while the console's lock is taken or given back could leave it in a state that it never has.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        """The first signal that came."""
+        self.qemu = 0
+        """The process of a QEMU that runs."""
+        self.over = False
+        """All that is left is to clean up."""
+
+    def heed(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal; only the first counts."""
+        if self.number or self.over:
+            return
+        self.number = number
+        if not self.qemu:
+            raise SystemExit(128 + number)
+        os.kill(self.qemu, signal.SIGKILL)
+
+
+def _boot(options: Options, folder: Path, ending: _Ending) -> int:
     luggage = Luggage(options.modules, options.script, options.share)
     ports, devices = _arrangement(options)
     _collect(options, luggage, folder)
@@ -90,7 +115,7 @@ def _boot(options: Options, folder: Path) -> int:
     if options.gdb:
         waits = "the guest waits for it: " if options.gdb == "wait" else ""
         _say(f"{waits}gdb -ex 'target remote {folder / 'gdb.sock'}'")
-    return _run(machine, luggage, options.timeout) if options.script else _attend(machine)
+    return _run(machine, luggage, options.timeout, ending) if options.script else _attend(machine)
 
 
 def _arrangement(options: Options) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -144,20 +169,25 @@ def _attend(machine: Machine) -> int:
         end(process, QUIT_SECONDS)
 
 
-def _run(machine: Machine, luggage: Luggage, seconds: float | None) -> int:
+def _run(machine: Machine, luggage: Luggage, seconds: float | None, ending: _Ending) -> int:
     """Run the script in the guest, its output on standard output; the exit status."""
     deadline = time.monotonic() + (seconds or FOREVER)
     try:
         with machine:
+            ending.qemu = machine.pid
             try:
                 return _verdict(machine, luggage, deadline)
             except MachineError as error:
+                if ending.number:
+                    return 128 + ending.number
                 _say("the guest ended before the script did")
                 _say(_log(machine) or str(error))
                 return GUEST_ENDED
             except TimeoutError as error:
                 _say("\n".join([f"{seconds:g} s are over: {error}", _log(machine)]).strip())
                 return TOO_LATE
+            finally:
+                ending.over = True
     except MachineError as error:
         _say(str(error))
         return NOT_STARTED
@@ -185,13 +215,6 @@ def _put(output: bytes) -> None:
     """Write to standard output. Raises OSError; nothing is kept that Python would write at its end."""
     while output:
         output = output[os.write(OUTPUT, output) :]
-
-
-def _end(number: int, frame: FrameType | None) -> NoReturn:
-    """End by a signal: what was begun is undone on the way out, and no further one comes between."""
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-    raise SystemExit(128 + number)
 
 
 def _say(line: str) -> None:

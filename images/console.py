@@ -18,6 +18,9 @@ from typing import NamedTuple
 READY = re.compile(rb"^guest: ready\r?\n", re.MULTILINE)
 EXIT = re.compile(rb"\r?\nguest: exit (\d+) (\d+)\r?\n")
 
+WAIT_SECONDS = 0.5
+"""At a time: Python heeds a signal that comes just before a wait only when that is over."""
+
 BEGUN = b"|".join(re.escape(b"guest: exit "[:size]) for size in range(12)) + rb"|guest: exit [\d ]*\r?"
 PART = re.compile(
     rb"(.*?)(?:(?:\A|(?<=\n))\n?guest: exit (\d+) (\d+)\r?\n|(?=(?:(?:\A|(?<=\n))\n?(?:"
@@ -159,7 +162,7 @@ class Console:
                     raise TimeoutError(
                         f"{complaint} within {timeout:g} s on the console, which says:\n{self.tail()}"
                     )
-                self._changed.wait(left)
+                self._changed.wait(min(left, WAIT_SECONDS))
 
     def _receive(self) -> None:
         while True:
