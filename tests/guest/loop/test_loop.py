@@ -56,7 +56,7 @@ def build(source: Path, output: Path, *settings: str) -> None:
     """Build the modules of a folder with the headers of the guest's kernel."""
     if not (IMAGES / KBUILD).exists():
         raise SetupError(f"{IMAGES / KBUILD} is missing; run `python3 -m images drivers` first")
-    command = [IMAGES / KBUILD, f"M={source}", f"MO={output}", *settings, "modules"]
+    command = [str(IMAGES / KBUILD), f"M={source}", f"MO={output}", *settings, "modules"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
