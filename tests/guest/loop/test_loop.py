@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ from images.workspace import IMAGES, SetupError
 from tests.server_process import ServerProcess
 
 BOOT: tuple[str | Path, ...] = (sys.executable, "-m", "images.boot")
-DRIVER = Path(__file__).parent / "capacity"
+DRIVER = Path(__file__).parents[3] / "examples" / "counter_driver"
 
 SECONDS = 240
 """For a guest, on a machine that is busy with something else; longer than vfu-boot's own --timeout."""
@@ -61,11 +63,40 @@ def build(source: Path, output: Path, *settings: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_from_edit_to_verdict(boot: Boot, tmp_path: Path) -> None:
-    """The driver takes the disk from Linux's own, and reads its size: 24 MiB."""
-    build(DRIVER, tmp_path / "out")
-    done = boot((DRIVER / "try.sh").read_text(), "--module", tmp_path / "out" / "capacity.ko")
-    assert (done.returncode, done.stdout) == (0, "capacity: 49152 sectors\n"), done.stderr
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.CompletedProcess[str], set[str]]]]:
+    """Build the example's driver, some text of it replaced, and try it: the command, the rules broken."""
+    with ServerProcess("--vfs", "1", "--check-driver", device="examples.counter:Counter") as server:
+
+        def run(edits: Mapping[str, str]) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+            source = tmp_path / "source"
+            shutil.copytree(DRIVER, source)
+            text = (source / "counter.c").read_text()
+            for before, after in edits.items():
+                assert text.count(before) == 1
+                text = text.replace(before, after)
+            (source / "counter.c").write_text(text)
+            build(source, tmp_path / "out")
+            command = [*BOOT, server.folder, "--function", "vf1", "--script", source / "try.sh"]
+            command += ["--module", tmp_path / "out" / "counter.ko"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+            return done, {rule["rule"] for rule in server.ask("query-rules") if rule["breaches"]}
+
+        yield run
+
+
+def test_from_edit_to_verdict(loop: Callable[..., Any]) -> None:
+    """It adds, and its limit is heeded. Linux knows nothing of NOTIF_CONFIG_DATA."""
+    done, broken = loop({})
+    assert (done.returncode, done.stdout) == (0, "sum 42, alarm 0\nsum 50, alarm 1\n"), done.stderr
+    assert broken == {"FEAT-06"}
+
+
+def test_an_edit_that_is_wrong(loop: Callable[..., Any]) -> None:
+    """The script fails, and the device knows why."""
+    done, broken = loop({"	virtqueue_kick(counter->queue);\n": ""})
+    assert (done.returncode, done.stdout) == (1, "sh: write error: Connection timed out\n"), done.stderr
+    assert broken == {"FEAT-06", "KICK-09"}
 
 
 def test_the_status_is_that_of_the_script(boot: Boot) -> None:
