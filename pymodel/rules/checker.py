@@ -7,6 +7,7 @@ from typing import Final
 
 from pymodel.pci.function import Function
 from pymodel.rules.breaches import Breaches
+from pymodel.rules.checksums import Checksums
 from pymodel.rules.commands import Commands
 from pymodel.rules.disks import Disks
 from pymodel.rules.initialization import Initialization
@@ -27,6 +28,7 @@ TOPICS: Final[tuple[type[Topic], ...]] = (
     Rings,
     Disks,
     Networks,
+    Checksums,
     NetworkCommands,
     Commands,
 )

@@ -18,6 +18,7 @@ from pymodel.rules.breaches import Breaches
 from pymodel.rules.rule import HINT, MUST, MUST_NOT, SHOULD, SHOULD_NOT, Rule
 from pymodel.rules.topic import Topic
 from pymodel.spec import net, virtio
+from pymodel.transport.transport import Transport
 from pymodel.watch.access import Access, Piece
 
 _TRANSMISSION: Final = "Network Device / Device Operation / Packet Transmission"
@@ -268,6 +269,13 @@ class Networks(Topic):
             "less than 14 bytes behind the virtio header",
             _DROPS,
         ),
+        "NET-35": Rule(
+            MUST,
+            _LAYOUT,
+            "have room to receive a frame of mtu with MTU",
+            "a buffer that is shorter, without MRG_RXBUF",
+            "drops frames that it has no room for",
+        ),
     }
 
     def __init__(self, function: Function, breaches: Breaches) -> None:
@@ -303,10 +311,7 @@ class Networks(Topic):
 
     @property
     def _control(self) -> int:
-        """The control queue's index; without one, that behind the last pair."""
-        transport = self.transport
-        many = transport.negotiated(net.F_MQ) or transport.negotiated(net.F_RSS)
-        return transport.num_queues - 1 if many else 2
+        return control_queue(self.transport)
 
     @property
     def _header_size(self) -> int:
@@ -324,6 +329,9 @@ class Networks(Topic):
         needed += self._header_size - net_header.SIZE
         if length < needed:
             self.tell_of("NET-26", buffer, f"{length} bytes", expected=f"{needed} at least")
+        needed = self._header_size + net.ETHERNET_HEADER + self._mtu
+        if transport.negotiated(net.F_MTU) and length < needed:
+            self.tell_of("NET-35", buffer, f"{length} bytes", expected=f"{needed} at least")
 
     def _check_transmit(self, buffer: Buffer) -> None:
         if buffer.writable.length:
@@ -385,17 +393,20 @@ class Networks(Topic):
             seen = f"hdr_len {hdr_len}, csum_start {start}"
             self.tell_of("NET-17", buffer, seen, expected="the transport header too")
 
-    def _check_mtu(self, buffer: Buffer, length: int) -> None:
+    @property
+    def _mtu(self) -> int:
         fields = net.CONFIG.fields
         assert fields is not None
-        mtu = int.from_bytes(self.transport.device.read_config(fields["mtu"][1], 2), "little")
+        return int.from_bytes(self.transport.device.read_config(fields["mtu"][1], 2), "little")
+
+    def _check_mtu(self, buffer: Buffer, length: int) -> None:
         ethertype = buffer.readable.read(self._header_size + net.ETHERNET_HEADER - 2, 2)
         tag = (
             net.VLAN_TAG
             if int.from_bytes(ethertype) in {net.ETHERTYPE_VLAN, net.ETHERTYPE_SERVICE_VLAN}
             else 0
         )
-        most = mtu + net.ETHERNET_HEADER + tag
+        most = self._mtu + net.ETHERNET_HEADER + tag
         if length > most:
             self.tell_of("NET-20", buffer, f"a frame of {length} bytes", expected=f"{most} at most")
 
@@ -440,3 +451,9 @@ class Networks(Topic):
                 if queue.enabled and queue.ring.pending(self.function.memory) == 0:
                     seen = f"VQ_PAIRS_SET to {settings.pairs}, and queue {queue.index} has no buffer"
                     self.tell("NET-29", seen, queue=queue.index)
+
+
+def control_queue(transport: Transport) -> int:
+    """The control queue's index; without one, that behind the last pair."""
+    many = transport.negotiated(net.F_MQ) or transport.negotiated(net.F_RSS)
+    return transport.num_queues - 1 if many else 2

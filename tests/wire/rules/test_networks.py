@@ -17,6 +17,7 @@ from vfu_client.virtio.split import SplitQueue
 
 CSUM, MTU, MAC, HOST_TSO4, HOST_TSO6, MRG_RXBUF, CTRL_VQ, MQ, HASH_REPORT = 0, 3, 5, 11, 12, 15, 17, 22, 57
 GUEST_CSUM, GUEST_TSO4 = 1, 7
+HOST_ECN = 13
 NEEDS_CSUM, DATA_VALID, RSC_INFO, TUNNEL_CSUM = 1, 2, 4, 8
 FRAME = ethernet(b"\xff" * 6, b"\2\0\0\0\0\1", bytes(46))
 
@@ -207,6 +208,35 @@ def a_pair_without_buffers(author: Author) -> None:
     _command(author, queues[4], struct.pack("<BBH", 4, 0, 2))
 
 
+def _tcp(*, ip_sum: int = 0, tcp_sum: int = 0, flags: int = 0x10) -> bytes:
+    """40 bytes of TCP in IPv4, between 10.0.0.1 and 10.0.0.2, that need sums of 0x66ba and, with ACK, 0x9bbb.
+
+    The pseudo header's sum is 0x1431.
+    """
+    network = bytes.fromhex("4500003c000000004006") + ip_sum.to_bytes(2) + bytes.fromhex("0a0000010a000002")
+    tcp = struct.pack(">HHIIBBHHH", 1, 2, 0, 0, 0x50, flags, 0, tcp_sum, 0)
+    return b"\xff" * 6 + b"\2\0\0\0\0\1" + b"\x08\x00" + network + tcp + bytes(20)
+
+
+def a_wrong_checksum(author: Author) -> None:
+    _send(author, frame=_tcp(ip_sum=0x66BA, tcp_sum=0x1234))
+
+
+def a_wrong_header(author: Author) -> None:
+    frame = _tcp(ip_sum=0x1234, tcp_sum=0x1431)
+    _send(author, CSUM, flags=NEEDS_CSUM, start=34, offset=16, frame=frame)
+
+
+def no_pseudo_header(author: Author) -> None:
+    _send(author, CSUM, flags=NEEDS_CSUM, start=34, offset=16, frame=_tcp(ip_sum=0x66BA))
+
+
+def congestion_without_its_bit(author: Author) -> None:
+    frame = _tcp(ip_sum=0x66BA, tcp_sum=0x1431, flags=0x90)
+    header = {"flags": NEEDS_CSUM, "gso": 1, "gso_size": 10, "hdr_len": 54, "start": 34, "offset": 16}
+    _send(author, CSUM, HOST_TSO4, HOST_ECN, frame=frame, **header)
+
+
 MISTAKES = [
     Mistake("NET-01", a_short_header, "queue 1, ring position 0, head 0: 10 bytes", where={"queue": 1}),
     Mistake("NET-30", a_short_frame, "22 bytes", where={"expected": "26 at least"}),
@@ -228,6 +258,10 @@ MISTAKES = [
     Mistake("NET-17", no_header_length, "hdr_len 0, csum_start 14"),
     Mistake("NET-18", unknown_flags, "flags 0x40"),
     Mistake("NET-19", sends_what_is_to_write, "16 bytes to write"),
+    Mistake("NET-31", a_wrong_checksum, "a checksum of TCP of 0x1234"),
+    Mistake("NET-32", a_wrong_header, "a wrong checksum of the IPv4 header"),
+    Mistake("NET-33", no_pseudo_header, "0x0000 as checksum of TCP", where={"expected": "0x1431"}),
+    Mistake("NET-34", congestion_without_its_bit, "gso_type 0x1, and TCP with CWR"),
     Mistake("NET-21", no_address, r"without MAC \(bit 5\)"),
     Mistake("NET-23", reports_without_a_control_queue, r"with HASH_REPORT \(bit 57\)"),
     Mistake("NET-24", another_pair_before_it_is_set, "transmit queue 3 notified, and 1 pairs are in use"),
@@ -245,8 +279,29 @@ def test_mistake(net_author: Author, told: Callable[[Author, Mistake], None], mi
     told(net_author, mistake)
 
 
+def test_right_checksums(net_author: Author) -> None:
+    """Nothing is told of them."""
+    queue = _drive(net_author)[1]
+    for frame in (_tcp(ip_sum=0x66BA, tcp_sum=0x9BBB), FRAME):
+        data = net_author.bytes(bytes(12) + frame)
+        queue.add([(data.address, data.size)])
+        queue.kick(force=True)
+    until(lambda: queue.device_used_idx == 2, "both are sent")
+    assert net_author.told() == {}
+
+
 def longer_than_the_mtu(author: Author) -> None:
     _send(author, MTU, frame=FRAME + bytes(1000))
+
+
+def a_buffer_shorter_than_the_mtu(author: Author) -> None:
+    queues = _drive(author, MTU)
+    room = author.bytes(bytes(1025))
+    queues[0].add([], [(room.address, 1025)])
+    queues[0].kick(force=True)
+    with NetDriver.open(author.server.socket("pf"), timeout=20) as another:
+        another.send(FRAME)
+        until(lambda: bool(author.told()), "the buffer is taken")
 
 
 def no_mtu(author: Author) -> None:
@@ -257,6 +312,13 @@ def no_mtu(author: Author) -> None:
     "mistake",
     [
         Mistake("NET-20", longer_than_the_mtu, "a frame of 1060 bytes", where={"expected": "1014 at most"}),
+        Mistake(
+            "NET-35",
+            a_buffer_shorter_than_the_mtu,
+            "1025 bytes",
+            frozenset({"NET-26"}),
+            where={"expected": "1026 at least"},
+        ),
         Mistake("NET-22", no_mtu, r"without MTU \(bit 3\)"),
     ],
     ids=lambda mistake: mistake.id,
