@@ -18,6 +18,7 @@ from typing import Final
 import pytest
 
 from pymodel.rules.checker import RULES, TOPICS
+from pymodel.rules.checksums import Checksums
 from pymodel.rules.commands import Commands
 from pymodel.rules.disks import Disks
 from pymodel.rules.initialization import Initialization
@@ -43,6 +44,7 @@ TITLES: Final[Mapping[type[Topic], str]] = {
     Rings: "Rings",
     Disks: "Requests to a disk",
     Networks: "Frames",
+    Checksums: "Checksums in frames",
     NetworkCommands: "Commands to a network device",
     Commands: "Admin commands",
 }
