@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from pymodel.errors import BrokenQueue, MemoryFault
+from pymodel.errors import BrokenQueue
 from pymodel.host import FAULT_INJECTED
 from pymodel.memory import Buffer, Consumer
 
@@ -124,7 +124,8 @@ class Faulty:
             if kind == "needs-reset":
                 raise BrokenQueue(f"queue {buffer.queue}: it was asked for (inject)")
             if kind == "dma-fault":
-                raise MemoryFault(f"queue {buffer.queue}: no access to memory: it was asked for (inject)")
+                # No MemoryFault, which the rules for drivers hold against the driver.
+                raise BrokenQueue(f"queue {buffer.queue}: no access to memory: it was asked for (inject)")
             if kind == "lose":
                 return
             if kind == "error":

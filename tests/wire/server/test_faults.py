@@ -125,6 +125,16 @@ def test_it_needs_a_reset(server: ServerProcess, fault: str) -> None:
         neighbour.write(0, b"\x42" * 512)
 
 
+def test_missing_memory_is_not_held_against_the_driver(serve: Callable[..., ServerProcess]) -> None:
+    server = serve("--vfs", "1", "--disk", "ram:64k", "--check-driver")
+    with driven(server.socket("vf1")) as vf:
+        inject(server, "dma-fault")
+        get_id(vf)
+        vf.wait_broken()
+    breaches = {rule["rule"]: rule["breaches"] for rule in server.ask("query-rules")}
+    assert breaches["RING-02"] == []
+
+
 def test_a_reset_in_the_middle(server: ServerProcess) -> None:
     with driven(server.socket("vf1")) as vf:
         inject(server, "reset")

@@ -1,0 +1,32 @@
+"""The example of docs/driver-author.md breaks the rules that the page shows, and the verdict says so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+from tests.server_process import ServerProcess
+
+
+def run(module: str, path: object) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", module, str(path)], capture_output=True, text=True, timeout=30, check=False
+    )
+    return done.returncode, done.stdout
+
+
+BROKEN = """\
+CONF-01 SHOULD vf1 capacity 2
+INIT-05 MUST vf1 - 1
+FEAT-05 SHOULD vf1 - 1
+FEAT-06 SHOULD vf1 - 1
+BLK-01 MUST NOT vf1 queue 0 1
+"""
+
+
+def test_it_is_told_what_is_wrong(serve: Callable[..., ServerProcess]) -> None:
+    server = serve("--vfs", "1", "--disk", "ram:24M", "--check-driver")
+    found = run("examples.first_sector", server.socket("vf1"))
+    assert found == (1, "49152 sectors; 0 bytes used, status 1\n")
+    assert run("examples.verdict", server.socket("monitor")) == (1, BROKEN)
