@@ -25,7 +25,7 @@ class Breach:
 
 
 class Breaches:
-    """Counts breaches, and logs and tells the first of each rule, function and subject.
+    """Counts breaches, and logs and tells the first of each rule and subject by a client of a function.
 
     `fatal`: the first MUST or MUST NOT that is broken ends the function of the driver who did it.
 
@@ -39,6 +39,11 @@ class Breaches:
         self._observer = observer
         self._log = log or logging.getLogger("virtio.rules")
         self._counts: dict[tuple[str, str, str], int] = {}
+        self._told: dict[str, set[tuple[str, str]]] = {}
+
+    def begin(self, function: str) -> None:
+        """Another client has the function: what its driver does is told anew."""
+        self._told.pop(function, None)
 
     def add(
         self,
@@ -56,10 +61,11 @@ class Breaches:
         Returns whether the driver's function is to be ended.
         """
         key = name, function, subject
-        count = self._counts.get(key, 0)
-        self._counts[key] = count + 1
-        if count:
+        self._counts[key] = self._counts.get(key, 0) + 1
+        told = self._told.setdefault(function, set())
+        if (name, subject) in told:
             return False
+        told.add((name, subject))
         self._log.warning(
             "%s (%s: %s): %s: %s%s; the device %s [%s]",
             name,

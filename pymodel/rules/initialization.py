@@ -259,6 +259,7 @@ class Initialization(Topic):
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
         """A client came or left: the next driver begins anew."""
         if kind in {FUNCTION_ATTACHED, FUNCTION_DETACHED}:
+            self._breaches.begin(self.function.name)
             self._anew()
 
     # -- status ------------------------------------------------------------------------------------------

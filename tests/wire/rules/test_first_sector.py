@@ -30,3 +30,14 @@ def test_it_is_told_what_is_wrong(serve: Callable[..., ServerProcess]) -> None:
     found = run("examples.first_sector", server.socket("vf1"))
     assert found == (1, "49152 sectors; 0 bytes used, status 1\n")
     assert run("examples.verdict", server.socket("monitor")) == (1, BROKEN)
+
+
+def test_who_comes_again_is_told_again(serve: Callable[..., ServerProcess]) -> None:
+    """And counted further."""
+    server = serve("--vfs", "1", "--disk", "ram:24M", "--check-driver")
+    for _ in range(2):
+        run("examples.first_sector", server.socket("vf1"))
+    assert server.log.count("INIT-05 (MUST:") == 2
+    rules = server.ask("query-rules")
+    (rule,) = (rule for rule in rules if rule["rule"] == "INIT-05")
+    assert [breach["count"] for breach in rule["breaches"]] == [2]
