@@ -67,7 +67,8 @@ FAULTS: Final = """
 
 One fault of a running device ([monitor.md](monitor.md#faults-on-purpose)): what became of the work that
 met it (a hundred writes that are read back, a file fetched by TFTP, binding the driver), and what after the
-driver was unbound and bound again, without faults. What takes longer than 10 s hangs.
+driver was unbound and bound again, without faults. What takes longer than 10 s hangs. The eight sectors of a
+write that failed hold what was there before, which counts as corrupt.
 
 | Driver | Version | Fault | What came of it |
 | --- | --- | --- | --- |

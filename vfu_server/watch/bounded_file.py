@@ -44,7 +44,9 @@ class BoundedFile:
         self.full = True
         log.warning("%s: nothing more is written: %s", self.path, why)
 
-    def close(self) -> None:
-        """Have all that was written in the file."""
+    def close(self, end: bytes = b"") -> None:
+        """Have all that was written in the file, and `end` behind it whether there is room or not."""
         with self.lock, contextlib.suppress(OSError):
+            if not self._file.closed:
+                self._file.write(end)
             self._file.close()

@@ -14,8 +14,8 @@ from vfu_server.watch.bounded_file import BoundedFile
 class TraceFile:
     """A `pymodel.watch.tracer.Sink`. A function is a process of the trace, a queue of it one of its threads.
 
-    The list of events is never closed, which the format allows: what is in the file is good whenever the
-    server ends. Raises OSError where the file cannot be made.
+    The list of events is closed when the trace is. Where a server is killed it is not, which the format
+    allows. Raises OSError where the file cannot be made.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
@@ -26,7 +26,7 @@ class TraceFile:
         self._functions: dict[str, int] = {}
         self._tracks: dict[tuple[str, str], int] = {}
         with self.file.lock:
-            self.file.put(b"[\n")
+            self.file.put(b"[")
 
     def instant(self, function: str, track: str, name: str, details: Mapping[str, Any]) -> None:
         """See `Sink`."""
@@ -42,7 +42,7 @@ class TraceFile:
 
     def close(self) -> None:
         """Have all of it in the file."""
-        self.file.close()
+        self.file.close(b"\n]\n")
 
     def _pair(
         self, phase: str, function: str, track: str, name: str, number: int, details: Mapping[str, Any]
@@ -78,5 +78,5 @@ class TraceFile:
 
     def _put(self, event: Mapping[str, Any]) -> None:
         text = json.dumps(event, separators=(",", ":"), default=str)
-        if self.file.put(text.encode() + b",\n"):
+        if self.file.put((b",\n" if self.events else b"\n") + text.encode()):
             self.events += 1

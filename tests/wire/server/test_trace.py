@@ -28,10 +28,7 @@ class Trace:
     """A trace that was read, with the names of its functions and tracks."""
 
     def __init__(self, path: Path) -> None:
-        text = path.read_text()
-        assert text.startswith("[\n")
-        assert text.endswith(",\n")
-        self.events: list[dict[str, Any]] = json.loads(text[:-2] + "]")
+        self.events: list[dict[str, Any]] = json.loads(path.read_text())
         names = {
             (event["pid"], event.get("tid")): event["args"]["name"]
             for event in self.events
