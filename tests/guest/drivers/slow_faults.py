@@ -65,7 +65,7 @@ def work_network(guest: Machine, name: str) -> str:
     return "goes on" if output.strip().endswith("102400") else "transfer fails"
 
 
-@pytest.mark.driver("Linux (Debian backports), virtio_blk", "bears faults on purpose")
+@pytest.mark.driver("Linux (Debian backports), virtio_blk", "meets each fault on purpose: see below")
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "link-flap"])
 def test_disk(
     server: Callable[..., ServerProcess],
@@ -92,7 +92,7 @@ def test_disk(
     assert "the server made a mistake" not in disks.log
 
 
-@pytest.mark.driver("Linux (Debian backports), virtio_net", "bears faults on purpose")
+@pytest.mark.driver("Linux (Debian backports), virtio_net", "meets each fault on purpose: see below")
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("queue", [0, 1], ids=["receive", "transmit"])
 def test_network(
@@ -126,7 +126,7 @@ def test_network(
     assert "the server made a mistake" not in card.log
 
 
-@pytest.mark.driver("Linux (Debian backports), virtio_pci's admin queue", "bears faults on purpose")
+@pytest.mark.driver("Linux (Debian backports), virtio_pci's admin queue", "meets each fault on purpose: see below")
 @pytest.mark.parametrize("fault", OF_BUFFERS)
 def test_admin(
     server: Callable[..., ServerProcess],
