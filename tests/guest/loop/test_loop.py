@@ -92,6 +92,7 @@ def test_from_edit_to_verdict(loop: Callable[..., Any]) -> None:
     assert broken == {"FEAT-06"}
 
 
+@pytest.mark.long
 def test_an_edit_that_is_wrong(loop: Callable[..., Any]) -> None:
     """The script fails, and the device knows why."""
     done, broken = loop({"	virtqueue_kick(counter->queue);\n": ""})
@@ -105,6 +106,7 @@ def test_the_status_is_that_of_the_script(boot: Boot) -> None:
     assert (done.returncode, done.stdout) == (7, "out\nerr\nguest: exit 0\nguest: exit 0\n"), done.stderr
 
 
+@pytest.mark.long
 def test_a_folder_is_shared(boot: Boot, tmp_path: Path) -> None:
     """A copy of it: files, what may be run, links."""
     folder = tmp_path / "shared"
@@ -121,6 +123,7 @@ def test_a_folder_is_shared(boot: Boot, tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.long
 def test_a_module_that_does_not_load(boot: Boot, tmp_path: Path) -> None:
     """The script is not run, and the kernel says why."""
     source = tmp_path / "source"
@@ -134,6 +137,7 @@ def test_a_module_that_does_not_load(boot: Boot, tmp_path: Path) -> None:
     assert "stray: Unknown symbol nobody_has_this" in done.stderr
 
 
+@pytest.mark.long
 def test_a_guest_that_panics(boot: Boot) -> None:
     """What the script said is there, and what the kernel said."""
     done = boot("echo before; echo c > /proc/sysrq-trigger; echo after")
@@ -166,6 +170,7 @@ def test_ctrl_c_ends_qemu(disk: ServerProcess, tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_guest_that_enables_its_vfs(tmp_path: Path) -> None:
     """PF and VFs are placed as SR-IOV has them."""
     script = tmp_path / "script"
@@ -186,6 +191,7 @@ def test_a_guest_that_enables_its_vfs(tmp_path: Path) -> None:
         ([], "no monitor on"),
     ],
 )
+@pytest.mark.long
 def test_functions_that_are_not_there(
     options: list[str], why: str, disk: ServerProcess, tmp_path: Path
 ) -> None:
