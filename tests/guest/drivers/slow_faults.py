@@ -126,7 +126,9 @@ def test_network(
     assert "the server made a mistake" not in card.log
 
 
-@pytest.mark.driver("Linux (Debian backports), virtio_pci's admin queue", "meets each fault on purpose: see below")
+@pytest.mark.driver(
+    "Linux (Debian backports), virtio_pci's admin queue", "meets each fault on purpose: see below"
+)
 @pytest.mark.parametrize("fault", OF_BUFFERS)
 def test_admin(
     server: Callable[..., ServerProcess],
