@@ -111,6 +111,7 @@ class Scheduler:
         for index in range(self._admin_index):
             self._consumers[index] = device
         self._distinct[0] = self._device = device
+        self._faulty.clear()
 
     # -- turns to come ---------------------------------------------------------------------------------
 

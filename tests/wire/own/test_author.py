@@ -81,6 +81,21 @@ def test_mended_while_it_runs(serve: Callable[..., ServerProcess], module: Path)
     (server.folder / "log").write_text("")
 
 
+def test_mended_while_it_has_faults(serve: Callable[..., ServerProcess], module: Path) -> None:
+    """What meets faults afterwards is the device that came, not the one that went."""
+    module.write_text(SOURCE % "request.data")
+    server = serve("--device", "mine:Mine", "--vfs", "1")
+    server.ask("inject", function="vf1", fault="short")
+    with VirtioPci.open(server.socket("vf1"), timeout=10) as device:
+        brought_up(device)
+        assert asked(device, b"same") == b"same\xee\xee\xee\xee"
+        module.write_text(SOURCE % "request.data[::-1]")
+        server.ask("reload")
+        device.reset()
+        brought_up(device)
+        assert asked(device, b"same") == b"emas\xee\xee\xee\xee"
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
