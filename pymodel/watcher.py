@@ -12,30 +12,11 @@ INTX: Final = -1
 """Where an interrupt has no vector."""
 
 
-class Watcher:
-    """Is told of everything, and does nothing here.
+class Witness:
+    """Is told of buffers, interrupts, memory and events of a function, and does nothing here.
 
-    Called with the function's lock held. A watcher changes nothing, and lets nothing out: an exception would
-    be the function's.
+    Called with the function's lock held.
     """
-
-    def config_read(self, offset: int, data: bytes) -> None:
-        """Configuration space was read: `data` is the answer."""
-
-    def config_write(self, offset: int, data: bytes) -> None:
-        """Configuration space is about to be written."""
-
-    def config_wrote(self, offset: int, data: bytes) -> None:
-        """It was; the function is as it is afterwards."""
-
-    def bar_read(self, bar: int, offset: int, data: bytes) -> None:
-        """A BAR was read: `data` is the answer."""
-
-    def bar_write(self, bar: int, offset: int, data: bytes) -> None:
-        """A BAR is about to be written."""
-
-    def bar_wrote(self, bar: int, offset: int, data: bytes) -> None:
-        """It was."""
 
     def turn(self, queue: int) -> None:
         """A queue is about to be looked at: by a kick, or because there was a reason to look again."""
@@ -63,3 +44,28 @@ class Watcher:
 
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
         """What the function's `Observer` is told of."""
+
+
+class Watcher(Witness):
+    """Is told of accesses too, and does nothing here.
+
+    A watcher changes nothing, and lets nothing out: an exception would be the function's.
+    """
+
+    def config_read(self, offset: int, data: bytes) -> None:
+        """Configuration space was read: `data` is the answer."""
+
+    def config_write(self, offset: int, data: bytes) -> None:
+        """Configuration space is about to be written."""
+
+    def config_wrote(self, offset: int, data: bytes) -> None:
+        """It was; the function is as it is afterwards."""
+
+    def bar_read(self, bar: int, offset: int, data: bytes) -> None:
+        """A BAR was read: `data` is the answer."""
+
+    def bar_write(self, bar: int, offset: int, data: bytes) -> None:
+        """A BAR is about to be written."""
+
+    def bar_wrote(self, bar: int, offset: int, data: bytes) -> None:
+        """It was."""

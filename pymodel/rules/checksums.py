@@ -9,18 +9,17 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from pymodel.devices.net import header as net_header
+from pymodel.devices.net.device import NetDevice
+from pymodel.devices.net.frame_head import TCP, UDP
+from pymodel.devices.net.segmentation import CHECKSUM_AT
 from pymodel.memory import Buffer
-from pymodel.rules.networks import control_queue
 from pymodel.rules.rule import MUST, SHOULD, Rule
 from pymodel.rules.topic import Topic
-from pymodel.spec import net, virtio
+from pymodel.spec import net
 
 _TRANSMISSION: Final = "Network Device / Device Operation / Packet Transmission"
 
-_TCP, _UDP = 6, 17
-_CHECKSUM_AT: Final[Mapping[int, tuple[str, int]]] = {_TCP: ("TCP", 16), _UDP: ("UDP", 6)}
-"""By protocol: its name, and where in its header the checksum is."""
+_NAMES: Final[Mapping[int, str]] = {TCP: "TCP", UDP: "UDP"}
 
 _FRAGMENT: Final = 0x3FFF
 _FLAGS_AT, _CWR = 13, 0x80
@@ -65,17 +64,17 @@ class Checksums(Topic):
     def taken(self, buffer: Buffer) -> None:
         """A frame to be sent."""
         transport = self.transport
-        if transport.device.virtio_id != virtio.ID_NET or transport.legacy:
+        device = transport.device
+        if not isinstance(device, NetDevice) or transport.legacy:
             return
-        if not buffer.queue & 1 or buffer.queue >= control_queue(transport):
+        if not buffer.queue & 1 or buffer.queue >= device.frame_queues:
             return
-        size = net_header.size(transport.accepted)
         whole = bytes(buffer.readable.read(0, buffer.readable.length))
-        packet = _packet(whole[size:])
+        packet = _packet(whole[device.header_size :])
         if packet is None:
             return
         flags, gso, _, _, start, offset = struct.unpack_from("<BBHHHH", whole)
-        name, at = _CHECKSUM_AT[packet.protocol]
+        name, at = _NAMES[packet.protocol], CHECKSUM_AT[packet.protocol]
         if not flags & net.HDR_F_NEEDS_CSUM:
             if not transport.negotiated(net.F_CSUM) and not packet.right:
                 self.tell_of("NET-31", buffer, f"a checksum of {name} of {packet.checksum:#06x}")
@@ -127,15 +126,15 @@ def _packet(frame: bytes) -> _Packet | None:
     else:
         return None
     data = frame[at + header :][: max(length, 0)]
-    least = {_TCP: _LEAST, _UDP: 8}.get(protocol)
+    least = {TCP: _LEAST, UDP: 8}.get(protocol)
     if least is None or length < least or len(data) < length:
         return None
-    where = _CHECKSUM_AT[protocol][1]
+    where = CHECKSUM_AT[protocol]
     checksum = int.from_bytes(data[where : where + 2])
     pseudo = (_sum(addresses) + protocol + length) % 0xFFFF
-    none = protocol == _UDP and ethertype == net.ETHERTYPE_IPV4 and not checksum
+    none = protocol == UDP and ethertype == net.ETHERTYPE_IPV4 and not checksum
     right = none or (pseudo + _sum(data)) % 0xFFFF == 0
-    cwr = protocol == _TCP and bool(data[_FLAGS_AT] & _CWR)
+    cwr = protocol == TCP and bool(data[_FLAGS_AT] & _CWR)
     return _Packet(protocol, at + header, checksum, pseudo, right, header_right, cwr)
 
 

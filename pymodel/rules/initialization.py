@@ -370,22 +370,6 @@ class Initialization(Topic):
 
     # -- queues and notifications --------------------------------------------------------------------------
 
-    def writing_queue_size(self, piece: Piece) -> None:
-        """A queue is set up."""
-        self._sets_up(piece)
-
-    def writing_queue_desc(self, piece: Piece) -> None:
-        """A queue is set up."""
-        self._sets_up(piece)
-
-    def writing_queue_driver(self, piece: Piece) -> None:
-        """A queue is set up."""
-        self._sets_up(piece)
-
-    def writing_queue_device(self, piece: Piece) -> None:
-        """A queue is set up."""
-        self._sets_up(piece)
-
     def writing_queue_enable(self, piece: Piece) -> None:
         """A queue is enabled."""
         queue = self.transport.queue_select
@@ -411,6 +395,8 @@ class Initialization(Topic):
                 queue=queue,
                 register=piece.name,
             )
+
+    writing_queue_size = writing_queue_desc = writing_queue_driver = writing_queue_device = _sets_up
 
     def writing_notification(self, access: Access) -> None:
         """A driver may notify a device that runs."""

@@ -11,14 +11,12 @@ from typing import ClassVar, Final
 
 from pymodel.devices.net import header as net_header
 from pymodel.devices.net.device import NetDevice
-from pymodel.devices.net.settings import Settings
 from pymodel.memory import Buffer
 from pymodel.pci.function import Function
 from pymodel.rules.breaches import Breaches
 from pymodel.rules.rule import HINT, MUST, MUST_NOT, SHOULD, SHOULD_NOT, Rule
 from pymodel.rules.topic import Topic
 from pymodel.spec import net, virtio
-from pymodel.transport.transport import Transport
 from pymodel.watch.access import Access, Piece
 
 _TRANSMISSION: Final = "Network Device / Device Operation / Packet Transmission"
@@ -280,7 +278,7 @@ class Networks(Topic):
 
     def __init__(self, function: Function, breaches: Breaches) -> None:
         super().__init__(function, breaches)
-        self._is_net = self.transport.device.virtio_id == virtio.ID_NET
+        self._is_net = isinstance(self.transport.device, NetDevice)
 
     # -- features ----------------------------------------------------------------------------------------
 
@@ -302,44 +300,38 @@ class Networks(Topic):
 
     def taken(self, buffer: Buffer) -> None:
         """A frame to be sent, or a buffer to receive into."""
-        if not self._is_net or self.transport.legacy or buffer.queue >= self._control:
+        if not self._is_net or self.transport.legacy or buffer.queue >= self._device.frame_queues:
             return
         if buffer.queue & 1:
             self._check_transmit(buffer)
         else:
             self._check_receive(buffer)
 
-    @property
-    def _control(self) -> int:
-        return control_queue(self.transport)
-
-    @property
-    def _header_size(self) -> int:
-        return net_header.size(self.transport.accepted)
-
     def _check_receive(self, buffer: Buffer) -> None:
         transport, length = self.transport, buffer.writable.length
         if buffer.readable.length:
             self.tell_of("NET-28", buffer, f"{buffer.readable.length} bytes to read")
         if transport.negotiated(net.F_MRG_RXBUF):
-            if length < self._header_size:
-                self.tell_of("NET-27", buffer, f"{length} bytes", expected=f"{self._header_size} at least")
+            if length < self._device.header_size:
+                self.tell_of(
+                    "NET-27", buffer, f"{length} bytes", expected=f"{self._device.header_size} at least"
+                )
             return
         needed = _LONG if transport.accepted & _ANY_GSO else _SHORT
-        needed += self._header_size - net_header.SIZE
+        needed += self._device.header_size - net_header.SIZE
         if length < needed:
             self.tell_of("NET-26", buffer, f"{length} bytes", expected=f"{needed} at least")
-        needed = self._header_size + net.ETHERNET_HEADER + self._mtu
+        needed = self._device.header_size + net.ETHERNET_HEADER + self._mtu
         if transport.negotiated(net.F_MTU) and length < needed:
             self.tell_of("NET-35", buffer, f"{length} bytes", expected=f"{needed} at least")
 
     def _check_transmit(self, buffer: Buffer) -> None:
         if buffer.writable.length:
             self.tell_of("NET-19", buffer, f"{buffer.writable.length} bytes to write")
-        length = buffer.readable.length - self._header_size
+        length = buffer.readable.length - self._device.header_size
         if length < net.ETHERNET_HEADER:
             rule, least = ("NET-01", 0) if length < 0 else ("NET-30", net.ETHERNET_HEADER)
-            least += self._header_size
+            least += self._device.header_size
             self.tell_of(rule, buffer, f"{buffer.readable.length} bytes", expected=f"{least} at least")
             return
         flags, gso, hdr_len, gso_size, start, offset, buffers = _HEADER.unpack(
@@ -400,7 +392,7 @@ class Networks(Topic):
         return int.from_bytes(self.transport.device.read_config(fields["mtu"][1], 2), "little")
 
     def _check_mtu(self, buffer: Buffer, length: int) -> None:
-        ethertype = buffer.readable.read(self._header_size + net.ETHERNET_HEADER - 2, 2)
+        ethertype = buffer.readable.read(self._device.header_size + net.ETHERNET_HEADER - 2, 2)
         tag = (
             net.VLAN_TAG
             if int.from_bytes(ethertype) in {net.ETHERTYPE_VLAN, net.ETHERTYPE_SERVICE_VLAN}
@@ -411,19 +403,19 @@ class Networks(Topic):
             self.tell_of("NET-20", buffer, f"a frame of {length} bytes", expected=f"{most} at most")
 
     @property
-    def _settings(self) -> Settings:
+    def _device(self) -> NetDevice:
         device = self.transport.device
         assert isinstance(device, NetDevice)
-        return device.settings
+        return device
 
     # -- pairs -------------------------------------------------------------------------------------------
 
     def writing_notification(self, access: Access) -> None:
         """A transmit queue is used: one of a pair in use."""
         queue = access.offset // 4
-        if not self._is_net or not queue & 1 or queue >= self._control:
+        if not self._is_net or not queue & 1 or queue >= self._device.frame_queues:
             return
-        settings = self._settings
+        settings = self._device.settings
         if queue // 2 < settings.pairs or not self.transport.running:
             return
         rule = "NET-25" if self._pairs_were_set else "NET-24"
@@ -438,22 +430,16 @@ class Networks(Topic):
 
     def used(self, buffer: Buffer, written: int) -> None:
         """A command may have set the pairs."""
-        if not self._is_net or buffer.queue != self._control or written != 1:
+        if not self._is_net or buffer.queue != self._device.frame_queues or written != 1:
             return
         answer = buffer.writable.read(0, 1)
         if answer and answer[0] != net.OK:
             return
         if buffer.readable.read(0, 2) == bytes((net.CTRL_MQ, net.CTRL_MQ_VQ_PAIRS_SET)):
             self._pairs_were_set = True
-            settings = self._settings
+            settings = self._device.settings
             for pair in range(settings.pairs):
                 queue = self.transport.queues[2 * pair]
                 if queue.enabled and queue.ring.pending(self.function.memory) == 0:
                     seen = f"VQ_PAIRS_SET to {settings.pairs}, and queue {queue.index} has no buffer"
                     self.tell("NET-29", seen, queue=queue.index)
-
-
-def control_queue(transport: Transport) -> int:
-    """The control queue's index; without one, that behind the last pair."""
-    many = transport.negotiated(net.F_MQ) or transport.negotiated(net.F_RSS)
-    return transport.num_queues - 1 if many else 2

@@ -225,18 +225,6 @@ class Queues(Topic):
         elif size > queue.max_size:
             self.tell("CFG-04", what, expected=f"at most {queue.max_size}", queue=queue.index)
 
-    def writing_queue_desc(self, piece: Piece) -> None:
-        """Where a part of a ring is."""
-        self._field(piece)
-
-    def writing_queue_driver(self, piece: Piece) -> None:
-        """Where a part of a ring is."""
-        self._field(piece)
-
-    def writing_queue_device(self, piece: Piece) -> None:
-        """Where a part of a ring is."""
-        self._field(piece)
-
     def writing_queue_enable(self, piece: Piece) -> None:
         """A queue is to begin."""
         index = self.transport.queue_select
@@ -292,6 +280,8 @@ class Queues(Topic):
             self.tell("CFG-08", what, expected="a read of queue_reset", queue=index, register=piece.name)
         self._written.setdefault(index, set()).add(piece.name)
         return queue
+
+    writing_queue_desc = writing_queue_driver = writing_queue_device = _field
 
     # -- rings in memory -------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from pymodel.queue.split import SplitRing
 from pymodel.queue.virtqueue import Virtqueue
 from pymodel.rules.breaches import Breaches
 from pymodel.rules.rule import HINT, MUST, MUST_NOT, Rule
-from pymodel.rules.topic import Topic
+from pymodel.rules.topic import Topic, taken_at
 from pymodel.spec import ring, virtio
 
 _TABLE: Final = "The Virtqueue Descriptor Table"
@@ -379,8 +379,8 @@ class Rings(Topic):
             descriptors = dict(self._chain_of(queue))
             self._check_split(buffer, queue, descriptors)
         else:
-            offset = ((queue.ring.last_avail & ring.OFFSET_MASK) - queue.chain.slots) % queue.size
-            numbers = [(offset + step) % queue.size for step in range(queue.chain.slots)]
+            first = taken_at(queue)
+            numbers = [(first + step) % queue.size for step in range(queue.chain.slots)]
             descriptors = {number: self._descriptor(queue.desc, number) for number in numbers}
             self._check_packed(buffer, queue, descriptors)
             if key in self._exposed:

@@ -61,13 +61,9 @@ class Topic(Listener):
     def tell_of(self, rule: str, buffer: Buffer, seen: str, *, expected: str = "", **where: Any) -> None:
         """The same, of the buffer that a queue took last."""
         queue = self.transport.queues[buffer.queue]
-        position, head = queue.ring.last_avail, queue.chain.id
-        if queue.ring.name == SplitRing.name:
-            position = (position - 1) & 0xFFFF
-            what = f"ring position {position}, head {head}"
-        else:
-            position = ((position & OFFSET_MASK) - queue.chain.slots) % queue.size
-            what = f"ring position {position}, buffer id {head}"
+        position, head = taken_at(queue), queue.chain.id
+        name = "head" if queue.ring.name == SplitRing.name else "buffer id"
+        what = f"ring position {position}, {name} {head}"
         self.tell(
             rule,
             f"queue {queue.index}, {what}: {seen}",
@@ -112,6 +108,13 @@ class Topic(Listener):
         method = getattr(self, name, None)
         if method is not None:
             method(what)
+
+
+def taken_at(queue: Virtqueue) -> int:
+    """The position in its ring of the buffer that a queue took last."""
+    if queue.ring.name == SplitRing.name:
+        return (queue.ring.last_avail - 1) & 0xFFFF
+    return ((queue.ring.last_avail & OFFSET_MASK) - queue.chain.slots) % queue.size
 
 
 _STRUCTURES: Mapping[str, str] = {CONFIG: "config", DEVICE: "device", ISR: "isr", NOTIFY: "notification"}

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from pymodel.errors import BrokenQueue, GuestError
 from pymodel.memory import Buffer
 from pymodel.watch.access import Access, of_bar, of_config
-from pymodel.watcher import Watcher
+from pymodel.watcher import Watcher, Witness
 
 if TYPE_CHECKING:
     from pymodel.pci.function import Function
 
 
-class Listener:
-    """Is told of everything, and does nothing here. See `Watcher`: the function's lock is held."""
+class Listener(Witness):
+    """Is told of everything, accesses by their registers, and does nothing here."""
 
     def read(self, access: Access) -> None:
         """Something was read."""
@@ -26,33 +26,6 @@ class Listener:
 
     def wrote(self, access: Access) -> None:
         """It was; the function is as it is afterwards."""
-
-    def turn(self, queue: int) -> None:
-        """See `Watcher`."""
-
-    def taken(self, buffer: Buffer) -> None:
-        """See `Watcher`."""
-
-    def given_back(self, buffer: Buffer) -> None:
-        """See `Watcher`."""
-
-    def used(self, buffer: Buffer, written: int) -> None:
-        """See `Watcher`."""
-
-    def broke(self, queue: int, error: BrokenQueue) -> None:
-        """See `Watcher`."""
-
-    def interrupt(self, vector: int) -> None:
-        """See `Watcher`."""
-
-    def mapped(self, address: int, length: int, *, there: bool, writable: bool) -> None:
-        """See `Watcher`."""
-
-    def was_reset(self) -> None:
-        """See `Watcher`."""
-
-    def event(self, kind: str, data: Mapping[str, Any]) -> None:
-        """See `Watcher`."""
 
 
 class Decoder(Watcher):
@@ -88,39 +61,39 @@ class Decoder(Watcher):
         self._tell("wrote", of_bar(self._function, bar, offset, data))
 
     def turn(self, queue: int) -> None:
-        """See `Watcher`."""
+        """See `Witness`."""
         self._tell("turn", queue)
 
     def taken(self, buffer: Buffer) -> None:
-        """See `Watcher`."""
+        """See `Witness`."""
         self._tell("taken", buffer)
 
     def given_back(self, buffer: Buffer) -> None:
-        """See `Watcher`."""
+        """See `Witness`."""
         self._tell("given_back", buffer)
 
     def used(self, buffer: Buffer, written: int) -> None:
-        """See `Watcher`."""
+        """See `Witness`."""
         self._tell("used", buffer, written)
 
     def broke(self, queue: int, error: BrokenQueue) -> None:
-        """See `Watcher`."""
+        """See `Witness`."""
         self._tell("broke", queue, error)
 
     def interrupt(self, vector: int) -> None:
-        """See `Watcher`."""
+        """See `Witness`."""
         self._tell("interrupt", vector)
 
     def mapped(self, address: int, length: int, *, there: bool, writable: bool) -> None:
-        """See `Watcher`."""
+        """See `Witness`."""
         self._tell("mapped", address, length, there=there, writable=writable)
 
     def was_reset(self) -> None:
-        """See `Watcher`."""
+        """See `Witness`."""
         self._tell("was_reset")
 
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
-        """See `Watcher`."""
+        """See `Witness`."""
         self._tell("event", kind, data)
 
     def _tell(self, method: str, *news: object, **more: object) -> None:

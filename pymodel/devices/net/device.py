@@ -84,12 +84,17 @@ class NetDevice:
         """The index of the control queue; -1 without one."""
         return self._control
 
+    @property
+    def frame_queues(self) -> int:
+        """How many queues have frames, from 0 on: the control queue would come behind them."""
+        return self._frame_queues
+
     # -- life ------------------------------------------------------------------------------------------
 
     def _clear(self, settings: Settings) -> None:
         self._settings = settings
         self._features = 0
-        self._control = 2 * self._pairs
+        self._control = self._frame_queues = 2 * self._pairs
         self._status = net.S_LINK_UP if self._link_is_up else 0
         self._running = False
         self._moved = False
@@ -119,9 +124,8 @@ class NetDevice:
         self._features = features
         self._transmitter.negotiated(features)
         many = features & (1 << net.F_MQ | 1 << net.F_RSS)
-        self._control = 2 * self._pairs if many else 2
-        if not features >> net.F_CTRL_VQ & 1:
-            self._control = -1
+        self._frame_queues = 2 * self._pairs if many else 2
+        self._control = self._frame_queues if features >> net.F_CTRL_VQ & 1 else -1
         self._steer()
 
     @property

@@ -18,8 +18,8 @@ HEADER: Final = net_header.SIZE
 _FIN_PSH: Final = 0x09
 _CWR: Final = 0x80
 
-# Of each protocol: where its checksum is.
-_CHECKSUM_AT: Final = {TCP: 16, UDP: 6}
+CHECKSUM_AT: Final = {TCP: 16, UDP: 6}
+"""Of each protocol: where in its header the checksum is."""
 
 _HEADER: Final = struct.Struct("<BBHHHHH")
 
@@ -111,7 +111,7 @@ def _segments(frame: Bytes, cut: FrameHead) -> list[Bytes]:
         transport[1:, 13] &= 0xFF & ~_CWR
     else:
         _put(transport, 4, lengths)
-    checksum = _CHECKSUM_AT[cut.protocol]
+    checksum = CHECKSUM_AT[cut.protocol]
     _put(transport, checksum, np.zeros_like(numbers))
     pseudo = _sums(addresses) + _swapped(lengths) + _swapped(np.full(count, cut.protocol, np.uint32))
     total = _folded(_sums(transport) + pseudo)

@@ -85,11 +85,7 @@ def test_disk(
         bound_again(guest, "changed", address)
         disk = disk_of(guest, "vf1")
     said = work_disk(guest, "fault", disk)
-    (asked,) = disks.ask("query-faults")
-    assert asked["met"] == 1
-    disks.ask("end-faults")
-    finding(fault, said + after(guest, address, lambda: work_disk(guest, "after", disk_of(guest, "vf1"))))
-    assert "the server made a mistake" not in disks.log
+    finding(fault, said + after_disk(disks, guest, "vf1", address))
 
 
 @pytest.mark.driver("Linux (Debian backports), virtio_net", "meets each fault on purpose: see below")
@@ -146,11 +142,17 @@ def test_admin(
     said = "goes on" if bound_again(guest, "fault", address) else "binding hangs or fails"
     if said == "goes on":
         said = work_disk(guest, "work", disk_of(guest, "pf"))
+    finding(fault, said + after_disk(disks, guest, "pf", address))
+
+
+def after_disk(disks: ServerProcess, guest: Machine, function: str, address: str) -> str:
+    """The same of a disk's, whose function met its one fault."""
     (asked,) = disks.ask("query-faults")
     assert asked["met"] == 1
     disks.ask("end-faults")
-    finding(fault, said + after(guest, address, lambda: work_disk(guest, "after", disk_of(guest, "pf"))))
+    said = after(guest, address, lambda: work_disk(guest, "after", disk_of(guest, function)))
     assert "the server made a mistake" not in disks.log
+    return said
 
 
 def after(guest: Machine, address: str, work: Callable[[], str]) -> str:

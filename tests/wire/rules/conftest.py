@@ -32,21 +32,22 @@ class Checked:
         self._listener.close()
 
 
-@pytest.fixture(scope="module")
-def checked() -> Iterator[Checked]:
+def serving(*options: str, vfs: int = VFS) -> Iterator[Checked]:
+    """A server with these options while a module's tests run."""
     with running() as start:
-        found = Checked(start("--vfs", str(VFS), "--queues", "2", "--disk", "ram:64k", "--check-driver"))
+        found = Checked(start("--vfs", str(vfs), *options, "--check-driver"))
         yield found
         found.close()
+
+
+@pytest.fixture(scope="module")
+def checked() -> Iterator[Checked]:
+    yield from serving("--queues", "2", "--disk", "ram:64k")
 
 
 @pytest.fixture(scope="module")
 def checked_net() -> Iterator[Checked]:
-    with running() as start:
-        options = ("--device", "net", "--queues", "2", "--check-driver")
-        found = Checked(start("--vfs", str(VFS), *options))
-        yield found
-        found.close()
+    yield from serving("--device", "net", "--queues", "2")
 
 
 @pytest.fixture
@@ -65,11 +66,7 @@ def net_author(checked_net: Checked) -> Iterator[Author]:
 
 @pytest.fixture(scope="module")
 def checked_slow() -> Iterator[Checked]:
-    with running() as start:
-        options = ("--disk", "ram:64k", "--io-delay-ms", "300", "--check-driver")
-        found = Checked(start("--vfs", "20", *options))
-        yield found
-        found.close()
+    yield from serving("--disk", "ram:64k", "--io-delay-ms", "300", vfs=20)
 
 
 @pytest.fixture
