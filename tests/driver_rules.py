@@ -17,6 +17,7 @@ from typing import Final
 
 import pytest
 
+from pymodel.rules.changes import Changes
 from pymodel.rules.checker import RULES, TOPICS
 from pymodel.rules.checksums import Checksums
 from pymodel.rules.commands import Commands
@@ -46,6 +47,7 @@ TITLES: Final[Mapping[type[Topic], str]] = {
     Networks: "Frames",
     Checksums: "Checksums in frames",
     NetworkCommands: "Commands to a network device",
+    Changes: "After a configuration change",
     Commands: "Admin commands",
 }
 HEAD: Final = """\

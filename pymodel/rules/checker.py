@@ -7,6 +7,7 @@ from typing import Final
 
 from pymodel.pci.function import Function
 from pymodel.rules.breaches import Breaches
+from pymodel.rules.changes import Changes
 from pymodel.rules.checksums import Checksums
 from pymodel.rules.commands import Commands
 from pymodel.rules.disks import Disks
@@ -30,6 +31,7 @@ TOPICS: Final[tuple[type[Topic], ...]] = (
     Networks,
     Checksums,
     NetworkCommands,
+    Changes,
     Commands,
 )
 

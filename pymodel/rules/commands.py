@@ -1,7 +1,7 @@
 """The rules of virtio 1.4 for all admin commands, and those that are about what goes on beside them.
 
-DRV IDs are rules of the draft, P-DRV IDs those of virtio 1.4. Not here is what a device cannot see (P-DRV-05,
-P-DRV-09) or never meets (P-DRV-11), and what only permits (DRV-02, P-DRV-04).
+DRV IDs are rules of the draft, P-DRV and P-DEV IDs those of virtio 1.4. Not here is what a device cannot see
+(P-DRV-05, P-DRV-09) or never meets (P-DRV-11), and what only permits (DRV-02, P-DRV-04).
 """
 
 from __future__ import annotations
@@ -73,6 +73,11 @@ def _short(sent: Sent) -> str:
     return f"{length} bytes readable" if length < admin.COMMAND.itemsize else ""
 
 
+def _half(sent: Sent) -> str:
+    lengths = sent.call.readable.length, sent.call.writable.length
+    return "" if all(lengths) else f"{lengths[0]} bytes readable, {lengths[1]} writable"
+
+
 def _unordered(sent: Sent) -> str:
     return "another admin queue holds a command for the same member" if sent.elsewhere else ""
 
@@ -130,6 +135,14 @@ COMMAND_RULES: Final[Mapping[str, CommandRule]] = {
         "less than the header",
         "takes what is missing as 0",
         _short,
+    ),
+    "P-DEV-22": CommandRule(
+        MUST,
+        _QUEUE,
+        "have both parts of a command (which the standard asks of devices)",
+        "a command without a part",
+        "takes what is missing as 0, or ignores a command that has no room for its status",
+        _half,
     ),
     "P-DRV-10": CommandRule(
         MUST,

@@ -9,7 +9,6 @@ from tests.driver_statements.statement import (
     MUST,
     MUST_NOT,
     NOT_OFFERED,
-    NOT_YET,
     SHOULD,
     SHOULD_NOT,
     Sections,
@@ -28,7 +27,7 @@ BLOCK: Final[Sections] = {
         unseen(SHOULD, "ignore what is said of zones that it does not use", NOT_OFFERED),
     ),
     "Block Device / Device Operation": (
-        unseen(SHOULD, "look at capacity when told of a change", NOT_YET),
+        seen(SHOULD, "look at capacity when told of a change", "CHANGE-01"),
         seen(MUST_NOT, "go beyond the capacity", "BLK-01"),
         seen(SHOULD, "accept RO", "BLK-10"),
         seen(MUST, "have sector 0 in a FLUSH", "BLK-02"),

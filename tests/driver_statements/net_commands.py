@@ -9,7 +9,6 @@ from tests.driver_statements.statement import (
     MUST,
     MUST_NOT,
     NOT_OFFERED,
-    NOT_YET,
     SHOULD,
     SHOULD_NOT,
     Sections,
@@ -35,8 +34,8 @@ NET_COMMANDS: Final[Sections] = {
         seen(MUST, "send two whole tables with MAC_TABLE_SET", "CTRL-15"),
     ),
     f"{_CONTROL} / Gratuitous Packet Sending": (
-        unseen(SHOULD, "tell its peers where it is when asked to", NOT_YET),
-        unseen(MUST, "answer that with ANNOUNCE_ACK", NOT_YET),
+        seen(SHOULD, "tell its peers where it is when asked to", "CHANGE-04"),
+        seen(MUST, "answer that with ANNOUNCE_ACK", "CHANGE-05"),
     ),
     f"{_CONTROL} / Automatic receive steering in multiqueue mode": (
         seen(MUST, "configure queues before VQ_PAIRS_SET", "CTRL-17"),

@@ -18,9 +18,8 @@ OTHERWISE: Final = "of devices unlike this one"
 VAGUE: Final = "has no measure"
 MOMENT: Final = "depends on when a driver looked"
 HINTED: Final = "told of by a hint only"
-NOT_YET: Final = "could be seen; not checked yet"
 
-REASONS: Final = (ITSELF, TOLERATES, BARRIER, NOT_OFFERED, OTHERWISE, VAGUE, MOMENT, HINTED, NOT_YET)
+REASONS: Final = (ITSELF, TOLERATES, BARRIER, NOT_OFFERED, OTHERWISE, VAGUE, MOMENT, HINTED)
 
 
 class Statement(NamedTuple):

@@ -239,7 +239,7 @@ def test_too_little_room(rig: PartsRig, broken: Broken) -> None:
 # Frame and lists.
 
 
-@pytest.mark.spec("P-DRV-01", "P-DRV-03", "P-DRV-06", "P-DRV-07", "P-DRV-08")
+@pytest.mark.spec("P-DRV-01", "P-DRV-03", "P-DRV-06", "P-DRV-07", "P-DRV-08", "P-DEV-22")
 def test_frames_and_lists(server: ServerProcess) -> None:
     """Each is answered as the queue answers it; what was broken is told."""
 
@@ -263,6 +263,12 @@ def test_frames_and_lists(server: ServerProcess) -> None:
         before = counts(server)
         assert admin.raw([header(0, SELF)[:16]], [16])[0] == 16
         assert told(before) == {"P-DRV-08"}
+        before = counts(server)
+        assert admin.raw([header(0, SELF)], []) == (0, b"")
+        assert told(before) == {"P-DEV-22"}
+        before = counts(server)
+        assert admin.raw([], [16])[0] == 16
+        assert told(before) == {"P-DEV-22", "P-DRV-08"}
 
 
 # Our own driver.

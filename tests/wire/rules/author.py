@@ -33,6 +33,7 @@ class Listener:
         self._socket.connect(str(server.folder / "monitor.sock"))
         self._monitor = QMP(self._socket)
         self._monitor.negotiate()
+        self._broken: list[dict[str, Any]] = []
 
     def close(self) -> None:
         self._socket.close()
@@ -40,8 +41,14 @@ class Listener:
     def told(self, function: str) -> dict[str, dict[str, Any]]:
         """What was told of a function's driver so far, by rule: the data of the event."""
         self._monitor.execute("query-commands", {})
-        events = [event["data"] for event in self._monitor.events if event["event"] == "RULE_BROKEN"]
-        return {data["rule"]: data for data in events if data["function"] == function}
+        events, self._monitor.events = self._monitor.events, []
+        self._broken += [event["data"] for event in events if event["event"] == "RULE_BROKEN"]
+        return {data["rule"]: data for data in self._broken if data["function"] == function}
+
+    def wait(self, function: str, rule: str) -> None:
+        """Until a rule was told of a function's driver."""
+        while rule not in self.told(function):
+            self._broken.append(self._monitor.wait_event("RULE_BROKEN")["data"])
 
 
 class Author:
@@ -161,6 +168,10 @@ class Author:
             send(b"".join(messages))
 
     # What is told.
+
+    def until_told(self, rule: str) -> None:
+        """Wait for what is told later."""
+        self._listener.wait(self.function, rule)
 
     def told(self) -> dict[str, dict[str, Any]]:
         """By rule, but for features that a test does without."""

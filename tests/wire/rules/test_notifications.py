@@ -92,7 +92,7 @@ def does_not_notify(author: Author) -> None:
     until(lambda: queue.device_used_idx == 1, "the first is done")
     author.settle()
     _request(author, queue)
-    until(lambda: "KICK-09" in author.told(), "the device looks")
+    author.until_told("KICK-09")
 
 
 def forgets_the_index(author: Author) -> None:
