@@ -47,16 +47,21 @@ LOG_LINES = 60
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Boot a guest; returns the exit status."""
-    # The command that `make` puts into .venv/bin holds it back while Python starts.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     ending = _Ending()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, ending.heed)
     options = parse(arguments)
+    # What comes before there is a folder to be removed waits until there is. The command that `make` puts
+    # into .venv/bin holds SIGINT back already, while Python starts.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         with tempfile.TemporaryDirectory(prefix="vfu-boot-") as folder:
-            return _boot(options, Path(folder), ending)
+            try:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+                return _boot(options, Path(folder), ending)
+            finally:
+                ending.over = True
     except SetupError as error:
         _say(str(error))
         return NOT_STARTED
