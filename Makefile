@@ -51,7 +51,7 @@ test: ext images drivers
 ## Those that take a guest ten seconds and more: reboots, other firmware and rings, many moves. Before an issue is called done.
 test-long: ext images drivers
 	@echo "test-long: running"
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --long $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --length long $(PYTEST_ARGS)
 
 ## The model's rings and the wire under AddressSanitizer, in a copy of the tree whose compiled modules are made for it.
 test-asan: ext

@@ -175,6 +175,7 @@ def _run(folders: Sequence[Path], arguments: Sequence[str]) -> tuple[int, list[R
     status = pytest.main(
         [
             "-m", DRIVER, "-o", "python_files=test_*.py slow_*.py", "-n", "auto", "--dist", "worksteal",
+            "--length", "any",
             *arguments, *map(str, folders),
         ],
         plugins=[recorder],

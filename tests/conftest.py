@@ -19,7 +19,10 @@ hypothesis.settings.load_profile("untimed")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--long", action="store_true", help="run the tests that are marked as long, and no others"
+        "--length",
+        choices=("short", "long", "any"),
+        default="short",
+        help="run the tests that are marked as long and no others, or all but those, or all",
     )
     parser.addoption(
         "--checked",
@@ -32,8 +35,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Long tests have a run of their own."""
     long = [item for item in items if item.get_closest_marker("long") is not None]
     short = [item for item in items if item.get_closest_marker("long") is None]
-    chosen, left_out = (long, short) if config.getoption("--long") else (short, long)
-    if left_out:
+    chosen, left_out = (long, short) if config.getoption("--length") == "long" else (short, long)
+    if left_out and config.getoption("--length") != "any":
         config.hook.pytest_deselected(items=left_out)
         items[:] = chosen
 

@@ -1,4 +1,4 @@
-"""Each fuzz target for FUZZ_SECONDS (12 by default), half of them against the model and half at the wire.
+"""Each fuzz target for FUZZ_SECONDS (4 by default), half of them against the model and half at the wire.
 
 A run that finds something prints its seed; `python -m tests.fuzz` repeats it.
 """
@@ -13,7 +13,7 @@ import pytest
 from tests.fuzz.__main__ import TARGETS, fuzz
 from tests.fuzz.context import ContextTarget, encode
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "12"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "4"))
 
 
 @pytest.mark.timeout(SECONDS + 150)

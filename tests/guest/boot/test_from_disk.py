@@ -20,6 +20,7 @@ from tests.server_process import ServerProcess
 UEFI = ("-bios", str(firmware.OVMF))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("disk", "settings"),
     [

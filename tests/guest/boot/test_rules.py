@@ -32,6 +32,7 @@ def since(server: ServerProcess, before: dict[str, int]) -> set[str]:
     return {rule for rule, count in broken(server).items() if count > before[rule]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("without", ["packed", "event-idx"])
 def test_disks(server: Callable[..., ServerProcess], machine: Callable[..., Machine], without: str) -> None:
     running = server(
@@ -48,6 +49,7 @@ def test_disks(server: Callable[..., ServerProcess], machine: Callable[..., Mach
     assert since(running, before) == LINUX
 
 
+@pytest.mark.long
 def test_networks(server: Callable[..., ServerProcess], machine: Callable[..., Machine]) -> None:
     running = server("--vfs", "2", "--check-driver", device="net")
     before = broken(running)

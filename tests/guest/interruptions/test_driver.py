@@ -73,6 +73,7 @@ def test_unbind_and_bind(plain: Plain, beside: None, driver: str, load: bool) ->
     assert server.open_files == open_files
 
 
+@pytest.mark.long
 def test_removed_under_io(plain: Plain, beside: None) -> None:
     """The guest removes the VF while it writes to it, and finds it again; three times.
 

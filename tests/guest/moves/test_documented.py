@@ -85,6 +85,7 @@ def run(command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_readme(folder: Path) -> None:
     """A device, a guest with it, and the commands of the admin queue."""
     server, guest, *_ = blocks("README.md", "With your own QEMU", folder)
@@ -105,6 +106,7 @@ def test_readme(folder: Path) -> None:
     assert "VQ_NOTIFY_CFG 2" in moved
 
 
+@pytest.mark.long
 def test_migrate(folder: Path) -> None:
     """Two servers, two QEMUs, a guest that writes, and the move."""
     here, there, source, destination, move = blocks("docs/migrate.md", "Try it", folder)

@@ -101,6 +101,7 @@ def hang_up_on(guest: Machine, server: ServerProcess) -> None:
     server.process.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.long
 def test_destination_is_not_attached(traveller: Traveller, travel_image: Path) -> None:
     """QEMU at the destination lost its VF just before the guest would go on there."""
     with (

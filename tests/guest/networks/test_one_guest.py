@@ -40,6 +40,7 @@ def test_tcp_between_vfs(guest: Machine) -> None:
     assert "tcp-segmentation-offload: on" in guest.check("ethtool -k eth0")
 
 
+@pytest.mark.long
 def test_a_ring_shorter_than_a_frame(guest: Machine) -> None:
     """A receive ring of 16 buffers holds no frame of 60 KB, sent whole or as segments: others get through."""
     guest.check(f"{THERE} ethtool -G eth1 rx 16")

@@ -231,6 +231,7 @@ def test_function_level_reset_without_a_driver(neighbours: Neighbours, stream: J
         wait_records(stream, 100)
 
 
+@pytest.mark.long
 def test_reset_and_reboot_under_traffic(neighbours: Neighbours) -> None:
     """One guest is cut off in the middle of a stream and reboots; the other finds it again, and begins anew.
 

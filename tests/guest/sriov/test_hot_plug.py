@@ -63,6 +63,7 @@ def use(guest: Machine) -> None:
     verify(guest, disk_of(guest, "vf2"), length="4M")
 
 
+@pytest.mark.long
 def test_printed(server: Callable[..., ServerProcess], machine: Callable[..., Machine]) -> None:
     """The text goes through a shell as the documents have it."""
     running = server("--sriov", "guest", "--total-vfs", "3", "--disk", "ram:8M")
@@ -126,6 +127,7 @@ def moved_bar(guest: Machine, server: ServerProcess) -> None:
     use(guest)
 
 
+@pytest.mark.long
 def test_ports_that_do_not_fit(server: Callable[..., ServerProcess], machine: Callable[..., Machine]) -> None:
     """Nothing is plugged where it could not be used: QEMU could not take it back."""
     running = server("--sriov", "guest", "--total-vfs", "100", "--disk", "ram:1M")

@@ -36,6 +36,7 @@ def group(guest: Machine, owned: Owned, number: int) -> str:
     return guest.check(f"readlink {owned.folder(number)}/iommu_group").strip().rpartition("/")[2]
 
 
+@pytest.mark.long
 def test_groups(translated: tuple[Machine, Owned]) -> None:
     """Each VF is in a group of its own, which translates; I/O is right on all at once."""
     guest, owned = translated
@@ -75,6 +76,7 @@ def test_vfio(translated: tuple[Machine, Owned]) -> None:
     owned.enable(guest, 0)
 
 
+@pytest.mark.long
 def test_pf_reset_under_its_vfs(translated: tuple[Machine, Owned]) -> None:
     """FLR of a PF whose VFs are enabled (vfio-pci has it): VFs are reset, and their drivers are not told.
 
@@ -113,6 +115,7 @@ def status(owned: Owned, number: int) -> int:
     return int(owned.server.ask("query-functions", function=f"vf{number}")[0]["status"])
 
 
+@pytest.mark.long
 def test_programming_is_blocked(translated: tuple[Machine, Owned]) -> None:
     """An IOMMU that translates keeps the server from programming BARs: it says where they are."""
     guest, owned = translated

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.guest.guest_disk import finish, progress, start_io, wait_written
 from tests.guest.sriov.conftest import Owner
 from tests.guest.sriov.guest_sriov import DRIVERS
@@ -26,6 +28,7 @@ def test_function_level_reset_of_a_vf(owner: Owner) -> None:
     assert all(wanted == found for number in (1, 2) for wanted, found in disks.bars(number))
 
 
+@pytest.mark.long
 def test_pf_unbound_and_bound(owner: Owner) -> None:
     """A PF's driver takes the VFs along when it goes, and can have new ones, also after a reset meanwhile."""
     guest, disks = owner.guest, owner.disks
@@ -43,6 +46,7 @@ def test_pf_unbound_and_bound(owner: Owner) -> None:
         disks.verify(guest, 0, 1, 4)
 
 
+@pytest.mark.long
 def test_pf_removed_and_found(owner: Owner) -> None:
     """A PF that is removed takes its VFs along; found again it has them where they were."""
     guest, disks = owner.guest, owner.disks

@@ -85,6 +85,7 @@ def test_lspci(owner: Owner) -> None:
     assert "ff00: 1af4:10ff" in hidden
 
 
+@pytest.mark.long
 def test_off_and_on(owner: Owner) -> None:
     """Off and on five times, another number each: what was written to a VF's disk stays there."""
     guest, disks = owner.guest, owner.disks
