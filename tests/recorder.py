@@ -43,7 +43,7 @@ class Recorder:
         config = session.config
         if hasattr(config, "workerinput") or not self.noted:
             return
-        chosen = config.option.keyword or config.option.markexpr or config.option.long
+        chosen = config.option.keyword or config.option.markexpr or config.option.length == "long"
         everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not chosen
         known = {} if everything else load(self._results)
         known.update(self.noted)
