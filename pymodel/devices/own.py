@@ -59,12 +59,15 @@ class Request:
         self.room = buffer.writable.length
         self._buffer = buffer
 
-    def complete(self, answer: bytes = b"") -> None:
+    def complete(self, answer: bytes | bytearray | memoryview = b"") -> None:
         """Give `answer`, cut to `room`, to the driver. Once; after a reset nothing happens.
+
+        Raises TypeError for what has no bytes.
 
         On the function's own thread, as everything here: in `OwnDevice.request`, or in what `after` calls.
         """
-        self._buffer.complete(self._buffer.writable.put(0, answer[: self.room]) if answer else 0)
+        content = memoryview(answer).tobytes()[: self.room]
+        self._buffer.complete(self._buffer.writable.put(0, content) if content else 0)
 
 
 class OwnDevice:
@@ -97,7 +100,7 @@ class OwnDevice:
     def begin(self) -> None:
         """The device was made, or reset: `config` and `state` are 0 and wait for their first values."""
 
-    def request(self, request: Request) -> bytes | None:
+    def request(self, request: Request) -> bytes | bytearray | memoryview | None:
         """Do what a buffer asks for, and return the answer; None if `Request.complete` comes later.
 
         An exception is logged, and the device needs a reset.
@@ -221,7 +224,7 @@ class OwnDevice:
         request = Request(buffer, buffer.readable.read(0, buffer.readable.length))
         answer = self._call(self.request, request)
         if answer is not None:
-            request.complete(answer)
+            self._call(request.complete, answer)
 
     def _call(self, method: Callable[..., Any], *arguments: object) -> Any:
         """Call a method of the subclass. Raises `BrokenQueue` where that fails."""

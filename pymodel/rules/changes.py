@@ -43,9 +43,11 @@ _READINGS: Final = (
     _Reading(virtio.ID_NET, net.F_SPEED_DUPLEX, "duplex", "CHANGE-03"),
 )
 
-_PEERS, _ACK = "a frame to a group address", "ANNOUNCE_ACK"
+_PEERS, _ACK = "an announcement", "ANNOUNCE_ACK"
 _ANNOUNCE: Final[Mapping[str, str]] = {_PEERS: "CHANGE-04", _ACK: "CHANGE-05"}
 """What a driver is to send that was asked to announce itself."""
+
+_ANNOUNCING_IS: Final = {_PEERS: "a frame to a group address", _ACK: "the command"}
 
 
 class Changes(Topic):
@@ -162,7 +164,8 @@ class Changes(Topic):
             return
         del self._awaited[what]
         if self.transport.running and self.function.may_fetch:
-            self.tell(rule, f"{seen} for {ANSWER_SECONDS:g} s", subject=what, expected=what)
+            expected = _ANNOUNCING_IS.get(what, f"a read of {what}")
+            self.tell(rule, f"{seen} for {ANSWER_SECONDS:g} s", subject=what, expected=expected)
 
 
 def _to_a_group(destination: bytes) -> bool:

@@ -169,7 +169,7 @@ class Disks(Topic):
         kind, _, sector = _HEADER.unpack(header)
         name = BLOCK_REQUESTS.get(kind)
         if name is None:
-            self.tell_of("BLK-13", buffer, f"type {kind}")
+            self.tell_of("BLK-13", buffer, f"type {_number(kind, 1 << 16)}")
             return
         feature = _FEATURES.get(kind)
         if feature is not None and not self.transport.negotiated(feature):
@@ -211,7 +211,7 @@ class Disks(Topic):
         capacity = self._config("capacity")
         end = sector + -(-length // block.SECTOR)
         if end > capacity:
-            seen = f"{name} of sectors {sector} to {end - 1}"
+            seen = f"{name} of sectors {_number(sector)} to {_number(end - 1)}"
             self.tell_of("BLK-01", buffer, seen, expected=f"{capacity - 1} at most", sector=sector)
 
     def _check_ranges(self, buffer: Buffer, kind: int, length: int) -> None:
@@ -252,3 +252,8 @@ class Disks(Topic):
         if self.transport.negotiated(block.F_SIZE_MAX) and largest > self._config("size_max"):
             seen = f"{name} with a segment of {largest} bytes"
             self.tell_of("BLK-15", buffer, seen, expected=f"{self._config('size_max')} at most")
+
+
+def _number(value: int, large: int = 1 << 40) -> str:
+    """A number; a large one in hexadecimal, where swapped bytes are seen."""
+    return f"{value:#x}" if value >= large else str(value)

@@ -15,6 +15,7 @@ from pymodel.spec import virtio
 from pymodel.transport.common_config import FEATURE_WORDS
 from pymodel.transport.status import describe
 from pymodel.watch.access import Access, Piece
+from pymodel.watch.names import features
 
 _INITIALIZATION: Final = "Device Initialization"
 _STATUS: Final = "Device Status Field"
@@ -345,7 +346,11 @@ class Initialization(Topic):
             return
         more = (given << 32 * word) & ~self.transport.accepted
         if self.transport.status & virtio.STATUS_FEATURES_OK and more:
-            self.tell("INIT-07", f"features {more:#x}, bit {_lowest(more)}", register="driver_feature")
+            self.tell(
+                "INIT-07",
+                f"features {more:#x}, {_lowest(self.transport.device.virtio_id, more)}",
+                register="driver_feature",
+            )
 
     def _check_features(self) -> None:
         """FEATURES_OK is about to be set."""
@@ -356,10 +361,12 @@ class Initialization(Topic):
             self.tell("FEAT-08", f"{accepted:#x} accepted", expected=f"a look at {offered:#x}")
         if extra:
             self.tell(
-                "FEAT-01", f"features {extra:#x}, bit {_lowest(extra)}", expected=f"some of {offered:#x}"
+                "FEAT-01",
+                f"features {extra:#x}, {_lowest(self.transport.device.virtio_id, extra)}",
+                expected=f"some of {offered:#x}",
             )
         if not accepted >> virtio.F_VERSION_1 & 1:
-            self.tell("FEAT-03", f"features {accepted:#x}", expected="bit 32")
+            self.tell("FEAT-03", f"features {accepted:#x}", expected="VERSION_1 (bit 32)")
         elif not extra:
             reason = transport.device.acceptable(accepted)
             if reason:
@@ -426,5 +433,9 @@ class Initialization(Topic):
         self.tell("FEAT-07", "VF Enable set, and SR_IOV (bit 37) was never negotiated")
 
 
-def _lowest(bits: int) -> int:
-    return (bits & -bits).bit_length() - 1
+def _lowest(virtio_id: int, bits: int) -> str:
+    """The lowest of these features, by name."""
+    lowest = bits & -bits
+    number = lowest.bit_length() - 1
+    name = features(virtio_id, lowest)[0]
+    return f"bit {number}" if name == f"bit{number}" else f"{name} (bit {number})"

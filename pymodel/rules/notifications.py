@@ -17,6 +17,7 @@ from pymodel.watch.access import Access
 
 _FORM: Final = "Available Buffer Notifications"
 _SUPPRESSION: Final = "Available Buffer Notification Suppression"
+_IGNORES: Final = "ignores it; buffers are found all the same when there is another reason to look"
 
 UNSERVED: Final = 33
 """Notifications between two looks at a queue that are told of, with EVENT_IDX. One that was due may be late,
@@ -50,28 +51,28 @@ class Notifications(Topic):
             _FORM,
             "notify with the queue's index without NOTIF_CONFIG_DATA",
             "another number in the first 16 bits",
-            "ignores the notification",
+            _IGNORES,
         ),
         "KICK-04": Rule(
             MUST,
             _FORM,
             "notify with queue_notif_config_data with NOTIF_CONFIG_DATA",
             "another number in the first 16 bits",
-            "ignores the notification",
+            _IGNORES,
         ),
         "KICK-05": Rule(
             HINT,
             "Notification structure layout",
             "notifies where no queue has its address",
             "a write to the notify structure that is not at queue_notify_off times the multiplier",
-            "ignores it",
+            _IGNORES,
         ),
         "KICK-06": Rule(
             HINT,
             _FORM,
             "notifies of a queue that is not there, or not enabled",
             "such a notification",
-            "ignores it",
+            _IGNORES,
         ),
         "KICK-07": Rule(
             MUST,
@@ -144,14 +145,18 @@ class Notifications(Topic):
         """Its form, and whether it is due."""
         index, rest = divmod(access.offset, NOTIFY_MULTIPLIER)
         queue = self.transport.queues.get(index)
-        what = f"{access.data.hex()} written at {access.offset:#x} of the notify structure"
+        number = f"{access.value:#0{2 + 2 * len(access.data)}x}"
+        what = f"{number} written at {access.offset:#x} of the notify structure"
         if rest:
             at = f"{index * NOTIFY_MULTIPLIER:#x} for queue {index}"
             self.tell("KICK-05", what, expected=at, queue=index)
             return
         if queue is None:
-            count = len(self.transport.queues)
-            self.tell("KICK-06", what, expected=f"a queue below {count}", queue=index)
+            places = [
+                f"queue {number} at {number * NOTIFY_MULTIPLIER:#x}" for number in self.transport.queues
+            ]
+            expected = f"{places[0]} to {places[-1]}" if len(places) > 1 else places[0]
+            self.tell("KICK-06", what, expected=expected, queue=index)
             return
         if not queue.enabled:
             self.tell("KICK-06", f"{what}: queue {index} is not enabled", queue=index)
@@ -262,8 +267,8 @@ class Notifications(Topic):
                 del self._waiting[queue.index]
                 self.tell(
                     "KICK-09",
-                    f"the driver of queue {queue.index} is at {now:#x}, the device at {taken:#x}, and no"
-                    f" notification came for {LOOK_SECONDS:g} s",
+                    f"the driver of queue {queue.index} is at {_name(queue, now)}, the device at"
+                    f" {_name(queue, taken)}, and no notification came for {LOOK_SECONDS:g} s",
                     queue=queue.index,
                 )
             else:
@@ -286,6 +291,13 @@ class Notifications(Topic):
             if offset == queue.size:
                 offset, wrap = 0, wrap ^ 1
         return offset | wrap << ring.WRAP_SHIFT
+
+
+def _name(queue: Virtqueue, position: int) -> str:
+    """A position for people."""
+    if queue.ring.name == SplitRing.name:
+        return f"index {position}"
+    return f"descriptor {position & ring.OFFSET_MASK}, wrap counter {position >> ring.WRAP_SHIFT}"
 
 
 def _ahead(queue: Virtqueue, start: int, end: int) -> int:

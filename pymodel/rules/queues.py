@@ -124,6 +124,13 @@ class Queues(Topic):
             "another value than 0 and 1 in queue_enable or queue_reset, or admin_queue_index or _num written",
             "ignores the write",
         ),
+        "CFG-12": Rule(
+            HINT,
+            _COMMON,
+            "enables a queue whose size it does not know",
+            "queue_enable, and queue_size was neither read nor written",
+            "takes the size that queue_size has, and a ring of as many entries",
+        ),
         "VQ-01": Rule(
             MUST,
             "Virtqueues",
@@ -173,6 +180,13 @@ class Queues(Topic):
             "DRIVER_OK without such a read",
             "does what it is asked for",
         ),
+        "MSIX-03": Rule(
+            HINT,
+            _VECTORS,
+            "maps events to vectors while MSI-X is disabled",
+            "DRIVER_OK with such a vector, and MSI-X Enable is clear",
+            "sends no message: a VF interrupts nobody, a PF asserts INTx",
+        ),
         "ISR-01": Rule(
             SHOULD_NOT,
             "ISR status capability",
@@ -188,14 +202,16 @@ class Queues(Topic):
         self._unread_vectors: dict[tuple[str, int], int] = {}
         # Queues whose reset was asked for and not looked at.
         self._unread_resets: set[int] = set()
-        # Fields of a queue that were written, by index.
+        # Fields of a queue that were written, by index; and queues whose size was read or written.
         self._written: dict[int, set[str]] = {}
+        self._sized: set[int] = set()
 
     def was_reset(self) -> None:
         """All is as at first."""
         self._unread_vectors.clear()
         self._unread_resets.clear()
         self._written.clear()
+        self._sized.clear()
 
     # -- fields --------------------------------------------------------------------------------------------
 
@@ -212,6 +228,7 @@ class Queues(Topic):
 
     def writing_queue_size(self, piece: Piece) -> None:
         """How large a queue is to be."""
+        self._sized.add(self.transport.queue_select)
         queue = self._field(piece)
         if queue is None:
             return
@@ -224,6 +241,10 @@ class Queues(Topic):
             self.tell("CFG-02", what, expected=f"a power of 2 up to {queue.max_size}", queue=queue.index)
         elif size > queue.max_size:
             self.tell("CFG-04", what, expected=f"at most {queue.max_size}", queue=queue.index)
+
+    def reads_queue_size(self, _piece: Piece) -> None:
+        """How large it may be, or is."""
+        self._sized.add(self.transport.queue_select)
 
     def writing_queue_enable(self, piece: Piece) -> None:
         """A queue is to begin."""
@@ -269,7 +290,8 @@ class Queues(Topic):
         what = f"{piece.shifted:#x} written to {piece.name} of queue {index}"
         if queue is None:
             there = ", ".join(map(str, self.transport.queues)) if len(self.transport.queues) < 9 else ""
-            expected = f"one of {there or f'{len(self.transport.queues)} queues'}"
+            names = f"one of {there or f'{len(self.transport.queues)} queues'}"
+            expected = names if len(self.transport.queues) > 1 else "queue 0 only"
             self.tell("CFG-10", what, expected=expected, queue=index, register=piece.name)
             return None
         if queue.enabled:
@@ -298,6 +320,13 @@ class Queues(Topic):
             names = " and ".join(missing)
             self.tell("CFG-05", f"queue {queue.index} enabled, and {names} never written", queue=queue.index)
             return
+        if queue.index not in self._sized:
+            self.tell(
+                "CFG-12",
+                f"queue {queue.index} enabled with the size of {queue.size} that it has at first",
+                queue=queue.index,
+                register="queue_size",
+            )
         aligned = True
         for (part, register, alignment), address in zip(
             _PACKED if packed else _SPLIT, addresses, strict=True
@@ -312,7 +341,8 @@ class Queues(Topic):
                     register=register,
                     address=address,
                 )
-        if aligned:
+        # Without Bus Master Enable nothing can be said of memory.
+        if aligned and self.function.may_access:
             self._look_at_memory(queue, packed=packed)
 
     def _look_at_memory(self, queue: Virtqueue, *, packed: bool) -> None:
@@ -332,8 +362,8 @@ class Queues(Topic):
                 ):
                     self.tell(
                         "VQ-02",
-                        f"the {name} of queue {queue.index} at {address:#x} overlaps the {other_name} of"
-                        f" queue {other.index} at {start:#x}",
+                        f"the {name} of queue {queue.index} at {address:#x}, {length} bytes for a size of"
+                        f" {queue.size}, overlaps the {other_name} of queue {other.index} at {start:#x}",
                         queue=queue.index,
                         address=address,
                     )
@@ -402,6 +432,16 @@ class Queues(Topic):
                 seen = f"vector {vector} was written to {name}{of}, and DRIVER_OK followed"
                 self.tell("MSIX-02", seen, queue=queue if queue >= 0 else None, register=name)
             self._unread_vectors.clear()
+            self._check_enabled()
+
+    def _check_enabled(self) -> None:
+        """Whether messages can come."""
+        if self.function.msix.enabled or self.transport.running:
+            return
+        for queue in self.transport.queues.values():
+            if queue.enabled and queue.vector != virtio_pci.NO_VECTOR:
+                seen = f"DRIVER_OK, vector {queue.vector} for queue {queue.index}, and MSI-X Enable is clear"
+                self.tell("MSIX-03", seen, queue=queue.index, register="queue_msix_vector")
 
     def _maps(self, piece: Piece, queue: int) -> None:
         vector, vectors = piece.value, self.function.msix_vectors

@@ -17,6 +17,7 @@ from pymodel.rules.breaches import Breaches
 from pymodel.rules.rule import HINT, MUST, MUST_NOT, Rule
 from pymodel.rules.topic import Topic, taken_at
 from pymodel.spec import ring, virtio
+from pymodel.watch.ring_view import FLAGS
 
 _TABLE: Final = "The Virtqueue Descriptor Table"
 _INDIRECT: Final = "The Virtqueue Descriptor Table / Indirect Descriptors"
@@ -27,6 +28,7 @@ _NEEDS_RESET: Final = "sets DEVICE_NEEDS_RESET"
 _SIZE: Final = ring.DESC.itemsize
 _FLAGS_KNOWN: Final = ring.DESC_F_NEXT | ring.DESC_F_WRITE | ring.DESC_F_INDIRECT
 _BOTH: Final = ring.PACKED_DESC_F_AVAIL | ring.PACKED_DESC_F_USED
+_AVAIL_BIT, _USED_BIT = 7, 15
 _RESERVED_EVENT: Final = 3
 
 _SPLIT_REASONS: Final[Mapping[int, str]] = {
@@ -112,7 +114,7 @@ class Rings(Topic):
             MUST_NOT,
             "Device Cleanup",
             "make a descriptor available again while the device has it",
-            "a chain with a descriptor of one in flight",
+            "a chain with a descriptor of one in flight, or a head that is available twice",
             "takes the buffer once more",
         ),
         "SPLIT-01": Rule(
@@ -245,7 +247,7 @@ class Rings(Topic):
             HINT,
             "Packed Virtqueues / Driver and Device Ring Wrap Counters",
             "makes a descriptor available with the wrap counter of the other lap",
-            "a notification, and the next descriptor has AVAIL and USED the wrong way round",
+            "the next descriptor, in the first lap or since the device wrote it, has the other lap's bits",
             "does not see the buffer",
         ),
         "PACK-07": Rule(
@@ -268,10 +270,13 @@ class Rings(Topic):
         super().__init__(function, breaches)
         # By queue and id: what the device has.
         self._exposed: dict[tuple[int, int], _Exposed] = {}
+        # Queue and number of descriptors of packed rings that the device wrote, and the driver not since.
+        self._written_used: set[tuple[int, int]] = set()
 
     def was_reset(self) -> None:
         """Nothing is in flight."""
         self._exposed.clear()
+        self._written_used.clear()
 
     def wrote_queue_reset(self, _piece: object) -> None:
         """Nothing of that queue is in flight."""
@@ -279,6 +284,7 @@ class Rings(Topic):
 
     def _forget(self, queue: int) -> None:
         self._exposed = {key: value for key, value in self._exposed.items() if key[0] != queue}
+        self._written_used = {key for key in self._written_used if key[0] != queue}
 
     # -- what is broken --------------------------------------------------------------------------------------
 
@@ -291,9 +297,17 @@ class Rings(Topic):
             if not self.function.memory_in_flux and self.function.may_access:
                 self.tell("RING-02", f"queue {queue}: {error}", queue=queue)
         elif error.reason in reasons:
+            seen, expected = str(error), ""
+            if error.reason == broken.GAP:
+                offset, wrap = _place(found)
+                wanted = _available(wrap if chain.descriptor >= offset else 1 - wrap)
+                expected = _bits(wanted)
+                at = found.desc + _SIZE * chain.descriptor + ring.PACKED_FLAGS
+                seen += f": it has {_bits(self.function.memory.load_u16(at))}"
             self.tell(
                 reasons[error.reason],
-                str(error),
+                seen,
+                expected=expected,
                 queue=queue,
                 descriptor=chain.descriptor,
                 address=chain.table,
@@ -311,6 +325,7 @@ class Rings(Topic):
 
     def _look_at_split(self, queue: Virtqueue) -> None:
         memory, index = self.function.memory, queue.index
+        self._look_at_heads(queue)
         flags = memory.load_u16(queue.driver)
         if flags > (0 if queue.ring.event_idx else 1):
             self.tell(
@@ -344,6 +359,29 @@ class Rings(Topic):
                     address=at,
                 )
 
+    def _look_at_heads(self, queue: Virtqueue) -> None:
+        """What became available since the last look: each head once."""
+        memory, size = self.function.memory, queue.size
+        available, taken = memory.load_u16(queue.driver + ring.RING_IDX), queue.ring.last_avail
+        waiting = (available - taken) & 0xFFFF
+        if waiting > size:
+            return  # SPLIT-07
+        positions: dict[int, int] = {}
+        for step in range(waiting):
+            position = (taken + step) & 0xFFFF
+            head = memory.load_u16(queue.driver + ring.RING_ENTRIES + 2 * (position % size))
+            if head in positions:
+                self.tell(
+                    "RING-07",
+                    f"queue {queue.index}: head {head} is available at positions {positions[head]} and"
+                    f" {position} (available index {available}, which counts chains and not descriptors)",
+                    queue=queue.index,
+                    position=position,
+                    head=head,
+                )
+                return
+            positions[head] = position
+
     def _look_at_packed(self, queue: Virtqueue) -> None:
         memory, index = self.function.memory, queue.index
         flags = memory.load_u16(queue.driver + ring.EVENT_FLAGS) & ring.EVENT_FLAGS_MASK
@@ -355,15 +393,16 @@ class Rings(Topic):
                 queue=index,
                 address=queue.driver,
             )
-        offset, wrap = queue.ring.last_avail & ring.OFFSET_MASK, queue.ring.last_avail >> ring.WRAP_SHIFT
+        offset, wrap = _place(queue)
         at = queue.desc + _SIZE * offset + ring.PACKED_FLAGS
         flags = memory.load_u16(at) & _BOTH
-        # In later laps a descriptor may look so that was skipped.
-        if wrap and queue.requests == 0 and flags == ring.PACKED_DESC_F_USED:
+        # In later laps a descriptor may look so that was skipped: of one that the device wrote it is known.
+        known = (wrap and queue.requests == 0) or (index, offset) in self._written_used
+        if known and flags == _available(1 - wrap):
             self.tell(
                 "PACK-06",
-                f"descriptor {offset} of queue {index} has AVAIL 0, USED 1, and the wrap counter is {wrap}",
-                expected="AVAIL 1, USED 0",
+                f"descriptor {offset} of queue {index} has {_bits(flags)}, and the wrap counter is {wrap}",
+                expected=_bits(_available(wrap)),
                 queue=index,
                 descriptor=offset,
                 address=at,
@@ -383,6 +422,7 @@ class Rings(Topic):
             numbers = [(first + step) % queue.size for step in range(queue.chain.slots)]
             descriptors = {number: self._descriptor(queue.desc, number) for number in numbers}
             self._check_packed(buffer, queue, descriptors)
+            self._written_used -= {(queue.index, number) for number in numbers}
             if key in self._exposed:
                 self.tell_of("PACK-08", buffer, f"id {queue.chain.id} is in flight")
         for (other, head), exposed in self._exposed.items():
@@ -409,6 +449,7 @@ class Rings(Topic):
         if isinstance(queue.ring, PackedRing) and not self.transport.negotiated(virtio.F_IN_ORDER):
             # The device writes over a descriptor of whatever buffer has it, and the driver has these again.
             theirs = {(queue.ring.next_used + step) % queue.size for step in range(len(exposed.descriptors))}
+            self._written_used.add((queue.index, queue.ring.next_used))
             for key, each in self._exposed.items():
                 if key[0] == queue.index and theirs & each.descriptors.keys():
                     left = each.descriptors.keys() - theirs
@@ -421,8 +462,8 @@ class Rings(Topic):
             if now != before:
                 self.tell(
                     "RING-06",
-                    f"queue {queue.index}: descriptor {slot} of buffer {number} is {_words(now)}, and was"
-                    f" {_words(before)}",
+                    f"queue {queue.index}: descriptor {slot} of buffer {number} is {_words(queue, now)},"
+                    f" and was {_words(queue, before)}",
                     queue=queue.index,
                     head=number,
                     descriptor=slot,
@@ -511,7 +552,28 @@ class Rings(Topic):
                 return
 
 
-def _words(descriptor: bytes) -> str:
-    """A descriptor's address, length and last two words."""
+def _place(queue: Virtqueue) -> tuple[int, int]:
+    """The descriptor of a packed ring that is taken next, and the wrap counter there."""
+    return queue.ring.last_avail & ring.OFFSET_MASK, queue.ring.last_avail >> ring.WRAP_SHIFT
+
+
+def _available(wrap: int) -> int:
+    """The flags of a descriptor of a packed ring that is available, with this wrap counter."""
+    return ring.PACKED_DESC_F_AVAIL if wrap else ring.PACKED_DESC_F_USED
+
+
+def _bits(flags: int) -> str:
+    return f"AVAIL {flags >> _AVAIL_BIT & 1}, USED {flags >> _USED_BIT & 1}"
+
+
+def _words(queue: Virtqueue, descriptor: bytes) -> str:
+    """A descriptor, field by field."""
     address, length = int.from_bytes(descriptor[:8], "little"), int.from_bytes(descriptor[8:12], "little")
-    return f"({address:#x}, {length}, {descriptor[12:14].hex()}, {descriptor[14:].hex()})"
+    third, fourth = int.from_bytes(descriptor[12:14], "little"), int.from_bytes(descriptor[14:], "little")
+    if queue.ring.name == SplitRing.name:
+        return f"({address:#x}, length {length}, flags {_flags(third)}, next {fourth})"
+    return f"({address:#x}, length {length}, id {third}, flags {_flags(fourth)})"
+
+
+def _flags(flags: int) -> str:
+    return "|".join(name for bit, name in FLAGS.items() if flags & bit) or "0"

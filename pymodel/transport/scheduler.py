@@ -129,7 +129,12 @@ class Scheduler:
         if len(data) < 2 or data[0] | data[1] << 8 != name:
             if index not in self._misnamed:
                 self._misnamed.add(index)
-                self._log.warning("queue %d is notified with %s, not with %#06x", index, data[:4].hex(), name)
+                self._log.warning(
+                    "queue %d is notified with %#06x, not with %#06x",
+                    index,
+                    int.from_bytes(data[:4], "little"),
+                    name,
+                )
             return
         self._notifications += 1
         self._kicked.add(index)

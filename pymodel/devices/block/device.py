@@ -188,7 +188,8 @@ class BlockDevice:
         header = buffer.readable.read(0, HEADER.size)
         room = buffer.writable.length - 1
         if len(header) < HEADER.size or room < 0:
-            raise BrokenQueue(f"a block request with {len(header)} bytes of header and no room for a status")
+            lengths = f"{buffer.readable.length} bytes to read and {buffer.writable.length} to write"
+            raise BrokenQueue(f"a block request of {lengths}: its header has 16, its status needs 1")
         kind, _, sector = HEADER.unpack(header)
         plan = self._plans.get(kind)
         found = block.S_UNSUPP if plan is None else plan(buffer, sector * block.SECTOR, room)

@@ -96,6 +96,38 @@ def test_mended_while_it_has_faults(serve: Callable[..., ServerProcess], module:
         assert asked(device, b"same") == b"emas\xee\xee\xee\xee"
 
 
+@pytest.mark.parametrize("answer", ["bytearray(request.data)", "memoryview(request.data)"])
+def test_bytes_of_any_kind_are_an_answer(
+    serve: Callable[..., ServerProcess], module: Path, answer: str
+) -> None:
+    module.write_text(SOURCE % answer)
+    server = serve("--device", "mine:Mine", "--vfs", "1")
+    with VirtioPci.open(server.socket("vf1"), timeout=10) as device:
+        brought_up(device)
+        assert asked(device, b"abcd") == b"abcd\xee\xee\xee\xee"
+
+
+@pytest.mark.parametrize("answer", ["7", "'text'", "[1, 2]", "True"])
+def test_what_is_no_answer(serve: Callable[..., ServerProcess], module: Path, answer: str) -> None:
+    """The device needs a reset, as after an exception, and is mended as then."""
+    module.write_text(SOURCE % answer)
+    server = serve("--device", "mine:Mine", "--vfs", "1")
+    with VirtioPci.open(server.socket("vf1"), timeout=10) as device:
+        brought_up(device)
+        question = device.memory.allocate(4)
+        device.queues[0].add([question.segment])
+        device.queues[0].kick()
+        until(lambda: bool(device.status & NEEDS_RESET), "it needs a reset")
+        assert (
+            "device needs reset: Request.complete: TypeError: memoryview: a bytes-like object" in server.log
+        )
+        module.write_text(SOURCE % "request.data")
+        server.ask("reload")
+        brought_up(device)
+        assert asked(device, b"abcd") == b"abcd\xee\xee\xee\xee"
+    (server.folder / "log").write_text("")
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [

@@ -117,7 +117,7 @@ OF_DISKS = [
         "CHANGE-01",
         never_reads_capacity,
         "told of a configuration change, and capacity was not read for 3 s",
-        where={"expected": "capacity", "level": "SHOULD"},
+        where={"expected": "a read of capacity", "level": "SHOULD"},
     )
 ]
 OF_NETWORKS = [
@@ -130,9 +130,7 @@ OF_NETWORKS = [
     Mistake("CHANGE-02", never_looks_again, "status was not read for 3 s"),
     Mistake("CHANGE-03", reads_the_link_only, "(speed|duplex) was not read for 3 s"),
     Mistake("CHANGE-03", reads_no_duplex, "duplex was not read for 3 s"),
-    Mistake(
-        "CHANGE-04", tells_nobody, "ANNOUNCE read in status, and a frame to a group address was not sent"
-    ),
+    Mistake("CHANGE-04", tells_nobody, "ANNOUNCE read in status, and an announcement was not sent"),
     Mistake(
         "CHANGE-05",
         does_not_acknowledge,

@@ -177,7 +177,10 @@ MISTAKES = [
     Mistake("INIT-05", not_read_again, "0x8 written to queue_size of queue 0"),
     Mistake("INIT-06", writes_configuration_early, "0x0 written to writeback", frozenset({"CONF-04"})),
     Mistake(
-        "INIT-07", features_afterwards, "features 0x10000000, bit 28", where={"register": "driver_feature"}
+        "INIT-07",
+        features_afterwards,
+        r"features 0x10000000, INDIRECT_DESC \(bit 28\)",
+        where={"register": "driver_feature"},
     ),
     Mistake("INIT-08", queue_after_driver_ok, "queue_enable of queue 1 after DRIVER_OK", where={"queue": 1}),
     Mistake("INIT-09", goes_on_though_refused, "0x8 written to queue_size", frozenset({"FEAT-01"})),

@@ -126,12 +126,19 @@ MISTAKES = [
     Mistake("KICK-04", the_index_instead_of_the_name, "0x0$", where={"expected": "0x100"}),
     Mistake("KICK-05", between_two_queues, "0000 written at 0x2 of the notify structure"),
     Mistake(
-        "KICK-06", a_queue_that_is_not_there, "0200 written at 0x8", where={"expected": "a queue below 2"}
+        "KICK-06",
+        a_queue_that_is_not_there,
+        "0x0002 written at 0x8",
+        where={"expected": "queue 0 at 0x0 to queue 1 at 0x4"},
     ),
     Mistake("KICK-06", a_queue_that_is_not_enabled, "queue 1 is not enabled", where={"queue": 1}),
     Mistake("KICK-07", says_another_position, "0x8007 in the upper half of the notification of queue 0"),
     Mistake("KICK-08", though_the_device_looks, "queue 0 notified 33 times where the device asked for one"),
-    Mistake("KICK-09", does_not_notify, "the driver of queue 0 is at 0x2, the device at 0x1"),
+    Mistake(
+        "KICK-09",
+        does_not_notify,
+        "the driver of queue 0 is at index 2, the device at index 1, and no notification came for 1 s",
+    ),
     Mistake("KICK-10", forgets_the_index, "its available index is still 0"),
     Mistake("KICK-11", no_bus_master, "queue 0 notified, and Bus Master Enable is clear"),
     Mistake(

@@ -151,6 +151,27 @@ def a_ring_in_no_memory(author: Author) -> None:
     _places(author, 0x7F_0000_0000, 0x7F_0000_1000, 0x7F_0000_2000)
 
 
+def does_not_know_its_size(author: Author) -> None:
+    author.agree([VERSION_1])
+    at = author.memory.allocate(3 * 4096, 4096).address
+    author.select()
+    author.write("queue_desc", at)
+    author.write("queue_driver", at + 4096)
+    author.write("queue_device", at + 8192)
+    author.write("queue_enable", 1)
+
+
+def maps_vectors_and_enables_none(author: Author) -> None:
+    author.agree([VERSION_1])
+    assert author.device.msix is not None
+    author.queue(enable=False)
+    author.write("queue_msix_vector", 1)
+    assert author.read("queue_msix_vector") == 1
+    author.write("queue_enable", 1)
+    author.device.msix.disable()
+    author.go()
+
+
 def flags_in_a_used_ring(author: Author) -> None:
     author.agree([VERSION_1])
     queue = author.queue(enable=False)
@@ -214,6 +235,12 @@ MISTAKES = [
     Mistake("CFG-11", enables_with_2, "^2 written to queue_enable"),
     Mistake("CFG-11", writes_admin_queue_num, "0x1 written to admin_queue_num"),
     Mistake(
+        "CFG-12",
+        does_not_know_its_size,
+        "^queue 0 enabled with the size of 256 that it has at first",
+        where={"register": "queue_size"},
+    ),
+    Mistake(
         "VQ-01",
         a_table_that_is_not_aligned,
         "descriptor table of queue 0 at 0x.*8",
@@ -229,7 +256,7 @@ MISTAKES = [
     Mistake(
         "VQ-02",
         two_queues_on_one_ring,
-        "descriptor table of queue 1 at .* overlaps the descriptor table of queue 0",
+        "descriptor table of queue 1 at 0x[0-9a-f]+, 128 bytes for a size of 8, overlaps the desc",
     ),
     Mistake("VQ-02", a_used_ring_inside_of_the_table, "overlaps the used ring of queue 0"),
     Mistake("VQ-03", a_ring_in_no_memory, "descriptor table of queue 0 at 0x7f00000000, 128 bytes"),
@@ -243,6 +270,11 @@ MISTAKES = [
     ),
     Mistake("MSIX-01", vector_99000, "vector 9900 written to queue_msix_vector of queue 0"),
     Mistake("MSIX-02", does_not_read_the_vector, "vector 0 was written to config_msix_vector"),
+    Mistake(
+        "MSIX-03",
+        maps_vectors_and_enables_none,
+        "DRIVER_OK, vector 1 for queue 0, and MSI-X Enable is clear",
+    ),
     Mistake("ISR-01", reads_isr, "ISR status read as 0"),
 ]
 
@@ -250,3 +282,14 @@ MISTAKES = [
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.id)
 def test_mistake(author: Author, told: Callable[[Author, Mistake], None], mistake: Mistake) -> None:
     told(author, mistake)
+
+
+def test_bus_master_may_come_later(author: Author) -> None:
+    """Without it the device sees no memory, and says nothing of where rings are."""
+    author.agree([VERSION_1])
+    author.device.function.set_command(2)
+    at = author.memory.allocate(4096, 4096).address
+    _places(author, at, at + 1024, at + 2048)
+    author.device.function.set_command(6)
+    author.go()
+    assert author.told() == {}

@@ -104,6 +104,25 @@ def too_many_available(author: Author) -> None:
     queue.kick(force=True)
 
 
+def the_same_head_twice_at_once(author: Author) -> None:
+    queue = author.split()
+    at = _room(author, 64)
+    queue.desc[0] = (at, 16, NEXT, 1)
+    queue.desc[1] = (at + 32, 21, WRITE, 0)
+    queue.publish(0)
+    queue.publish(0)
+    queue.kick(force=True)
+
+
+def counts_descriptors(author: Author) -> None:
+    queue = author.split()
+    at = _room(author, 64)
+    queue.desc[0] = (at, 16, NEXT, 1)
+    queue.desc[1] = (at + 32, 21, WRITE, 0)
+    queue.avail[1] = 2
+    queue.kick(force=True)
+
+
 def a_head_that_is_not_there(author: Author) -> None:
     _offer(author, head=8)
 
@@ -195,6 +214,17 @@ def packed_with_the_wrong_wrap_counter(author: Author) -> None:
     _offer_packed(author, (_room(author), 16, 0, USED))
 
 
+def packed_with_the_wrap_counter_of_the_first_lap(author: Author) -> None:
+    queue = _packed(author)
+    for number in range(1, 5):
+        _get_id(author, queue=queue)
+        until(lambda number=number: queue.device_used_idx == number, "it is used")  # type: ignore[misc]
+    queue.desc[1] = (_room(author, 32), 21, 0, WRITE | AVAIL)
+    queue.desc[0] = (_room(author), 16, 0, NEXT | AVAIL)
+    queue.kick(force=True)
+    author.settle()
+
+
 def packed_event_flags(author: Author) -> None:
     queue = _packed(author)
     queue.driver_event[1] = 3
@@ -212,6 +242,13 @@ SPLIT = [
     Mistake("RING-03", a_table_of_17_bytes, "an indirect table of 17 bytes, where 8 descriptors may be"),
     Mistake("RING-04", no_bytes, "ring position 0, head 0: descriptor 1 has no bytes", where={"head": 0}),
     Mistake("RING-05", unknown_flags, "flags 0x100 in descriptor 0"),
+    Mistake(
+        "RING-07",
+        the_same_head_twice_at_once,
+        "queue 0: head 0 is available at positions 0 and 1",
+        where={"queue": 0, "head": 0, "position": 1},
+    ),
+    Mistake("RING-07", counts_descriptors, "available index 2, which counts chains and not descriptors"),
     Mistake("SPLIT-01", next_outside, "descriptor 8 lies outside a table of 8", where={"descriptor": 8}),
     Mistake("SPLIT-02", a_loop, "longer than its queue of 8"),
     Mistake("SPLIT-03", indirect_and_next, "both INDIRECT and NEXT"),
@@ -230,7 +267,12 @@ SPLIT = [
 PACKED = [
     Mistake("RING-01", packed_readable_behind_writable, "ring position 0, wrap counter 1, descriptor 1"),
     Mistake("PACK-01", packed_longer_than_the_ring, "more than the 8 free descriptors"),
-    Mistake("PACK-02", packed_first_before_the_others, "goes on in descriptor 1, which is not available"),
+    Mistake(
+        "PACK-02",
+        packed_first_before_the_others,
+        "goes on in descriptor 1, which is not available .*: it has AVAIL 0, USED 0",
+        where={"expected": "AVAIL 1, USED 0"},
+    ),
     Mistake("PACK-03", packed_indirect_in_a_list, "an indirect descriptor in a chain of a packed ring"),
     Mistake("PACK-04", packed_table_without_the_feature, "INDIRECT_DESC was not negotiated"),
     Mistake("PACK-05", packed_flags_in_a_table, "flags 0x1 in entry 0 of the table"),
@@ -240,6 +282,12 @@ PACKED = [
         "descriptor 0 of queue 0 has AVAIL 0, USED 1, and the wrap counter is 1",
         frozenset({"KICK-10"}),
         where={"expected": "AVAIL 1, USED 0"},
+    ),
+    Mistake(
+        "PACK-06",
+        packed_with_the_wrap_counter_of_the_first_lap,
+        "descriptor 0 of queue 0 has AVAIL 1, USED 0, and the wrap counter is 0",
+        where={"expected": "AVAIL 0, USED 1", "descriptor": 0},
     ),
     Mistake("PACK-07", packed_event_flags, "flags 3 in the driver event suppression structure"),
 ]
@@ -292,7 +340,9 @@ def the_same_id_twice(author: Author) -> None:
 
 IN_FLIGHT = [
     Mistake(
-        "RING-06", alters_what_the_device_has, r"descriptor 1 of buffer 0 is \(.*, 512, .*\), and was \("
+        "RING-06",
+        alters_what_the_device_has,
+        r"descriptor 1 of buffer 0 is \(0x\w+, length 512, flags WRITE, next 0\), and was \(0x\w+, length 21",
     ),
     Mistake("RING-07", the_same_head_twice, "descriptor 0 is in flight, in the chain of head 0"),
     Mistake(
