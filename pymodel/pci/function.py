@@ -149,6 +149,7 @@ class Function:
     def connect(self, host: Host) -> None:
         """Have what a client offers."""
         self._host = self.interrupts.host = host
+        self.transport.reset_unasked = False
         self.gate.client = host.memory
         self.gate.refresh()
 

@@ -204,6 +204,15 @@ class PhysicalFunction(Function):
     def device_reset(self) -> None:
         """VFIO's DEVICE_RESET: as at power-on; VFs that were there and are again keep their state (A-30)."""
         super().device_reset()
+        self._power_on()
+
+    def detach(self) -> None:
+        """See `Function`. A guest's VFs go with it; an owner's stay, as owners come and go."""
+        super().detach()
+        if self._slots is not None:
+            self._power_on()
+
+    def _power_on(self) -> None:
         if self._ecam is not None:
             self._ecam.reset()
         if self.placement is not None:

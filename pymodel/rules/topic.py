@@ -45,7 +45,12 @@ class Topic(Listener):
         subject: str = "",
         **where: Any,
     ) -> None:
-        """The driver broke a rule of the table; once for each queue, or other subject, it is told."""
+        """The driver broke a rule of the table; once for each queue, or other subject, it is told.
+
+        Not after a fault on purpose that reset the device under it.
+        """
+        if self.transport.reset_unasked:
+            return
         if queue is not None:
             where["queue"] = queue
             subject = subject or f"queue {queue}"

@@ -77,6 +77,8 @@ class Transport:
         self.queues = self._scheduler.queues
         device.connect(self)
         self._resetting: object | None = None
+        # A fault on purpose reset the function, and its driver has not been at device_status since.
+        self.reset_unasked = False
         # What happened in Freeze and joins the context when that is left (A-21): changes by name, so that
         # their number is bounded, and why the device needs a reset.
         self._changes: dict[str, Callable[[], None]] = {}
@@ -145,6 +147,7 @@ class Transport:
 
     def write_status(self, value: int) -> None:
         """What a write of device_status does: 0 starts a reset, else bits are added as the table allows."""
+        self.reset_unasked = False
         if self._resetting is not None:
             return
         if value == 0:
@@ -294,7 +297,11 @@ class Transport:
         self.bus.event(kind, data)
 
     def _reset_by_fault(self, _: Fault) -> None:
-        self.bus.after(0.001, self.bus.reset_function)
+        def reset() -> None:
+            self.reset_unasked = True
+            self.bus.reset_function()
+
+        self.bus.after(0.001, reset)
 
     def _flap(self, fault: Fault) -> None:
         device = self.device

@@ -11,10 +11,15 @@ from typing import Final
 log: Final = logging.getLogger("virtio.server")
 
 
+LATE_SECONDS: Final = 1.0
+"""How long what was written may not be in the file."""
+
+
 class BoundedFile:
     """Takes what is written to a new file up to `limit` bytes, from any thread; then it is `full`.
 
-    A write that fails ends it too. Both are logged once. Raises OSError where the file cannot be made.
+    What was written is in the file a second later. A write that fails ends it too. Both are logged once.
+    Raises OSError where the file cannot be made.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
@@ -24,6 +29,7 @@ class BoundedFile:
         self.full = False
         self.lock = threading.Lock()
         self._file = path.open("wb")
+        self._timer: threading.Timer | None = None
 
     def put(self, data: bytes) -> bool:
         """Write all of `data`, or nothing. Whether it was written. Called with `lock` held."""
@@ -38,7 +44,26 @@ class BoundedFile:
             self._end(str(error.strerror))
             return False
         self.size += len(data)
+        if self._timer is None:
+            self._start_timer()
         return True
+
+    def _start_timer(self) -> None:
+        timer = threading.Timer(LATE_SECONDS, self._flush)
+        timer.daemon = True
+        # Where no thread is to be had, the next write tries again.
+        with contextlib.suppress(RuntimeError, MemoryError):
+            timer.start()
+            self._timer = timer
+
+    def _flush(self) -> None:
+        with self.lock:
+            self._timer = None
+            try:
+                if not self._file.closed:
+                    self._file.flush()
+            except OSError as error:
+                self._end(str(error.strerror))
 
     def _end(self, why: str) -> None:
         self.full = True
@@ -47,6 +72,8 @@ class BoundedFile:
     def close(self, end: bytes = b"") -> None:
         """Have all that was written in the file, and `end` behind it whether there is room or not."""
         with self.lock, contextlib.suppress(OSError):
+            if self._timer is not None:
+                self._timer.cancel()
             if not self._file.closed:
                 self._file.write(end)
             self._file.close()

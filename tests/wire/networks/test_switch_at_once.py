@@ -121,6 +121,7 @@ def test_who_has_no_buffers_loses_its_own_frames_and_stalls_nobody(rig: Served) 
                 assert received(other, 50) == late
         two.send(ethernet(THREE, TWO))
         assert received(other) == [ethernet(THREE, TWO)]
+        one.flush()
         rig.asked["receive"] = 0  # who has no buffers is not asked for any
         assert by_engines(rig, 4000)
         assert (rig.ports["vf1"].counters()["frames-sent"], rig.lost(3)) == (4000, 0)

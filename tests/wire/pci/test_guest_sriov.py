@@ -377,6 +377,28 @@ def test_pf_resets(server: ServerProcess, pf: PciFunction) -> None:
             assert (pf.config_read(CONTROL, 2), pf.config_read(NUM_VFS, 2)) == (0, 0)
 
 
+def test_the_next_client_begins_anew(server: ServerProcess) -> None:
+    """What a guest set up goes with its PF's client: VF Enable, NumVFs, VF BARs, what TotalVFs counted."""
+
+    def seen(pf: PciFunction) -> tuple[int, ...]:
+        bars = [bar & ~0xF for bar in vf_bars(pf)]
+        return *(pf.config_read(register, 2) for register in (TOTAL_VFS, NUM_VFS, CONTROL)), *bars
+
+    with seated(server, 1, 2) as vfs:
+        with Connection(server.socket("pf"), timeout=10) as first:
+            enable(PciFunction(first), 2)
+            PciFunction(first).config_write(VF_BAR, 4, 0xFE00_0000)
+            assert seen(PciFunction(first)) == (2, 2, 9, 0xFE00_0000, 0, 0, 0, 0, 0)
+            assert vfs[1].config_read(2, 2) == 0x1042
+        until(lambda: attached(server) == ["vf1", "vf2"], "the PF's client has left")
+        assert vfs[1].config_read(2, 2) == 0x10FF
+        with Connection(server.socket("pf"), timeout=10) as second:
+            assert seen(PciFunction(second)) == (2, *[0] * 8)
+    until(lambda: not attached(server), "all have left")
+    with Connection(server.socket("pf"), timeout=10) as third:
+        assert seen(PciFunction(third)) == (0, *[0] * 8)
+
+
 def test_group_follows_vf_enable(server: ServerProcess) -> None:
     """The PF's driver has members while VF Enable is set; each time they are Active, and nothing was read."""
     with seated(server, 1, 2), OwnerDriver.open(server.socket("pf")) as owner:

@@ -144,6 +144,30 @@ def test_a_reset_in_the_middle(server: ServerProcess) -> None:
         disk.write(0, b"\x42" * 512)
 
 
+def test_a_reset_is_not_held_against_the_driver(serve: Callable[..., ServerProcess]) -> None:
+    """It kicks and reads on, as it cannot know; from its next write of device_status on it is held to all."""
+    server = serve("--vfs", "1", "--disk", "ram:64k", "--check-driver")
+
+    def broken() -> dict[str, int]:
+        rules = server.ask("query-rules")
+        return {rule["rule"]: len(rule["breaches"]) for rule in rules if rule["breaches"]}
+
+    with driven(server.socket("vf1")) as vf:
+        before = broken()
+        inject(server, "reset")
+        get_id(vf)
+        until(lambda: vf.device.status == 0, "it was reset")
+        vf.queue.kick(force=True)
+        vf.device.common.write("queue_select", 9)
+        vf.device.common.write("queue_size", 8)
+        vf.device.function.config_read(0, 2)
+        assert broken() == before
+        vf.device.common.write("device_status", 1)
+        vf.device.common.write("queue_size", 8)
+        vf.device.function.config_read(0, 2)
+        assert "CFG-10" in broken()
+
+
 def test_the_configuration_changes_while_it_is_read(server: ServerProcess) -> None:
     with driven(server.socket("vf1")) as vf:
         vf.signals()

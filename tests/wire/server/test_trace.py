@@ -15,6 +15,7 @@ import pytest
 from images.qmp import QMPError
 from tests.server_process import ServerProcess
 from tests.wire.frames import ethernet, mac
+from tests.wire.running import until
 from vfu_client.drivers.block import BlockDriver
 from vfu_client.drivers.net import NetDriver
 from vfu_client.owner.owner import OwnerDriver
@@ -86,6 +87,16 @@ def test_a_disk_and_its_owner(serve: Callable[..., ServerProcess], tmp_path: Pat
     assert (mapped["args"]["length"], mapped["args"]["writable"]) == (16 << 20, True)
     begun, ended = trace.of("pf", "queue 1", "DEV_MODE_SET")[:2]
     assert (begun["args"]["member"], ended["args"]["status"]) == ("vf1", "OK")
+
+
+def test_what_passed_is_in_the_file_soon(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Also when nothing more comes: the client's leaving."""
+    path = tmp_path / "trace.json"
+    server = serve("--vfs", "1", "--disk", "ram:64k", "--trace", str(path))
+    with BlockDriver.open(server.socket("vf1"), timeout=10) as disk:
+        disk.write(0, bytes(512))
+    until(lambda: b'"FUNCTION_DETACHED"' in path.read_bytes(), "it is in the file")
+    assert server.ask("trace")["bytes"] == path.stat().st_size
 
 
 def test_on_and_off(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
