@@ -120,7 +120,7 @@ $(VENV)/.stamp: pyproject.toml
 	for command in server:vfu_server.__main__ owner:vfu_client.owner.cli migrate:vfu_client.move.cli \
 	    qemu:vfu_client.plug.cli boot:images.boot; do \
 	  script="$(BIN)/vfu-$${command%%:*}"; \
-	  printf '#!/bin/sh\nPYTHONPATH="%s" exec %s"%s/python" -m %s "$$@"\n' \
+	  printf '#!/bin/sh\nPYTHONPATH="%s$${PYTHONPATH:+:$$PYTHONPATH}" exec %s"%s/python" -m %s "$$@"\n' \
 	    "$(CURDIR)" "$$hold" "$(CURDIR)/$(BIN)" "$${command#*:}" > "$$script" && chmod +x "$$script" || exit 1; \
 	done
 	@touch $@

@@ -41,3 +41,10 @@ def test_who_comes_again_is_told_again(serve: Callable[..., ServerProcess]) -> N
     rules = server.ask("query-rules")
     (rule,) = (rule for rule in rules if rule["rule"] == "INIT-05")
     assert [breach["count"] for breach in rule["breaches"]] == [2]
+
+
+def test_no_verdict(serve: Callable[..., ServerProcess]) -> None:
+    """From who does not check drivers, or is not there: that is no broken rule."""
+    server = serve("--vfs", "1", "--disk", "ram:24M")
+    assert run("examples.verdict", server.socket("monitor")) == (2, "")
+    assert run("examples.verdict", server.socket("nobody")) == (2, "")
