@@ -130,10 +130,7 @@ class Scheduler:
             if index not in self._misnamed:
                 self._misnamed.add(index)
                 self._log.warning(
-                    "queue %d is notified with %#06x, not with %#06x",
-                    index,
-                    int.from_bytes(data[:4], "little"),
-                    name,
+                    "queue %d is notified with 0x%s, not with %#06x", index, data[3::-1].hex(), name
                 )
             return
         self._notifications += 1

@@ -85,6 +85,7 @@ def check_at_rest(server: ServerProcess) -> None:
             owner.write_record_read(1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fatal", "fails"),
     [

@@ -161,6 +161,7 @@ def target(traveller: Traveller) -> Iterator[Machine]:
             machine.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", ["prepare", "copy-ram", "mark-pages", "activate", "continue"])
 def test_failure_goes_back(traveller: Traveller, target: Machine, step: str) -> None:
     """The VFs of all servers are as before: both kinds of traffic go on, over the same connection."""

@@ -108,4 +108,4 @@ def test_the_log_tells_once_of_wrong_names(shared: ServerProcess) -> None:
         quiet(disk.device)
         lines = [line for line in shared.log[mark:].splitlines() if "notified with" in line]
         assert len(lines) == 1
-        assert "vf1: queue 0 is notified with 07000000, not with 0x0100" in lines[0]
+        assert "vf1: queue 0 is notified with 0x00000007, not with 0x0100" in lines[0]
