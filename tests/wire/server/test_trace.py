@@ -132,7 +132,8 @@ def test_a_trace_ends_where_it_may(tmp_path: Path, caplog: pytest.LogCaptureFixt
     found = Trace(tmp_path / "trace")
     assert trace.file.full
     assert 10 < len(found.events) == trace.events < 100
-    assert (tmp_path / "trace").stat().st_size <= 4000
+    # The end of the list is written whether there is room or not.
+    assert (tmp_path / "trace").stat().st_size <= 4000 + len("\n]\n")
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path}/trace: nothing more is written: it has the 0 MiB that it may have"
     ]
