@@ -163,8 +163,7 @@ class Server:
                         self._follow_vfs()
                     self._tell_of_queued()
             waiting.unregister(stop.fd)
-            if stop.came:
-                log.info("%s: stopping", stop.came)
+            log.info("%s: stopping", stop.came or "quit")
 
     @property
     def threads(self) -> dict[str, FunctionThread]:

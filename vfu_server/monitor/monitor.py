@@ -5,7 +5,6 @@ docs/monitor.md describes commands and events.
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from pymodel import __version__
 from pymodel.devices.device import Linked
 from pymodel.migration.member import MODE_NAMES
 from pymodel.pci.function import Function
@@ -49,6 +49,8 @@ class Monitor:
         self._threads: Callable[[], Mapping[str, FunctionThread]] = dict
         self._watching: Watching | None = None
         self._reload: Callable[[], None] | None = None
+        self._stop: Callable[[], None] = _nothing
+        greeting = _greeting()
         self._qmp = QmpServer(
             path,
             {
@@ -81,8 +83,10 @@ class Monitor:
                 "trace": Command(self._trace, {"on": bool, "file": str}, optional=frozenset({"on", "file"})),
                 "set-link": Command(self._set_link, {"function": str, "up": bool}),
                 "announce-self": Command(self._announce_self, {"function": str}),
+                "query-version": Command(lambda: greeting),
+                "quit": Command(_nothing, then=self._end),
             },
-            _version(),
+            greeting,
         )
 
     def event(self, function: str, kind: str, data: Mapping[str, Any]) -> None:
@@ -96,11 +100,13 @@ class Monitor:
         threads: Callable[[], Mapping[str, FunctionThread]],
         watching: Watching,
         reload: Callable[[], None],
+        stop: Callable[[], None],
     ) -> Iterator[None]:
         """Serve: `threads` are those of the functions by name, which `watching` watches; `reload` has their
-        device type read again, and raises ValueError. Raises OSError for the socket.
+        device type read again, and raises ValueError; `stop` ends the server. Raises OSError for the socket.
         """
         self._device, self._threads, self._watching, self._reload = device, threads, watching, reload
+        self._stop = stop
         self._qmp.start()
         try:
             yield
@@ -108,6 +114,9 @@ class Monitor:
             self._qmp.close()
 
     # -- commands --------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        self._stop()
 
     def _query_functions(self, function: str | None = None) -> list[dict[str, Any]]:
         found = self._served.values() if function is None else [self._find(function)]
@@ -343,11 +352,11 @@ def _on_thread(thread: FunctionThread, work: Callable[[], Result]) -> Result:
         raise CommandFailed(str(error)) from None
 
 
-def _version() -> dict[str, Any]:
-    """The version of this package, where it is installed, as QMP has it."""
-    try:
-        version = importlib.metadata.version("vfu-virtio")
-    except importlib.metadata.PackageNotFoundError:
-        version = "0.0.0"
-    major, minor, micro = (*(int(part) for part in version.split(".")[:3] if part.isdigit()), 0, 0, 0)[:3]
+def _greeting() -> dict[str, Any]:
+    """The version of this package as QMP has it."""
+    major, minor, micro = (int(part) for part in __version__.split("."))
     return {"qemu": {"major": major, "minor": minor, "micro": micro}, "package": "vfu-server"}
+
+
+def _nothing() -> None:
+    """What `quit` does before its answer is sent."""

@@ -65,12 +65,14 @@ _TYPE_NAMES: Final[Mapping[type, str]] = {bool: "boolean", str: "string", int: "
 class Command:
     """A row of the command table. `run` is called with the arguments, on a thread of its own.
 
-    It returns what JSON can say, None for nothing. `optional` names arguments that may be left out.
+    It returns what JSON can say, None for nothing. `optional` names arguments that may be left out. `then` is
+    called when the answer was sent, or could not be.
     """
 
     run: Callable[..., Any]
     arguments: Mapping[str, type] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
+    then: Callable[[], None] | None = None
 
     def check(self, given: Mapping[str, Any]) -> None:
         """Raise `CommandFailed`, naming the argument, for one that is unknown, missing or of a wrong type."""
@@ -247,6 +249,7 @@ class _Session:
         self._reader = reader
         self._writer = writer
         self._negotiated = False
+        self._then: Callable[[], None] | None = None
 
     def hang_up(self) -> None:
         """End the connection; what was not read is dropped if it is much."""
@@ -280,7 +283,7 @@ class _Session:
                         if mistakes == MISTAKES_MAX:
                             return
                     else:
-                        await self._send(await self._answer(request))
+                        await self._carry_out(request)
             except OverflowError as error:
                 await self._send(_error("GenericError", str(error)))
                 return
@@ -288,6 +291,15 @@ class _Session:
     async def _send(self, message: Mapping[str, Any]) -> None:
         self._writer.write(bytes(Message(message)) + b"\r\n")
         await asyncio.wait_for(self._writer.drain(), UNREAD_SECONDS)
+
+    async def _carry_out(self, request: Mapping[str, Any]) -> None:
+        answer = await self._answer(request)
+        try:
+            await self._send(answer)
+        finally:
+            then, self._then = self._then, None
+            if then is not None:
+                then()
 
     async def _answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         reply: dict[str, Any]
@@ -321,7 +333,9 @@ class _Session:
         if command is None:
             raise CommandFailed(f"The command {name[:80]} has not been found", "CommandNotFound")
         command.check(arguments)
-        return await self._server.run(lambda: command.run(**arguments))
+        result = await self._server.run(lambda: command.run(**arguments))
+        self._then = command.then
+        return result
 
     def _negotiate(self, name: str, arguments: Mapping[str, Any]) -> None:
         if name != "qmp_capabilities":

@@ -143,6 +143,8 @@ def test_commands_are_listed(monitor: Monitor) -> None:
         "query-queue",
         "query-rules",
         "query-uplink",
+        "query-version",
+        "quit",
         "reload",
         "set-link",
         "trace",
