@@ -1,4 +1,4 @@
-# Everything from a fresh clone: `make test`, `make demo`, `make demo-sriov`, `make demo-nested`, `make test-long`, `make test-asan`, `make bench`, `make compat`, `make check`, `make clean`.
+# Everything from a fresh clone: `make test`, `make demo`, `make demo-sriov`, `make demo-nested`, `make test-long`, `make test-asan`, `make bench`, `make compat`, `make check`, `make man`, `make clean`.
 #
 # Each target makes what it needs and is quick when that is there. Nothing is installed outside this folder.
 #
@@ -22,7 +22,7 @@ BENCH_ARGS ?=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: all demo demo-sriov demo-nested test test-long test-asan bench compat check clean venv ext images drivers nested
+.PHONY: all demo demo-sriov demo-nested test test-long test-asan bench compat check man clean venv ext images drivers nested
 .DELETE_ON_ERROR:
 
 all: ext
@@ -95,6 +95,10 @@ check: ext
 	$(BIN)/python -m tests.requirements --check
 	@echo "check: table of rules for drivers"
 	$(BIN)/python -m tests.driver_rules --check
+
+## Man pages and completion of the commands, in build/share as below /usr/share.
+man: ext
+	$(BIN)/python docs/manual.py build/share
 
 ## Remove all that was made, the virtual environment and what was downloaded included.
 clean:

@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     makes no sense; with 0 for `--version` and `--help`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser()
+    command = parser()
     given = config_file.given(OPTIONS, words)
     values: Mapping[str, Any] = {}
     if "config" in given:
@@ -56,11 +56,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         try:
             values = config_file.read(path, OPTIONS)
         except (OSError, ValueError) as error:
-            parser.error(f"--config {path}: {getattr(error, 'strerror', None) or error}")
+            command.error(f"--config {path}: {getattr(error, 'strerror', None) or error}")
         values = {name: value for name, value in values.items() if name not in given}
         words = [*config_file.words(values), *words]
-    options = parser.parse_args(words)
-    _check(options, parser)
+    options = command.parse_args(words)
+    _check(options, command)
     said = {**_defaults(), **values, **given}
     options.as_file = {name: said[name] for name in OPTIONS if name in said}
     return options
@@ -68,20 +68,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def wrong(message: str) -> NoReturn:
     """End the program for options that make no sense: SystemExit with 2."""
-    _parser().error(message)
+    parser().error(message)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
         prog="vfu-server",
         description="Serve a virtio PCI device and its SR-IOV VFs to vfio-user clients such as QEMU.",
         epilog="Each function listens at a socket of its own: DIR/pf.sock, DIR/vf1.sock and so on. "
         "The guest's memory must be shared: in QEMU, memory-backend-memfd with share=on.",
     )
-    parser.add_argument("--version", action="version", version=f"vfu-server {__version__}")
+    result.add_argument("--version", action="version", version=f"vfu-server {__version__}")
     for name, settings in OPTIONS.items():
-        parser.add_argument(f"--{name}", **settings)
-    return parser
+        result.add_argument(f"--{name}", **settings)
+    return result
 
 
 def _defaults() -> dict[str, Any]:
@@ -92,32 +93,32 @@ def _defaults() -> dict[str, Any]:
     }
 
 
-def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def _check(options: argparse.Namespace, command: argparse.ArgumentParser) -> None:
     """End the program for options that do not go with each other. `total_vfs` is a number afterwards."""
     if options.total_vfs is None:
         options.total_vfs = options.vfs
     if options.vfs > options.total_vfs:
-        parser.error(f"--vfs {options.vfs} is more than --total-vfs {options.total_vfs}")
+        command.error(f"--vfs {options.vfs} is more than --total-vfs {options.total_vfs}")
     if options.sriov == "guest":
         if options.vfs:
-            parser.error("--vfs is for --sriov owner: a guest enables VFs itself, up to --total-vfs")
+            command.error("--vfs is for --sriov owner: a guest enables VFs itself, up to --total-vfs")
         if not 0 < options.total_vfs <= build.GUEST_VFS_MAX:
-            parser.error(
+            command.error(
                 f"--sriov guest needs --total-vfs, from 1 to {build.GUEST_VFS_MAX}:"
                 " in a guest all VFs are on the PF's bus"
             )
     elif options.ecam is not None:
-        parser.error("--ecam is for --sriov guest")
+        command.error("--ecam is for --sriov guest")
     for name, device in OPTIONS_OF_A_DEVICE:
         if getattr(options, name) and options.device != device:
-            parser.error(f"--{name} is for --device {device}")
+            command.error(f"--{name} is for --device {device}")
     if ":" in options.device:
         # As people try it: the module is in the folder where they are.
         sys.path.insert(0, str(Path.cwd()))
     try:
         registry.find(options.device)
     except ValueError as error:
-        parser.error(f"--device: {error}")
+        command.error(f"--device: {error}")
 
 
 def _count(least: int, most: int) -> Callable[[str], int]:

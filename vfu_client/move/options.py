@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from pymodel import __version__
 from vfu_client.move.dialect import CONTEXT, DIALECTS
 from vfu_client.move.move import DOWNTIME_LIMIT_MOST_MS, DOWNTIME_LIMIT_MS
 from vfu_client.move.moved_vf import MovedVf, Vf
@@ -43,76 +44,78 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
     Ends the program with status 2 where they make no sense.
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    command = parser()
+    options = command.parse_args(arguments)
     missing = [option for option in REQUIRED if not getattr(options, option.lstrip("-").replace("-", "_"))]
     if options.recover:
         return options
     if missing:
-        parser.error(f"the following arguments are required: {', '.join(missing)}")
+        command.error(f"the following arguments are required: {', '.join(missing)}")
     try:
         options.from_server, options.to_server = map(_servers, (options.from_server, options.to_server))
         options.moved = _moved(options)
     except ValueError as error:
-        parser.error(str(error))
+        command.error(str(error))
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
         prog="vfu-migrate",
         description="Move a running QEMU guest with its VFs from one QEMU and its servers to another.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    result.add_argument("--version", action="version", version=f"vfu-migrate {__version__}")
     for end, name in (("from", "source"), ("to", "destination")):
-        group = parser.add_argument_group(name)
+        group = result.add_argument_group(name)
         group.add_argument(f"--{end}-qmp", type=Path, metavar="SOCKET", help="QMP monitor of QEMU")
         group.add_argument(f"--{end}-qtest", type=Path, metavar="SOCKET", help="qtest server of QEMU")
         group.add_argument(
             f"--{end}-server", type=_server, action="append", metavar="[NAME=]DIR",
             help="folder of a vfu-server, with a name where there are several; repeats",
         )  # fmt: skip
-    parser.add_argument(
+    result.add_argument(
         "--vf", type=_vf, action="append", metavar="[NAME/]VF[:[NAME/]VF]",
         help="a VF of the guest, as vf1, or NAME/vf1 of that server; vf1:vf3 where it gets another number"
         " at the destination; repeats",
     )  # fmt: skip
-    parser.add_argument(
+    result.add_argument(
         "--device", type=_device, action="append", default=[], metavar="ID[:ID]",
         help="the VF's device id in QEMU, source and destination (default: found by its socket)",
     )  # fmt: skip
-    parser.add_argument(
+    result.add_argument(
         "--ram-socket", type=Path, metavar="PATH", help="where QEMU sends memory (default: temporary)"
     )
-    parser.add_argument(
+    result.add_argument(
         "--downtime-limit", type=_whole(1, DOWNTIME_LIMIT_MOST_MS), default=DOWNTIME_LIMIT_MS, metavar="MS",
         help="for the rest of the memory; doubled when the guest writes too fast (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
+    result.add_argument(
         "--timeout",
         type=_whole(1, TIMEOUT_MOST),
         default=120,
         metavar="SECONDS",
         help="for the copy of the memory (default: 120)",
     )
-    parser.add_argument(
+    result.add_argument(
         "--context-opcodes", type=opcodes, default=CONTEXT_OPCODES, metavar="BASE",
         help="opcode of the servers' first context command (default: 0x40)",
     )  # fmt: skip
-    parser.add_argument(
+    result.add_argument(
         "--dialect", choices=DIALECTS, default=CONTEXT,
         help="how VFs are moved: by the draft's device contexts, or virtio 1.4's device parts, which leave a"
         " disk in memory behind (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print the result for programs")
-    parser.add_argument("--timeline", type=Path, metavar="FILE.svg", help="draw the timeline")
-    parser.add_argument(
+    result.add_argument("--json", action="store_true", help="print the result for programs")
+    result.add_argument("--timeline", type=Path, metavar="FILE.svg", help="draw the timeline")
+    result.add_argument(
         "--recover", action="store_true",
         help="put right what a move left that was killed; needs no other option, and with --from-qmp or"
         " --to-qmp looks after that guest alone",
     )  # fmt: skip
-    return parser
+    return result
 
 
 def _server(text: str) -> tuple[str, Path]:

@@ -10,16 +10,16 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from pymodel import __version__
 from vfu_client.owner import context_cli, parts_cli, show
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.explain import command_name, explain
-from vfu_client.owner.owner import CONTEXT_OPCODES, DriverRuleError
+from vfu_client.owner.owner import DriverRuleError
 from vfu_client.owner.part import BadPartsError
 from vfu_client.owner.stream import BadContextError
-from vfu_client.owner.subcommand import RefusedError, add, opcodes, opened, say, show_result
+from vfu_client.owner.subcommand import COMMON, RefusedError, add, opened, say, show_result
 from vfu_client.standard_streams import heed_interrupts, prepare, tell
 from vfu_client.vfio.connection import ServerBusyError, ServerUnreachableError
 from vfu_client.vfio.pci import CapabilityMissingError
@@ -29,12 +29,14 @@ from vfu_client.virtio.function import NegotiationError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     prepare()
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     options.lines = []
     if options.run is not show.run and options.pf is None:
-        _parser().error("--pf is needed for this command")
+        parser().error("--pf is needed for this command")
+    if options.pf is not None and options.pf.is_dir():
+        options.pf /= "pf.sock"
     if options.json and getattr(options, "out", None) == "-":
-        _parser().error("--json and what is read both on standard output: give a file")
+        parser().error("--json and what is read both on standard output: give a file")
     try:
         heed_interrupts()
         result = options.run(options)
@@ -51,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RefusedError, DriverRuleError, BadContextError, BadPartsError) as error:
         return _fail(str(error))
     except (CapabilityMissingError, NegotiationError, LookupError) as error:
-        return _fail(f"{options.pf} is not a PF with an admin queue: {error}. Look at --pf: DIR/pf.sock")
+        return _fail(
+            f"{options.pf} is not a PF with an admin queue: {error}. Look at --pf: DIR, or DIR/pf.sock"
+        )
     except TimeoutError as error:
         return _fail(f"the device did not answer: {error}")
     except OSError as error:
@@ -62,23 +66,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
         prog="vfu-owner", description="Modes, contexts and parts of VFs, through the PF's admin queue."
     )
-    parser.add_argument("--pf", type=Path, metavar="DIR/pf.sock", help="the PF's socket")
-    parser.add_argument(
-        "--context-opcodes", type=opcodes, default=CONTEXT_OPCODES, metavar="BASE",
-        help="opcode of the first context command (default: %(default)#x)",
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print the result for programs")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    result.add_argument("--version", action="version", version=f"vfu-owner {__version__}")
+    for name, settings in COMMON.items():
+        result.add_argument(name, **settings)
+    commands = result.add_subparsers(required=True, metavar="COMMAND")
 
     context_cli.add_to(commands)
     parts_cli.add_to(commands)
     show.add_to(commands)
     add(commands, "commands", _commands, "which commands the device lists for its VFs")
-    return parser
+    return result
 
 
 def _commands(options: argparse.Namespace) -> Any:

@@ -7,11 +7,12 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Final
 
 from vfu_client.owner.explain import CONTEXT_NAMES
-from vfu_client.owner.owner import OwnerDriver
+from vfu_client.owner.owner import CONTEXT_OPCODES, OwnerDriver
 from vfu_client.standard_streams import OUTPUT, put
 
 NEGOTIATION_TIMEOUT = 3.0
@@ -30,7 +31,8 @@ def add(
     """A subcommand, which `run` carries out; what that returns is its result for programs."""
     command: argparse.ArgumentParser = parent.add_parser(name, help=text, description=text)
     command.set_defaults(run=run)
-    command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    for option, settings in COMMON.items():
+        command.add_argument(option, **{**settings, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS})
     return command
 
 
@@ -57,6 +59,19 @@ def opcodes(text: str) -> int:
     if not least <= number <= most:
         raise argparse.ArgumentTypeError(f"{text!r}: give an opcode from {least:#x} to {most:#x}")
     return number
+
+
+COMMON: Final[Mapping[str, Mapping[str, Any]]] = {
+    "--pf": {"type": Path, "metavar": "DIR", "help": "the server's folder, or the PF's socket in it"},
+    "--context-opcodes": {
+        "type": opcodes,
+        "default": CONTEXT_OPCODES,
+        "metavar": "BASE",
+        "help": "opcode of the first context command (default: %(default)#x)",
+    },
+    "--json": {"action": "store_true", "help": "print the result for programs"},
+}
+"""Options that may be given before the subcommand or behind it."""
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pymodel import __version__
+
 DESCRIPTION = """\
 Print the options that give a QEMU all functions of a running vfu-server:
 
@@ -39,39 +41,41 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         options = _of_running(words[0]).parse_args(words[1:])
         options.command = words[0]
         return options
-    parser = _of_printing()
-    options = parser.parse_intermixed_args(words)
+    command = parser()
+    options = command.parse_intermixed_args(words)
     if options.libvirt and options.memory:
-        parser.error("--memory is not for --libvirt: <memory> and <memoryBacking> of the domain say it")
+        command.error("--memory is not for --libvirt: <memory> and <memoryBacking> of the domain say it")
     options.command = ""
     return options
 
 
-def _of_printing() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line, where no word of COMMANDS comes first."""
+    result = argparse.ArgumentParser(
         prog="vfu-qemu", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the server's --socket-dir")
-    parser.add_argument(
+    result.add_argument("--version", action="version", version=f"vfu-qemu {__version__}")
+    result.add_argument("folder", type=Path, metavar="DIR", help="the server's --socket-dir")
+    result.add_argument(
         "functions", nargs="*", metavar="FUNCTION",
         help="of --sriov owner: pf, vf1 ... (default: all), each on a root port of its own",
     )  # fmt: skip
-    parser.add_argument(
+    result.add_argument(
         "--memory", type=_size, metavar="SIZE",
         help="how much the guest has, such as 1G: prints options for memory that the server can share",
     )  # fmt: skip
-    _add_prefix(parser)
-    parser.add_argument(
+    _add_prefix(result)
+    result.add_argument(
         "--bus", type=_id, metavar="BUS", help="a port that the machine has (default: ports are made)"
     )
-    parser.add_argument(
+    result.add_argument(
         "--slot", type=_slot, default=1, metavar="N",
         help="slot number of the (first) port that is made, not to be that of another (default: 1)",
     )  # fmt: skip
-    form = parser.add_mutually_exclusive_group()
+    form = result.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print what device_add and object-add take")
     form.add_argument("--libvirt", action="store_true", help="print <qemu:commandline> for a domain's XML")
-    return parser
+    return result
 
 
 def _of_running(command: str) -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -71,6 +72,19 @@ def test_contexts_are_for_their_owner(shared: ServerProcess, tmp_path: Path, exi
     assert owner("--pf", shared.socket("pf"), "context", "read", "vf1", path).returncode == 0
     assert path.stat().st_mode & 0o777 == 0o600
     assert owner("show", path).returncode == 0
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_options_before_the_subcommand_and_behind_it(shared: ServerProcess, behind: bool) -> None:
+    """And the server's folder, where the PF's socket in it is meant."""
+    options = ["--pf", str(shared.folder), "--json", "--context-opcodes", "0x40"]
+    done = owner("mode", "vf1", *options) if behind else owner(*options, "mode", "vf1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["mode"] == "active"
+
+
+def test_what_is_behind_counts(shared: ServerProcess) -> None:
+    assert owner("--pf", "nowhere", "mode", "vf1", "--pf", shared.folder).returncode == 0
 
 
 @pytest.mark.parametrize(
