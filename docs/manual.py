@@ -16,13 +16,13 @@ from argparse_manpage.manpage import Manpage
 from pymodel import __version__
 
 COMMANDS = {
-    "vfu-server": "vfu_server.options",
-    "vfu-owner": "vfu_client.owner.cli",
-    "vfu-migrate": "vfu_client.move.options",
-    "vfu-qemu": "vfu_client.plug.options",
-    "vfu-boot": "images.boot_options",
+    "vfu-server": ("vfu_server.options", "a virtio device with VFs for vfio-user clients"),
+    "vfu-owner": ("vfu_client.owner.cli", "modes, contexts and parts of VFs"),
+    "vfu-migrate": ("vfu_client.move.options", "move a running guest with its VFs"),
+    "vfu-qemu": ("vfu_client.plug.options", "a device's functions as QEMU's options"),
+    "vfu-boot": ("images.boot_options", "boot a guest with a device's functions"),
 }
-"""By name, the module whose `parser` it has."""
+"""By name, the module whose `parser` it has, and what it is."""
 
 _OF_FILES = ("FILE", "DIR", "SOCKET", "PATH")
 
@@ -34,15 +34,16 @@ def _complete_files(parser: argparse.ArgumentParser) -> None:
             for one in action.choices.values():
                 _complete_files(one)
         elif isinstance(action.metavar, str) and any(word in action.metavar for word in _OF_FILES):
-            action.complete = shtab.FILE
+            setattr(action, "complete", shtab.FILE)  # noqa: B010 - shtab looks for it
 
 
 def main(folder: Path) -> None:
     """Write everything below a folder."""
-    for name, module in COMMANDS.items():
+    for name, (module, what) in COMMANDS.items():
         parser = importlib.import_module(module).parser()
         page = Manpage(parser)
         page.source, page.manual = f"vfu-virtio {__version__}", "vfu-virtio"
+        page.description = what
         _complete_files(parser)
         for path, text in {
             f"man/man1/{name}.1": str(page),

@@ -20,7 +20,7 @@ def add_to(commands: Any) -> None:
     """Add the subcommands."""
     mode = add(commands, "mode", _mode, "show or change a VF's mode")
     mode.add_argument("vf", type=vf_number, metavar="VF")
-    mode.add_argument("mode", nargs="?", choices=MODES)
+    mode.add_argument("mode", nargs="?", choices=tuple(MODES))
 
     contexts = add(commands, "context", _context_size, "a VF's context")
     actions = contexts.add_subparsers(required=True, metavar="ACTION")
