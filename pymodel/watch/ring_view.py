@@ -113,6 +113,8 @@ def _packed(queue: Virtqueue, memory: GuestMemory) -> dict[str, Any]:
         "device-event": _event(memory, queue.device),
         "last-avail": _position(queue.ring.last_avail),
         "last-used": _position(queue.ring.used),
+        # Available or not: a driver with another wrap counter is seen here.
+        "next": _descriptor(memory, queue.desc, queue.ring.last_avail & ring.OFFSET_MASK, packed=True),
         "available": _packed_available(queue, memory),
         "in-flight": [
             {"id": number, **_packed_buffer(queue, memory, position)}

@@ -15,6 +15,7 @@ from vfu_client.virtio.function import VirtioPci
 from vfu_client.virtio.packed import PackedQueue
 
 EVENT_IDX, INDIRECT_DESC, RING_PACKED = 29, 28, 34
+USED = 1 << 15
 
 
 def ask(server: ServerProcess, queue: int = 0) -> dict[str, Any]:
@@ -81,9 +82,17 @@ def test_a_packed_ring(slow: ServerProcess) -> None:
         answer = device.memory.allocate(21)
         number = queue.add([(header.address, 16)], [(answer.address, 21)])
         queue.kick(force=True)
+        queue.desc[2] = (answer.address, 21, 5, WRITE | USED)
         device.function.config_read(0, 2)
         found = ask(slow)
     assert found["format"] == "packed"
+    assert found["next"] == {
+        "index": 2,
+        "address": answer.address,
+        "length": 21,
+        "flags": ["WRITE", "USED"],
+        "id": 5,
+    }
     assert found["last-avail"] == {"offset": 2, "wrap": 1}
     assert found["last-used"] == {"offset": 0, "wrap": 1}
     assert found["driver-event"]["flags"] == 0
