@@ -28,7 +28,7 @@ class JsonFormatter(logging.Formatter):
 
 def _for_people() -> logging.Formatter:
     return logging.Formatter(
-        "%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S"
+        "%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S"
     )
 
 

@@ -140,7 +140,7 @@ def test_log_lines_have_a_date() -> None:
         server.ask("quit")
         assert server.process.wait(20) == 0
         line = server.log.splitlines()[-1]
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} INFO    virtio\.server: quit: stopping", line)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3} INFO    virtio\.server: quit: stopping", line)
 
 
 def test_log_lines_in_json() -> None:
