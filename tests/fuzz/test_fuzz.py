@@ -12,6 +12,7 @@ import pytest
 
 from tests.fuzz.__main__ import TARGETS, fuzz
 from tests.fuzz.context import ContextTarget, encode
+from vfu_server.datapath import COMPILED
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "4"))
 
@@ -19,6 +20,8 @@ SECONDS = float(os.environ.get("FUZZ_SECONDS", "4"))
 @pytest.mark.timeout(SECONDS + 150)
 @pytest.mark.parametrize("target", TARGETS)
 def test_whatever_arrives_is_survived(target: str) -> None:
+    if target == "frames" and not COMPILED:
+        pytest.skip("without compiled modules all frames meet the interpreter")
     print(fuzz(target, "model", SECONDS / 2))
     print(fuzz(target, "wire", SECONDS / 2))
 

@@ -226,6 +226,9 @@ class QmpServer:
         finally:
             self._sessions.discard(session)
             session.hang_up()
+            # Who left while it was written to is known: else asyncio tells of an error that nobody looked at.
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await writer.wait_closed()
 
     def _flush(self) -> None:
         self._flushing = False
