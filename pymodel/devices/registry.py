@@ -17,6 +17,8 @@ DEVICES: Final[Mapping[str, str]] = {
     "blk": "pymodel.devices.block.device:BlockDevice",
     "net": "pymodel.devices.net.device:NetDevice",
 }
+"""Entry points of the package, too. Here they can be had without its being installed, and by nobody else."""
+
 GROUP: Final = "vfu_virtio.devices"
 
 MakeDevice = Callable[..., Device]
