@@ -104,6 +104,13 @@ class ServerProcess:
             monitor.negotiate()
             return monitor.execute(command, arguments)
 
+    def breaches(self) -> dict[str, int]:
+        """With --check-driver: how often each rule was broken so far."""
+        return {
+            entry["rule"]: sum(breach["count"] for breach in entry["breaches"])
+            for entry in self.ask("query-rules")
+        }
+
     @property
     def log(self) -> str:
         """What it logged so far, over all its starts."""

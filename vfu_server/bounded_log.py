@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Final, TextIO
+
+from vfu_server import daemon_timer
 
 LEVELS: Final = ("trace", "debug", "info", "warning", "error")
 """What can be asked for, by name."""
@@ -63,7 +64,8 @@ class BoundedHandler(logging.StreamHandler[TextIO]):
         if kind.left_out:
             kind.last = record
             if self._timer is None:
-                self._start_timer()
+                # Without a thread the count is told with the next line of the kind, or at the end.
+                self._timer = daemon_timer.start(SECONDS, self.tell_ended)
             return
         super().emit(record)
 
@@ -87,15 +89,7 @@ class BoundedHandler(logging.StreamHandler[TextIO]):
                     self._tell(kind)
                     del self._kinds[key]
             if any(kind.left_out for kind in self._kinds.values()):
-                self._start_timer()
-
-    def _start_timer(self) -> None:
-        timer = threading.Timer(SECONDS, self.tell_ended)
-        timer.daemon = True
-        # Without a thread the count is told with the next line of the kind, or at the end.
-        with contextlib.suppress(RuntimeError, MemoryError):
-            timer.start()
-            self._timer = timer
+                self._timer = daemon_timer.start(SECONDS, self.tell_ended)
 
     def _tell(self, kind: _Kind) -> None:
         if kind.last is None:

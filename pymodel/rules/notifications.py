@@ -14,6 +14,7 @@ from pymodel.rules.rule import HINT, MUST, MUST_NOT, SHOULD_NOT, Rule
 from pymodel.rules.topic import Topic
 from pymodel.spec import pci, ring, virtio
 from pymodel.watch.access import Access
+from pymodel.watch.ring_view import available, place
 
 _FORM: Final = "Available Buffer Notifications"
 _SUPPRESSION: Final = "Available Buffer Notification Suppression"
@@ -152,11 +153,9 @@ class Notifications(Topic):
             self.tell("KICK-05", what, expected=at, queue=index)
             return
         if queue is None:
-            places = [
-                f"queue {number} at {number * NOTIFY_MULTIPLIER:#x}" for number in self.transport.queues
-            ]
-            expected = f"{places[0]} to {places[-1]}" if len(places) > 1 else places[0]
-            self.tell("KICK-06", what, expected=expected, queue=index)
+            last = max(self.transport.queues)
+            rest_of_them = f" to queue {last} at {last * NOTIFY_MULTIPLIER:#x}" if last else ""
+            self.tell("KICK-06", what, expected=f"queue 0 at 0x0{rest_of_them}", queue=index)
             return
         if not queue.enabled:
             self.tell("KICK-06", f"{what}: queue {index} is not enabled", queue=index)
@@ -281,11 +280,11 @@ class Notifications(Topic):
         if queue.ring.name == SplitRing.name:
             return memory.load_u16(queue.driver + ring.RING_IDX)
         at = queue.ring.last_avail
-        offset, wrap = at & ring.OFFSET_MASK, at >> ring.WRAP_SHIFT
+        offset, wrap = place(at)
         for _ in range(queue.size):
             flags = memory.load_u16(queue.desc + ring.PACKED_DESC.itemsize * offset + ring.PACKED_FLAGS)
             flags &= ring.PACKED_DESC_F_AVAIL | ring.PACKED_DESC_F_USED
-            if flags != (ring.PACKED_DESC_F_AVAIL if wrap else ring.PACKED_DESC_F_USED):
+            if flags != available(wrap):
                 break
             offset += 1
             if offset == queue.size:
@@ -297,7 +296,8 @@ def _name(queue: Virtqueue, position: int) -> str:
     """A position for people."""
     if queue.ring.name == SplitRing.name:
         return f"index {position}"
-    return f"descriptor {position & ring.OFFSET_MASK}, wrap counter {position >> ring.WRAP_SHIFT}"
+    offset, wrap = place(position)
+    return f"descriptor {offset}, wrap counter {wrap}"
 
 
 def _ahead(queue: Virtqueue, start: int, end: int) -> int:

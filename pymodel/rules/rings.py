@@ -17,7 +17,7 @@ from pymodel.rules.breaches import Breaches
 from pymodel.rules.rule import HINT, MUST, MUST_NOT, Rule
 from pymodel.rules.topic import Topic, taken_at
 from pymodel.spec import ring, virtio
-from pymodel.watch.ring_view import FLAGS
+from pymodel.watch.ring_view import FLAGS, available, place
 
 _TABLE: Final = "The Virtqueue Descriptor Table"
 _INDIRECT: Final = "The Virtqueue Descriptor Table / Indirect Descriptors"
@@ -28,7 +28,6 @@ _NEEDS_RESET: Final = "sets DEVICE_NEEDS_RESET"
 _SIZE: Final = ring.DESC.itemsize
 _FLAGS_KNOWN: Final = ring.DESC_F_NEXT | ring.DESC_F_WRITE | ring.DESC_F_INDIRECT
 _BOTH: Final = ring.PACKED_DESC_F_AVAIL | ring.PACKED_DESC_F_USED
-_AVAIL_BIT, _USED_BIT = 7, 15
 _RESERVED_EVENT: Final = 3
 
 _SPLIT_REASONS: Final[Mapping[int, str]] = {
@@ -299,8 +298,8 @@ class Rings(Topic):
         elif error.reason in reasons:
             seen, expected = str(error), ""
             if error.reason == broken.GAP:
-                offset, wrap = _place(found)
-                wanted = _available(wrap if chain.descriptor >= offset else 1 - wrap)
+                offset, wrap = place(found.ring.last_avail)
+                wanted = available(wrap if chain.descriptor >= offset else 1 - wrap)
                 expected = _bits(wanted)
                 at = found.desc + _SIZE * chain.descriptor + ring.PACKED_FLAGS
                 seen += f": it has {_bits(self.function.memory.load_u16(at))}"
@@ -362,8 +361,8 @@ class Rings(Topic):
     def _look_at_heads(self, queue: Virtqueue) -> None:
         """What became available since the last look: each head once."""
         memory, size = self.function.memory, queue.size
-        available, taken = memory.load_u16(queue.driver + ring.RING_IDX), queue.ring.last_avail
-        waiting = (available - taken) & 0xFFFF
+        index, taken = memory.load_u16(queue.driver + ring.RING_IDX), queue.ring.last_avail
+        waiting = (index - taken) & 0xFFFF
         if waiting > size:
             return  # SPLIT-07
         positions: dict[int, int] = {}
@@ -374,7 +373,7 @@ class Rings(Topic):
                 self.tell(
                     "RING-07",
                     f"queue {queue.index}: head {head} is available at positions {positions[head]} and"
-                    f" {position} (available index {available}, which counts chains and not descriptors)",
+                    f" {position} (available index {index}, which counts chains and not descriptors)",
                     queue=queue.index,
                     position=position,
                     head=head,
@@ -393,16 +392,16 @@ class Rings(Topic):
                 queue=index,
                 address=queue.driver,
             )
-        offset, wrap = _place(queue)
+        offset, wrap = place(queue.ring.last_avail)
         at = queue.desc + _SIZE * offset + ring.PACKED_FLAGS
         flags = memory.load_u16(at) & _BOTH
         # In later laps a descriptor may look so that was skipped: of one that the device wrote it is known.
         known = (wrap and queue.requests == 0) or (index, offset) in self._written_used
-        if known and flags == _available(1 - wrap):
+        if known and flags == available(1 - wrap):
             self.tell(
                 "PACK-06",
                 f"descriptor {offset} of queue {index} has {_bits(flags)}, and the wrap counter is {wrap}",
-                expected=_bits(_available(wrap)),
+                expected=_bits(available(wrap)),
                 queue=index,
                 descriptor=offset,
                 address=at,
@@ -552,18 +551,9 @@ class Rings(Topic):
                 return
 
 
-def _place(queue: Virtqueue) -> tuple[int, int]:
-    """The descriptor of a packed ring that is taken next, and the wrap counter there."""
-    return queue.ring.last_avail & ring.OFFSET_MASK, queue.ring.last_avail >> ring.WRAP_SHIFT
-
-
-def _available(wrap: int) -> int:
-    """The flags of a descriptor of a packed ring that is available, with this wrap counter."""
-    return ring.PACKED_DESC_F_AVAIL if wrap else ring.PACKED_DESC_F_USED
-
-
 def _bits(flags: int) -> str:
-    return f"AVAIL {flags >> _AVAIL_BIT & 1}, USED {flags >> _USED_BIT & 1}"
+    avail, used = flags & ring.PACKED_DESC_F_AVAIL, flags & ring.PACKED_DESC_F_USED
+    return f"AVAIL {avail and 1}, USED {used and 1}"
 
 
 def _words(queue: Virtqueue, descriptor: bytes) -> str:

@@ -56,6 +56,16 @@ def ring_view(queue: Virtqueue, memory: GuestMemory) -> dict[str, Any]:
     return found
 
 
+def place(position: int) -> tuple[int, int]:
+    """The descriptor and the wrap counter of a position in a packed ring."""
+    return position & ring.OFFSET_MASK, position >> ring.WRAP_SHIFT
+
+
+def available(wrap: int) -> int:
+    """AVAIL and USED of a descriptor that is available, with this wrap counter."""
+    return ring.PACKED_DESC_F_AVAIL if wrap else ring.PACKED_DESC_F_USED
+
+
 # -- split -----------------------------------------------------------------------------------------------
 
 
@@ -114,7 +124,7 @@ def _packed(queue: Virtqueue, memory: GuestMemory) -> dict[str, Any]:
         "last-avail": _position(queue.ring.last_avail),
         "last-used": _position(queue.ring.used),
         # Available or not: a driver with another wrap counter is seen here.
-        "next": _descriptor(memory, queue.desc, queue.ring.last_avail & ring.OFFSET_MASK, packed=True),
+        "next": _descriptor(memory, queue.desc, place(queue.ring.last_avail)[0], packed=True),
         "available": _packed_available(queue, memory),
         "in-flight": [
             {"id": number, **_packed_buffer(queue, memory, position)}
@@ -131,7 +141,8 @@ def _event(memory: GuestMemory, address: int) -> dict[str, int]:
 
 
 def _position(position: int) -> dict[str, int]:
-    return {"offset": position & ring.OFFSET_MASK, "wrap": position >> ring.WRAP_SHIFT}
+    offset, wrap = place(position)
+    return {"offset": offset, "wrap": wrap}
 
 
 def _packed_available(queue: Virtqueue, memory: GuestMemory) -> list[dict[str, Any]]:
@@ -139,7 +150,7 @@ def _packed_available(queue: Virtqueue, memory: GuestMemory) -> list[dict[str, A
     position, left = queue.ring.last_avail, queue.size
     found: list[dict[str, Any]] = []
     while left > 0 and len(found) < BUFFERS_MAX:
-        offset, wrap = position & ring.OFFSET_MASK, position >> ring.WRAP_SHIFT
+        offset, wrap = place(position)
         flags = _descriptor(memory, queue.desc, offset, packed=True)["flags"]
         if ("AVAIL" in flags, "USED" in flags) != (bool(wrap), not wrap):
             break

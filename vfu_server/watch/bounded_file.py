@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from vfu_server import daemon_timer
+
 log: Final = logging.getLogger("virtio.server")
 
 
@@ -45,16 +47,9 @@ class BoundedFile:
             return False
         self.size += len(data)
         if self._timer is None:
-            self._start_timer()
+            # Where no thread is to be had, the next write tries again.
+            self._timer = daemon_timer.start(LATE_SECONDS, self._flush)
         return True
-
-    def _start_timer(self) -> None:
-        timer = threading.Timer(LATE_SECONDS, self._flush)
-        timer.daemon = True
-        # Where no thread is to be had, the next write tries again.
-        with contextlib.suppress(RuntimeError, MemoryError):
-            timer.start()
-            self._timer = timer
 
     def _flush(self) -> None:
         with self.lock:

@@ -21,10 +21,7 @@ LINUX = {
 def broken(server: ServerProcess) -> dict[str, int]:
     """How often each rule was broken so far."""
     assert "the server made a mistake" not in server.log
-    return {
-        entry["rule"]: sum(breach["count"] for breach in entry["breaches"])
-        for entry in server.ask("query-rules")
-    }
+    return server.breaches()
 
 
 def since(server: ServerProcess, before: dict[str, int]) -> set[str]:

@@ -67,7 +67,7 @@ def obeying(server: ServerProcess) -> Iterator[tuple[OwnerDriver, BlockDriver]]:
     """An owner driver as it is by default, and the driver of VF 1. They break no rule for owners."""
 
     def of_owners() -> dict[str, int]:
-        return {rule: count for rule, count in breaches(server).items() if "DRV-" in rule}
+        return {rule: count for rule, count in server.breaches().items() if "DRV-" in rule}
 
     before = of_owners()
     with OwnerDriver.open(server.socket("pf"), timeout=TIMEOUT) as owner:
@@ -91,19 +91,11 @@ def accesses(server: ServerProcess, since: int) -> list[tuple[int, str, int]]:
     return [(int(match[1]), match[2], int(match[3], 16)) for match in found if match is not None]
 
 
-def breaches(server: ServerProcess) -> dict[str, int]:
-    """How often each rule was broken."""
-    return {
-        entry["rule"]: sum(breach["count"] for breach in entry["breaches"])
-        for entry in server.ask("query-rules")
-    }
-
-
 @pytest.fixture
 def noticed(server: ServerProcess) -> Callable[[str], bool]:
     """Tells whether the server noticed a breach of a rule since the test began."""
-    before = breaches(server)
-    return lambda rule: breaches(server)[rule] > before[rule]
+    before = server.breaches()
+    return lambda rule: server.breaches()[rule] > before[rule]
 
 
 class Recorder:
@@ -470,7 +462,7 @@ def test_a_driver_that_writes_pci_cfg_in_freeze(rig: Rig, noticed: Callable[[str
 def test_a_move_breaks_no_rule(server: ServerProcess, serve: Callable[..., ServerProcess]) -> None:
     """vfu-migrate's two sides, on two servers: the commands of a move; neither server noticed a breach."""
     other = serve("--vfs", "2", "--queues", "2", "--disk", "ram:4k", "--check-driver")
-    before = breaches(server)
+    before = server.breaches()
     source, destination = Pf("source", server.folder, 0x40), Pf("there", other.folder, 0x40)
     with BlockDriver.open(server.socket("vf1"), timeout=TIMEOUT) as disk:
         disk.write(5, b"\x66" * 512)
@@ -492,5 +484,5 @@ def test_a_move_breaks_no_rule(server: ServerProcess, serve: Callable[..., Serve
                 pf.close()
     with BlockDriver.open(other.socket("vf2"), timeout=TIMEOUT) as disk:
         assert disk.read(5).tobytes() == b"\x66" * 512
-    assert breaches(server) == before
-    assert not any(breaches(other).values())
+    assert server.breaches() == before
+    assert not any(other.breaches().values())

@@ -41,18 +41,11 @@ def vf(server: ServerProcess) -> Iterator[Legacy]:
 @pytest.fixture
 def broken(server: ServerProcess, vf: Legacy) -> Broken:
     """Tells which rules were broken since it was asked last."""
-
-    def counts() -> dict[str, int]:
-        return {
-            entry["rule"]: sum(breach["count"] for breach in entry["breaches"])
-            for entry in server.ask("query-rules")
-        }
-
-    before = counts()
+    before = server.breaches()
 
     def told() -> set[str]:
         nonlocal before
-        earlier, before = before, counts()
+        earlier, before = before, server.breaches()
         return {rule for rule, count in before.items() if count > earlier[rule]}
 
     return told

@@ -54,16 +54,21 @@ def asked(device: VirtioPci, data: bytes) -> bytes:
     return answer.view.tobytes()
 
 
+def breaks(device: VirtioPci) -> None:
+    """One request that the device fails over."""
+    question = device.memory.allocate(4)
+    device.queues[0].add([question.segment])
+    device.queues[0].kick()
+    until(lambda: bool(device.status & NEEDS_RESET), "it needs a reset")
+
+
 def test_mended_while_it_runs(serve: Callable[..., ServerProcess], module: Path) -> None:
     """A request fails, the device needs a reset; the file is edited and read again, the reset brings it."""
     module.write_text(SOURCE % "request.data[::-1] + 1")
     server = serve("--device", "mine:Mine", "--vfs", "2")
     with VirtioPci.open(server.socket("vf1"), timeout=10) as device:
         brought_up(device)
-        question = device.memory.allocate(4)
-        device.queues[0].add([question.segment])
-        device.queues[0].kick()
-        until(lambda: bool(device.status & NEEDS_RESET), "it needs a reset")
+        breaks(device)
         assert "device needs reset: Mine.request: TypeError: can't concat int to bytes" in server.log
         assert "mine.py" in server.log
         module.write_text(SOURCE % "request.data[::-1]")
@@ -114,10 +119,7 @@ def test_what_is_no_answer(serve: Callable[..., ServerProcess], module: Path, an
     server = serve("--device", "mine:Mine", "--vfs", "1")
     with VirtioPci.open(server.socket("vf1"), timeout=10) as device:
         brought_up(device)
-        question = device.memory.allocate(4)
-        device.queues[0].add([question.segment])
-        device.queues[0].kick()
-        until(lambda: bool(device.status & NEEDS_RESET), "it needs a reset")
+        breaks(device)
         assert (
             "device needs reset: Request.complete: TypeError: memoryview: a bytes-like object" in server.log
         )

@@ -71,22 +71,14 @@ def rig(server: ServerProcess) -> Iterator[PartsRig]:
         yield made
 
 
-def counts(server: ServerProcess) -> dict[str, int]:
-    """How often each rule was broken."""
-    return {
-        entry["rule"]: sum(breach["count"] for breach in entry["breaches"])
-        for entry in server.ask("query-rules")
-    }
-
-
 @pytest.fixture
 def broken(server: ServerProcess, rig: PartsRig) -> Broken:
     """Tells which rules for owner drivers were broken since it was asked last: the rig reads as it likes."""
-    before = counts(server)
+    before = server.breaches()
 
     def told() -> set[str]:
         nonlocal before
-        earlier, before = before, counts(server)
+        earlier, before = before, server.breaches()
         found = {rule for rule, count in before.items() if count > earlier[rule]}
         return {rule for rule in found if "DRV-" in rule} - {UNPADDED}
 
@@ -244,29 +236,29 @@ def test_frames_and_lists(server: ServerProcess) -> None:
     """Each is answered as the queue answers it; what was broken is told."""
 
     def told(before: dict[str, int]) -> set[str]:
-        return {rule for rule, count in counts(server).items() if count > before[rule]}
+        return {rule for rule, count in server.breaches().items() if count > before[rule]}
 
     with administered(server) as admin:
-        before = counts(server)
+        before = server.breaches()
         assert admin.status(CTX_MODE_GET, member=1) == OPCODE
         assert told(before) == {"P-DRV-01"}
-        before = counts(server)
+        before = server.breaches()
         assert admin.use(admin.listed(SRIOV) | 1 << 0x12) == FIELD
         assert told(before) == {"P-DRV-03"}
         admin.open()
-        before = counts(server)
+        before = server.breaches()
         assert admin.status(CTX_MODE_GET, member=9) == MEMBER
         assert told(before) == {"P-DRV-06"}
-        before = counts(server)
+        before = server.breaches()
         assert admin.status(MODE_SET, member=1, data=b"\0") == OK
         assert told(before) == {"P-DRV-07"}
-        before = counts(server)
+        before = server.breaches()
         assert admin.raw([header(0, SELF)[:16]], [16])[0] == 16
         assert told(before) == {"P-DRV-08"}
-        before = counts(server)
+        before = server.breaches()
         assert admin.raw([header(0, SELF)], []) == (0, b"")
         assert told(before) == {"P-DEV-22"}
-        before = counts(server)
+        before = server.breaches()
         assert admin.raw([], [16])[0] == 16
         assert told(before) == {"P-DEV-22", "P-DRV-08"}
 
@@ -277,14 +269,14 @@ def test_frames_and_lists(server: ServerProcess) -> None:
 @pytest.mark.spec("P-DRV-01", "P-DRV-03", "P-DRV-06", "P-DRV-07", "P-DRV-08")
 def test_the_owner_driver_breaks_nothing(server: ServerProcess) -> None:
     """It asks for the lists first, uses what it was told of, and pads its commands."""
-    before = counts(server)
+    before = server.breaches()
     with OwnerDriver.open(server.socket("pf"), timeout=TIMEOUT) as owner:
         assert owner.commands <= owner.listed
         owner.mode_set(1, FREEZE)
         owner.context_write(1, list(owner.context_read(1)))
         owner.mode_set(1, 0)
         assert owner.mode_get(2) == 0
-    assert counts(server) == before
+    assert server.breaches() == before
 
 
 @pytest.mark.spec("P-DRV-02", "P-DRV-06")
@@ -304,4 +296,4 @@ def test_the_owner_driver_waits_for_its_commands(tmp_path_factory: pytest.TempPa
                 change()
         assert rig.answer(pending).code == OK
         rig.finish(request)
-        assert counts(slow)["P-DRV-02"] == counts(slow)["P-DRV-06"] == 0
+        assert slow.breaches()["P-DRV-02"] == slow.breaches()["P-DRV-06"] == 0

@@ -122,14 +122,20 @@ class Author:
     def queue(self, index: int = 0, *, size: int = 8, enable: bool = True) -> DriverQueue:
         return self.device.setup_queue(index, size=size, enable=enable)
 
-    def run(self, features: Iterable[int] | None = None, *, size: int = 8) -> DriverQueue:
-        """All of it, with queue 0."""
+    def drive(
+        self, features: Iterable[int] | None = None, queues: Iterable[int] = (0,), *, size: int = 8
+    ) -> dict[int, DriverQueue]:
+        """All of it, with these queues."""
         self.agree(features)
-        queue = self.queue(size=size)
+        found = {index: self.queue(index, size=size) for index in queues}
         self.go()
         # It looks at all queues then.
         self.settle()
-        return queue
+        return found
+
+    def run(self, features: Iterable[int] | None = None, *, size: int = 8) -> DriverQueue:
+        """All of it, with queue 0."""
+        return self.drive(features, size=size)[0]
 
     def split(self, *features: int, size: int = 8) -> SplitQueue:
         """The same with a split queue, and what else is wanted."""

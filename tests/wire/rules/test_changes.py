@@ -20,20 +20,9 @@ RECEIVE, TRANSMIT, CONTROL = 0, 1, 2
 OURS, ALL = b"\2\0\0\0\0\1", b"\xff" * 6
 
 
-def _run(author: Author, *features: int, queues: tuple[int, ...] = (0,)) -> dict[int, DriverQueue]:
-    """A driver that runs, and has an interrupt for configuration changes."""
-    author.agree((VERSION_1, *features))
-    author.write("config_msix_vector", 0)
-    assert author.read("config_msix_vector") == 0
-    found = {index: author.queue(index) for index in queues}
-    author.go()
-    author.settle()
-    return found
-
-
 def _drive(author: Author, *features: int) -> dict[int, DriverQueue]:
-    """The same of a network card, with its control queue."""
-    return _run(author, MAC, CTRL_VQ, *features, queues=(RECEIVE, TRANSMIT, CONTROL))
+    """A network card's driver that runs, with its control queue."""
+    return author.drive((VERSION_1, MAC, CTRL_VQ, *features), (RECEIVE, TRANSMIT, CONTROL))
 
 
 def _read(author: Author, name: str) -> int:
@@ -43,6 +32,8 @@ def _read(author: Author, name: str) -> int:
 def _tell(author: Author, command: str = "config-change") -> None:
     """Have the configuration change, and wait for the driver to be told."""
     assert author.device.msix is not None
+    author.write("config_msix_vector", 0)
+    assert author.read("config_msix_vector") == 0
     author.server.ask(command, function=author.function)
     author.device.msix.interrupts[0].wait(20)
 
@@ -54,7 +45,7 @@ def _send(author: Author, queue: DriverQueue, to: bytes = ALL) -> None:
 
 
 def never_reads_capacity(author: Author) -> None:
-    _run(author)
+    author.run((VERSION_1,))
     _tell(author)
     author.until_told("CHANGE-01")
 
@@ -152,7 +143,7 @@ def test_mistake(net_author: Author, told: Callable[[Author, Mistake], None], mi
 
 def test_who_answers_is_told_nothing(author: Author, net_author: Author, checked_net: Checked) -> None:
     """Another driver than theirs is told of a later change: by then theirs would have been told of."""
-    _run(author)
+    author.run((VERSION_1,))
     _tell(author)
     author.device.config_field(block.CONFIG, "capacity")
     queues = _drive(net_author, STATUS, SPEED_DUPLEX, GUEST_ANNOUNCE)

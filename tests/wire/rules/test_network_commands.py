@@ -18,12 +18,8 @@ def _commands(
     """Sends one command; with MQ and RSS the control queue is the fifth."""
 
     def send(author: Author) -> None:
-        author.agree((VERSION_1, MAC, CTRL_VQ, *features))
-        for index in queues:
-            author.queue(index)
-        queue = author.queue(4 if {MQ, RSS} & set(features) else 2)
-        author.go()
-        author.settle()
+        control = 4 if {MQ, RSS} & set(features) else 2
+        queue = author.drive((VERSION_1, MAC, CTRL_VQ, *features), (*queues, control))[control]
         command, answer = author.bytes(data), author.bytes(b"\xee")
         queue.add([(command.address, command.size)], [(answer.address, 1)])
         queue.kick(force=True)
@@ -39,10 +35,7 @@ def _rss(*entries: int, types: int = 0, mask: int | None = None) -> bytes:
 
 
 def no_room_for_an_answer(author: Author) -> None:
-    author.agree((VERSION_1, MAC, CTRL_VQ))
-    queue = author.queue(2)
-    author.go()
-    author.settle()
+    queue = author.drive((VERSION_1, MAC, CTRL_VQ), (2,))[2]
     command = author.bytes(b"\0\0\1")
     queue.add([(command.address, 3)])
     queue.kick(force=True)

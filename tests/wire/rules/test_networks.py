@@ -24,14 +24,10 @@ FRAME = ethernet(b"\xff" * 6, b"\2\0\0\0\0\1", bytes(46))
 
 def _drive(author: Author, *features: int, queues: tuple[int, ...] = (0, 1)) -> dict[int, SplitQueue]:
     """A driver that runs, with these queues."""
-    author.agree((VERSION_1, MAC, *features))
     found = {}
-    for index in queues:
-        queue = author.queue(index)
+    for index, queue in author.drive((VERSION_1, MAC, *features), queues).items():
         assert isinstance(queue, SplitQueue)
         found[index] = queue
-    author.go()
-    author.settle()
     return found
 
 

@@ -104,21 +104,24 @@ def too_many_available(author: Author) -> None:
     queue.kick(force=True)
 
 
-def the_same_head_twice_at_once(author: Author) -> None:
+def _chain_at_0(author: Author) -> SplitQueue:
+    """Two descriptors from 0 on, which are not available yet."""
     queue = author.split()
     at = _room(author, 64)
     queue.desc[0] = (at, 16, NEXT, 1)
     queue.desc[1] = (at + 32, 21, WRITE, 0)
+    return queue
+
+
+def the_same_head_twice_at_once(author: Author) -> None:
+    queue = _chain_at_0(author)
     queue.publish(0)
     queue.publish(0)
     queue.kick(force=True)
 
 
 def counts_descriptors(author: Author) -> None:
-    queue = author.split()
-    at = _room(author, 64)
-    queue.desc[0] = (at, 16, NEXT, 1)
-    queue.desc[1] = (at + 32, 21, WRITE, 0)
+    queue = _chain_at_0(author)
     queue.avail[1] = 2
     queue.kick(force=True)
 
