@@ -1,4 +1,4 @@
-"""Command line: `python3 -m images libvfio-user|qemu|guest|all|headers|drivers|nested|compat`."""
+"""Command line: `python3 -m images libvfio-user|qemu|guest|libnbd|all|headers|drivers|nested|compat`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from images import disk, firmware, initramfs, kernel_headers, libvfio_user, nested, qemu, variants
+from images import disk, firmware, initramfs, kernel_headers, libnbd, libvfio_user, nested, qemu, variants
 from images.debian import Debian
 from images.workspace import SetupError, locked, say
 
@@ -33,6 +33,8 @@ def _prepare(options: argparse.Namespace) -> None:
         libvfio_user.prepare(options.suite, options.folder)
     if options.command in ("qemu", "all", "drivers", "nested", "compat"):
         qemu.prepare(debian)
+    if options.command in ("libnbd", "all", "drivers", "compat"):
+        libnbd.prepare()
     if options.command in ("guest", "all", "headers", "drivers", "nested", "compat"):
         initramfs.prepare(debian)
         disk.prepare(debian)
@@ -60,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands.add_parser("qemu", help="a QEMU with vfio-user-pci in build/images")
     commands.add_parser("guest", help="the guest's kernel, initramfs and disk in build/images")
+    commands.add_parser(
+        "libnbd", help="what `vfu-server` needs for disks of NBD servers, where there is none"
+    )
     everything = commands.add_parser("all", help="all of these")
     commands.add_parser("headers", help="guest, and what builds modules for its kernel: build/images/kbuild")
     commands.add_parser("drivers", help="qemu, headers, and the other drivers that `make test` tries")

@@ -228,8 +228,10 @@ OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "action": "append",
         "default": [],
         "type": disk_option,
-        "metavar": "[F=]ram:SIZE|FILE[,size=SIZE][,readonly][,direct][,format=raw]",
-        "help": f"disk of function F (pf, vf1 ...), or of each; may be given again (default: {RAM_DISK})",
+        "metavar": "[F=]ram:SIZE|FILE|NBD-URI[,OPTION]...",
+        "help": f"disk of function F (pf, vf1 ...), or of each; may be given again (default: {RAM_DISK})."
+        " Options of a file: size=SIZE, readonly, direct, format=raw; of an NBD server's export: readonly,"
+        " format=raw, reconnect-delay=SECONDS",
     },
     "net": {
         "action": "append",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
-import os
+from collections.abc import Callable
 from typing import Final
 
 _BLOCK: Final = 4096
@@ -36,13 +35,14 @@ _AT_END: Final = (("vpc", b"conectix"), ("dmg", b"koly"))
 """(name, first bytes of the last 512)."""
 
 
-def recognized(fd: int, size: int) -> str | None:
-    """The format of an open image of `size` bytes, None for one that is raw. Raises OSError."""
-    room = memoryview(mmap.mmap(-1, _BLOCK))
-    head = bytes(room[: os.preadv(fd, [room], 0)])
+def recognized(read: Callable[[int, int], bytes], size: int) -> str | None:
+    """The format of an image of `size` bytes, None for one that is raw.
+
+    `read` is asked for whole blocks (offset, length), the last of which may end early. Raises what it raises.
+    """
+    head = read(0, _BLOCK)
     for name, offset, magic in _AT_START:
         if head[offset : offset + len(magic)] == magic:
             return name
-    at = max(size - 512, 0) // _BLOCK * _BLOCK
-    tail = bytes(room[: os.preadv(fd, [room], at)])[-512:] if size >= 512 else b""
+    tail = read(max(size - 512, 0) // _BLOCK * _BLOCK, _BLOCK)[-512:] if size >= 512 else b""
     return next((name for name, magic in _AT_END if tail.startswith(magic)), None)

@@ -16,6 +16,7 @@ from typing import Final
 from pymodel.devices.block.disk import Job, Kind, Shape
 from pymodel.memory import Bytes
 from vfu_server.datapath import COMPILED, FileStore
+from vfu_server.disks import lock
 from vfu_server.disks.formats import recognized
 
 SECTOR: Final = 512
@@ -76,6 +77,7 @@ class Image:
             self._counting = threading.Lock()
             self._flushing = threading.Lock()
             self._lost: OSError | None = None
+            self._lock: tuple[int, int] | None = None
             self._store: FileStore | None = None
         except BaseException:
             os.close(self.fd)
@@ -83,12 +85,17 @@ class Image:
 
     def check_raw(self) -> None:
         """Raise ValueError for an image of another format: a driver would see that format's structures."""
-        found = recognized(self.fd, self.size)
+        found = recognized(self._start_of, self.size)
         if found is not None:
             raise ValueError(
                 f"{self._path} looks like {found}, and only raw images are served: convert it "
                 f"(`qemu-img convert -O raw`), or serve it as it is with `,format=raw`"
             )
+
+    def _start_of(self, offset: int, length: int) -> bytes:
+        """Up to so many bytes, in memory that O_DIRECT takes."""
+        room = memoryview(mmap.mmap(-1, length))
+        return bytes(room[: os.preadv(self.fd, [room], offset)])
 
     def shape(self) -> Shape:
         """What a driver is told of it. Raises ValueError as the class does."""
@@ -109,6 +116,11 @@ class Image:
         # The block of a network's file system is what it transfers, not what it can write alone.
         optimal = physical if physical > _PHYSICAL_MAX else 0
         return Shape(block, max(min(physical, _PHYSICAL_MAX), block), optimal, frees)
+
+    def take(self) -> bool:
+        """Lock the file against other programs. False where one has it. Raises OSError."""
+        self._lock = lock.take(self.fd)
+        return self._lock is not None
 
     def check_size(self, size: int) -> None:
         """Raise OSError for an image of less than `size` bytes, which it must have from now on."""
@@ -264,14 +276,21 @@ class Image:
                 self._store.others = self._written + 1
             self._written += 1
 
+    def give_up(self) -> None:
+        """What the kernel waits for comes, or a thread waits for good."""
+
     def close(self) -> None:
-        """Close the file, after a flush that is under way; those that follow fail.
+        """Close and unlock the file, after a flush that is under way; those that follow fail.
 
         Raises OSError where that tells of one.
         """
         with self._flushing:
             fd, self.fd = self.fd, -1
-        os.close(fd)
+        try:
+            os.close(fd)
+        finally:
+            if self._lock is not None:
+                lock.release(self._lock)
 
     def _discard(self, job: Job) -> None:
         try:

@@ -2,23 +2,25 @@
 
     [F=]ram:SIZE
     [F=]FILE[,size=SIZE][,readonly][,direct][,format=raw]
+    [F=]NBD-URI[,readonly][,format=raw][,reconnect-delay=SECONDS]
 
-A comma in FILE is written twice, as for QEMU.
+A comma in FILE or NBD-URI is written twice, as for QEMU.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pymodel.devices.block.disk import Disk
 from pymodel.devices.block.ram_disk import RamDisk
 from vfu_server.disks.file import FileDisk
 from vfu_server.disks.image import SECTOR
+from vfu_server.disks.nbd_disk import NbdDisk
 from vfu_server.function_option import FUNCTION, Given, chosen
 
 RAM_DISK: Final = "ram:64M"
@@ -26,18 +28,26 @@ RAM_DISK: Final = "ram:64M"
 SIZE_MAX: Final = (1 << 63) - SECTOR
 """Bytes of the largest disk: what an offset in a file can reach."""
 
+SECONDS_MAX: Final = 3600
+
+_NBD: Final = r"nbds?(\+\w+)?:"
+"""How the URIs begin that libnbd takes."""
+
 _UNITS: Final = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 @dataclass(frozen=True, slots=True)
 class DiskChoice:
-    """What `--disk` says of a disk: in memory (`file` is None), or in a file that may be made with `size`."""
+    """What `--disk` says of a disk: in memory, in a file that may be made, or behind an NBD server."""
 
     file: Path | None = None
+    uri: str | None = None
     size: int | None = None
     read_only: bool = False
     direct: bool = False
     raw: bool = False
+    patience: int = 0
+    """Seconds for which requests wait for an NBD server that is away."""
 
 
 def disk_option(text: str) -> tuple[str | None, DiskChoice]:
@@ -55,29 +65,28 @@ def _choice(text: str) -> DiskChoice:
         if options:
             raise argparse.ArgumentTypeError(f"{text}: a disk in memory has no options")
         return DiskChoice(size=_size(text, name.removeprefix("ram:")))
-    size, read_only, direct, raw = None, False, False, False
-    for option in options:
-        match option.split("=", 1):
-            case ["size", value]:
-                size = _size(text, value)
-            case ["readonly"]:
-                read_only = True
-            case ["direct"]:
-                direct = True
-            case ["format", "raw"]:
-                raw = True
-            case ["format", other]:
-                raise argparse.ArgumentTypeError(
-                    f"{text}: only raw images are served; `qemu-img convert -f {other} -O raw` makes one"
-                )
-            case _:
-                raise argparse.ArgumentTypeError(
-                    f"{text}: options of a file are size=SIZE, readonly, direct and format=raw; "
-                    "a comma in its name is written twice"
-                )
+    if re.match(_NBD, name):
+        return DiskChoice(uri=name, **_read(text, "an NBD server's disk", options, _OF_NBD))
+    choice = DiskChoice(file=Path(name), **_read(text, "a file", options, _OF_FILE))
     if not name:
         raise argparse.ArgumentTypeError(f"{text}: no file is named")
-    return DiskChoice(Path(name), size, read_only, direct, raw)
+    return choice
+
+
+def _read(text: str, of: str, options: Sequence[str], table: Mapping[str, _Reader]) -> dict[str, Any]:
+    """The fields of a `DiskChoice` that options name."""
+    fields: dict[str, Any] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        reader = table.get(name + equals)
+        if reader is None:
+            known = ", ".join(each + _VALUES.get(each, "") for each in table)
+            raise argparse.ArgumentTypeError(
+                f"{text}: options of {of} are {known}; a comma in its name is written twice"
+            )
+        field, read = reader
+        fields[field] = read(text, value)
+    return fields
 
 
 def _size(text: str, size: str) -> int:
@@ -94,6 +103,40 @@ def _size(text: str, size: str) -> int:
     return count
 
 
+def _raw(text: str, name: str) -> bool:
+    if name != "raw":
+        raise argparse.ArgumentTypeError(
+            f"{text}: only raw images are served; `qemu-img convert -f {name} -O raw` makes one"
+        )
+    return True
+
+
+def _seconds(text: str, seconds: str) -> int:
+    if re.fullmatch(r"[0-9]{1,4}", seconds) is None or int(seconds) > SECONDS_MAX:
+        raise argparse.ArgumentTypeError(f"{text}: give whole seconds up to {SECONDS_MAX}")
+    return int(seconds)
+
+
+def _yes(text: str, value: str) -> bool:
+    return True
+
+
+_Reader = tuple[str, Callable[[str, str], object]]
+
+_OF_NBD: Final[dict[str, _Reader]] = {
+    "readonly": ("read_only", _yes),
+    "format=": ("raw", _raw),
+    "reconnect-delay=": ("patience", _seconds),
+}
+_OF_FILE: Final[dict[str, _Reader]] = {
+    "size=": ("size", _size),
+    "readonly": ("read_only", _yes),
+    "direct": ("direct", _yes),
+    "format=": ("raw", _raw),
+}
+_VALUES: Final = {"size=": "SIZE", "format=": "raw", "reconnect-delay=": "SECONDS"}
+
+
 def choose_disks(given: Given[DiskChoice], names: Sequence[str]) -> dict[str, DiskChoice]:
     """What the disk of each function is to be. Raises ValueError for a function that there is not."""
     return chosen(dict.fromkeys(names, _choice(RAM_DISK)), given)
@@ -105,6 +148,13 @@ def open_disks(choices: Mapping[str, DiskChoice]) -> dict[str, Disk]:
 
 
 def _open_disk(choice: DiskChoice) -> Disk:
+    if choice.uri is not None:
+        try:
+            return NbdDisk(
+                choice.uri, read_only=choice.read_only, any_content=choice.raw, patience=choice.patience
+            )
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, choice.uri) from error
     if choice.file is None:
         assert choice.size is not None
         try:

@@ -9,19 +9,19 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-WORKERS: Final = 4
 IDLE_SECONDS: Final = 10.0
 
 
 class Pool:
-    """Calls what it is given, in order of arrival, on up to WORKERS threads that come and go with the work.
+    """Calls what it is given, in order of arrival, on up to `workers` threads that come and go with the work.
 
     The last one stays, so that no call is ever left without one. They are daemons: a disk that hangs for good
     can't keep the process from ending.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, workers: int) -> None:
         self._name = name
+        self._most = workers
         self._log = logging.getLogger("virtio.disk")
         self._calls: collections.deque[Callable[[], None]] = collections.deque()
         self._there = threading.Condition(threading.Lock())
@@ -35,7 +35,7 @@ class Pool:
         """
         with self._there:
             self._calls.append(call)
-            if len(self._calls) > self._idle and self._workers < WORKERS:
+            if len(self._calls) > self._idle and self._workers < self._most:
                 try:
                     threading.Thread(target=self._work, name=f"disk {self._name}", daemon=True).start()
                 except (RuntimeError, MemoryError):

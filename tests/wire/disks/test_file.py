@@ -18,17 +18,16 @@ import pytest
 
 from pymodel.devices.block.disk import Job, Kind
 from pymodel.memory import Bytes
+from tests.wire.disks.disk_user import SECONDS, User, filled
 from tests.wire.disks.gates import Gates
 from tests.wire.running import until
 from vfu_server.disks import ahead as disk_ahead
-from vfu_server.disks import file as disk_file
 from vfu_server.disks import image as disk_image
 from vfu_server.disks import pool as pool_module
+from vfu_server.disks import shared_disk
 from vfu_server.disks.file import FileDisk
 from vfu_server.disks.image import IOV_MAX, Image
 from vfu_server.disks.pool import Pool
-
-SECONDS = 10
 
 
 @pytest.fixture
@@ -36,46 +35,6 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(range(256)) * 64)
     return path
-
-
-class User:
-    """What a device is to a disk, without a guest."""
-
-    def __init__(self, disk: FileDisk) -> None:
-        self.disk = disk
-        self._woken = threading.Event()
-        disk.connect(self._woken.set)
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        """Until `condition`, which is looked at after each wake: there must be one."""
-        while True:
-            self._woken.clear()
-            if condition():
-                return
-            assert self._woken.wait(SECONDS), "no wake"
-
-    def open(self) -> User:
-        self.wait(self.disk.ready)
-        return self
-
-    def do(
-        self,
-        kind: Kind,
-        offset: int = 0,
-        data: Bytes | int = 0,
-        *,
-        durable: bool = False,
-        unmap: bool = False,
-    ) -> Job:
-        """Start a job and wait for its end."""
-        length = data if isinstance(data, int) else len(data)
-        job = Job(kind, offset, length, durable, unmap, None if isinstance(data, int) else data)
-        self.disk.start(job)
-        self.wait(lambda: job in self.disk.finished())
-        return job
-
-    def release(self) -> None:
-        self.wait(self.disk.release)
 
 
 @pytest.fixture
@@ -96,10 +55,6 @@ def users() -> Iterator[Callable[..., User]]:
 def cut(data: Bytes, lengths: list[int]) -> list[Bytes]:
     ends = np.cumsum(lengths)
     return [data[end - length : end] for end, length in zip(ends, lengths, strict=True)]
-
-
-def filled(length: int, value: int) -> Bytes:
-    return np.full(length, value, np.uint8)
 
 
 # --- reads, writes, zeroes -------------------------------------------------------------------------
@@ -201,7 +156,7 @@ def test_a_write_without_waiting_looks_too(
     user = users(image)
     real = os.pwritev
     monkeypatch.setattr(os, "pwritev", lambda fd, views, offset, *flags: real(fd, views, offset))
-    assert user.disk._opened is not None
+    assert isinstance(user.disk._opened, Image)
     user.disk._opened._writes_now = True
     assert user.disk.attempt(Job(Kind.WRITE, 8192, 512), [filled(512, 5)])
     os.truncate(image, 4096)
@@ -636,7 +591,7 @@ def test_a_slow_disk_gets_threads(
     users: Callable[..., User], image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After one small write that took too long, those behind it and the next ones go to the pool."""
-    monkeypatch.setattr(disk_file, "SLOW_SECONDS", -1.0)
+    monkeypatch.setattr(shared_disk, "SLOW_SECONDS", -1.0)
     user = users(image)
     jobs = [small(user), small(user, 512)]
     assert user.disk.work_unlocked()
@@ -666,7 +621,7 @@ def test_small_writes_of_a_driver_that_is_gone(users: Callable[..., User], image
 
 def test_a_pool_of_few_threads() -> None:
     """At most four, whatever is submitted; one that fails takes no thread with it."""
-    pool = Pool("test")
+    pool = Pool("test", 4)
     together: list[int] = []
     inside = threading.Semaphore(0)
     go = threading.Event()
@@ -692,7 +647,7 @@ def test_a_pool_of_few_threads() -> None:
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
 def test_a_pool_that_gets_no_threads(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """One is enough; without any the caller is told."""
-    pool = Pool("test")
+    pool = Pool("test", 4)
     go, done = threading.Event(), threading.Semaphore(0)
     real = threading.Thread.start
 
@@ -719,7 +674,7 @@ def test_a_pool_that_gets_no_threads(monkeypatch: pytest.MonkeyPatch, error: Exc
 def test_the_last_thread_of_a_pool_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where all are idle for as long: without threads to be had it is the only one."""
     monkeypatch.setattr(pool_module, "IDLE_SECONDS", 0.05)
-    pool = Pool("stays")
+    pool = Pool("stays", 4)
     together = threading.Barrier(3)
 
     def call() -> None:
@@ -822,7 +777,7 @@ def test_a_file_that_can_not_be_opened_for_lack_of_anything(
         if isinstance(error, OSError):
             short.setattr(disk._pool, "submit", fail)
         else:
-            short.setattr(disk, "_image", fail)
+            short.setattr(disk, "_open_medium", fail)
         user.open()
     assert user.do(Kind.READ, 0, filled(512, 0)).error is not None
     disk.abandon()
