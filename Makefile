@@ -15,6 +15,7 @@ BIN := $(VENV)/bin
 EXT := build/ext
 ASAN := build/asan
 ASAN_TESTS := tests/model/queue tests/model/devices tests/wire/disks tests/wire/hostile tests/wire/networks tests/wire/pci tests/wire/transport
+ASAN_ENV = LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0
 COMPILED ?= yes
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -59,10 +60,10 @@ test-asan: ext
 	@tar --create --exclude=./build --exclude=./.venv --exclude=./.git --exclude='*.so' . | tar --extract --directory $(ASAN)
 	@ln -sfn $(CURDIR)/$(VENV) $(ASAN)/$(VENV) && ln -sfn $(CURDIR)/build/cache $(ASAN)/build/cache
 	@echo "test-asan: building"
-	@$(MAKE) --no-print-directory -C $(ASAN) ext MESON_ARGS="-Db_sanitize=address -Db_lundef=false"
+	@$(MAKE) --no-print-directory -C $(ASAN) ext MESON_ARGS="-Db_sanitize=address -Db_lundef=false" \
+	  IMPORT_WITH="env $(ASAN_ENV)"
 	@echo "test-asan: running"
-	cd $(ASAN) && LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0 \
-	  PYTHONMALLOC=malloc PYTHONPATH=$(CURDIR)/$(ASAN) $(CURDIR)/$(BIN)/python -m pytest -n auto --maxprocesses 8 \
+	cd $(ASAN) && $(ASAN_ENV) PYTHONMALLOC=malloc PYTHONPATH=$(CURDIR)/$(ASAN) $(CURDIR)/$(BIN)/python -m pytest -n auto --maxprocesses 8 \
 	  --dist worksteal $(or $(PYTEST_ARGS),$(ASAN_TESTS))
 
 ## Measure every speed that the project claims. BENCH_ARGS="mmio-read move-downtime" takes only those.
@@ -139,10 +140,18 @@ ext: $(EXT)/build.ninja
 	  case "$(COMPILED) $$target" in no*/vfio/*) ;; no*) continue ;; esac; \
 	  cmp -s "$(EXT)/$$target" "$$target" || { \
 	    echo "ext: $$target"; \
+	    rm -f $(EXT)/.imported; \
 	    cp "$(EXT)/$$target" "$$target.new" && mv "$$target.new" "$$target"; \
 	  } || exit 1; \
 	  touch "$$target"; \
 	done
+	@# A linker takes an extension that lacks a function; only an import tells.
+	@test -e $(EXT)/.imported || $(IMPORT_WITH) $(BIN)/python -c 'import importlib, pathlib; \
+	  [importlib.import_module(".".join((*p.parent.parts, p.name.partition(".")[0]))) \
+	   for root in ("pymodel", "vfu_server") for p in sorted(pathlib.Path(root).rglob("*.so"))]' || \
+	  { echo "ext: what was built can't be imported: please report the last line above, and $(CURDIR)/build/configure.log" >&2; \
+	    exit 1; }
+	@touch $(EXT)/.imported
 
 $(EXT)/build.ninja: $(VENV)/.stamp subprojects/libvfio-user/.stamp
 	@command -v $(CC) >/dev/null && echo '#include <stdio.h>' | $(CC) -E - >/dev/null 2>&1 || \
@@ -151,7 +160,7 @@ $(EXT)/build.ninja: $(VENV)/.stamp subprojects/libvfio-user/.stamp
 	  sys.exit(not os.path.exists(p))' || \
 	  { echo "Python's headers are missing: apt-get install python3-dev" >&2; exit 1; }
 	@echo "ext: configuring"
-	@CC="$(CC)" $(BIN)/meson setup $(if $(wildcard $(EXT)/build.ninja),--reconfigure) $(MESON_ARGS) $(EXT) \
+	@CC="$(CC)" $(BIN)/meson setup $(if $(wildcard $(EXT)/build.ninja),--reconfigure --clearcache) $(MESON_ARGS) $(EXT) \
 	  > build/configure.log || { cat build/configure.log; exit 1; }
 
 subprojects/libvfio-user/.stamp: $(VENV)/.stamp $(wildcard subprojects/packagefiles/libvfio-user/*)

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _prepare(options: argparse.Namespace) -> None:
     debian = Debian(qemu.SUITE)
     if options.command in ("libvfio-user", "all"):
-        libvfio_user.prepare(options.suite, options.folder)
+        libvfio_user.prepare(options.suite, options.folder, options.archive)
     if options.command in ("qemu", "all", "drivers", "nested", "compat"):
         qemu.prepare(debian)
     if options.command in ("libnbd", "all", "drivers", "compat"):
@@ -71,9 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("nested", help="qemu, guest, and what runs in a guest of `make demo-nested`")
     commands.add_parser("compat", help="drivers, and those that only `make compat` tries")
     for command in (source, everything):
-        command.add_argument("--suite", help="Debian suite of libvfio-user's source (default: this release)")
-        command.add_argument("--folder", type=Path, help="copy libvfio-user's source from here instead")
-    takers = dict.fromkeys(("--suite", "--folder"), "`libvfio-user` and `all`")
+        origin = command.add_mutually_exclusive_group()
+        origin.add_argument("--suite", help="Debian suite of libvfio-user's source (default: this release)")
+        origin.add_argument("--folder", type=Path, help="copy libvfio-user's source from here instead")
+        origin.add_argument(
+            "--archive", type=Path, help="or from this tar file, its own or one of QEMU's source"
+        )
+    takers = dict.fromkeys(("--suite", "--folder", "--archive"), "`libvfio-user` and `all`")
     for each in (parser, *commands.choices.values()):
         for option, where in takers.items():
             if option not in each.format_usage():

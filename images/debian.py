@@ -103,7 +103,7 @@ class Debian:
         self._apt(request, inside=downloads)
         for archive in archives:
             with replacing(folder) as fresh:
-                if extract(downloads / archive.name, part, fresh):
+                if extract_part(downloads / archive.name, part, fresh):
                     (downloads / archive.name).unlink()
                     return archive.name
                 raise SetupError(f"{archive.name} of {self.suite} has no {part}")
@@ -189,15 +189,20 @@ class Debian:
         )
 
 
-def extract(archive: Path, part: str, folder: Path) -> bool:
+def extract_part(archive: Path, part: str, folder: Path) -> bool:
     """Extract what lies below TOP/`part` of a source archive into `folder`; false when there is nothing."""
-    found = False
     with tarfile.open(archive, "r|*") as tar:
-        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
-        for member in tar:
-            _, _, below = member.name.partition("/")
-            if below.startswith(f"{part}/"):
-                member.name = below.removeprefix(f"{part}/")
-                tar.extract(member, folder)
-                found = True
+        return extract(tar, re.compile(f"[^/]+/{re.escape(part)}/"), folder)
+
+
+def extract(tar: tarfile.TarFile, prefix: re.Pattern[str], folder: Path) -> bool:
+    """Extract what has a name that begins with `prefix`, without that; false when there is nothing."""
+    found = False
+    tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
+    for member in tar:
+        begin = prefix.match(member.name)
+        if begin is not None:
+            member.name = member.name[begin.end() :]
+            tar.extract(member, folder)
+            found = True
     return found

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from images import kernel_headers
-from images.debian import Debian, extract
+from images.debian import Debian, extract_part
 from images.initramfs import ROOT as GUEST_ROOT
 from images.initramfs import Kernel
 from images.workspace import CACHE, SetupError, renew, say, write_file
@@ -69,7 +69,7 @@ def _bring_source(debian: Debian, release: str, source: Path) -> None:
     whole = source.with_name("linux")
     debian.unpack([package], whole, dependencies=False)
     say(f"extracting {PART} of {package}...")
-    if not extract(whole / f"usr/src/{package}.tar.xz", PART, source):
+    if not extract_part(whole / f"usr/src/{package}.tar.xz", PART, source):
         raise SetupError(f"{package} of {debian.suite} has no {PART}")
 
 

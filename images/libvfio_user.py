@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import tarfile
 from pathlib import Path
 
-from images.debian import Debian
+from images.debian import Debian, extract
 from images.sources import own_release
 from images.workspace import CACHE, PROJECT, SetupError, replacing, say, write_file
 
 SOURCE = PROJECT / "subprojects" / "libvfio-user"
 BUILD_FILES = PROJECT / "subprojects" / "packagefiles" / "libvfio-user"
 DEV = CACHE / "dev"
+HEADER = "include/libvfio-user.h"
 ORIGIN = ".origin"
 """File in SOURCE that says which suite and archive, or which folder, it came from."""
 
 
-def prepare(suite: str | None = None, folder: Path | None = None) -> None:
+def prepare(suite: str | None = None, folder: Path | None = None, archive: Path | None = None) -> None:
     """Leave the library's source with our build files at SOURCE, and json-c for linking below DEV.
 
-    The source is a copy of `folder` if that is given, else that inside Debian's source package `qemu` of
-    `suite`. Without either, a source that is there is kept, and else that of the machine's own release comes.
-    Raises SetupError; what was there before then stays.
+    The source is a copy of `folder`, or of the first one in the tar file `archive`, if one of them is given,
+    else that inside Debian's source package `qemu` of `suite`. Without any, a source that is there is kept,
+    and else that of the machine's own release comes. Raises SetupError; what was there before then stays.
     """
     own = Debian(own_release())
     origin = SOURCE / ORIGIN
     present = origin.read_text().split()[0] if origin.is_file() else None
     if folder is not None:
         _copy(folder.resolve())
+    elif archive is not None:
+        _unpack(archive.resolve())
     elif present is None or (suite is not None and suite != present):
         _download(own if suite in {None, own.suite} else Debian(str(suite)))
     if BUILD_FILES.is_dir():
@@ -41,13 +46,29 @@ def prepare(suite: str | None = None, folder: Path | None = None) -> None:
 
 
 def _copy(folder: Path) -> None:
-    if not (folder / "include" / "libvfio-user.h").is_file():
-        raise SetupError(f"{folder} is not libvfio-user's source: it has no include/libvfio-user.h")
+    if not (folder / HEADER).is_file():
+        raise SetupError(f"{folder} is not libvfio-user's source: it has no {HEADER}")
     with replacing(SOURCE) as fresh:
         shutil.copytree(
-            folder, fresh, dirs_exist_ok=True, symlinks=True, ignore=shutil.ignore_patterns(".git", "build")
+            folder,
+            fresh,
+            dirs_exist_ok=True,
+            symlinks=True,
+            ignore=shutil.ignore_patterns(".git", ".stamp", "build"),
         )
         (fresh / ORIGIN).write_text(f"folder {folder}\n")
+
+
+def _unpack(archive: Path) -> None:
+    try:
+        with tarfile.open(archive) as tar, replacing(SOURCE) as fresh:
+            top = next((name.removesuffix(HEADER) for name in tar.getnames() if name.endswith(HEADER)), None)
+            if top is None:
+                raise SetupError(f"{archive} has no source of libvfio-user: there is no {HEADER} in it")
+            extract(tar, re.compile(re.escape(top)), fresh)
+            (fresh / ORIGIN).write_text(f"archive {archive.name}\n")
+    except (OSError, tarfile.TarError) as error:
+        raise SetupError(f"{archive} can't be unpacked: {error}") from error
 
 
 def _download(debian: Debian) -> None:
@@ -58,7 +79,8 @@ def _download(debian: Debian) -> None:
         except SetupError as error:
             raise SetupError(
                 f"{error}\nTake that of another Debian suite, or a copy that you have:"
-                " `python3 -m images libvfio-user --suite SUITE`, or the same with --folder FOLDER."
+                " `python3 -m images libvfio-user --suite SUITE`, or the same with --folder FOLDER"
+                " or --archive FILE."
             ) from error
         for path in tree.iterdir():
             path.rename(fresh / path.name)

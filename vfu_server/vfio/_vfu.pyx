@@ -131,13 +131,17 @@ cdef extern from *:
     """
     #include <libvfio-user.h>
 
-    /* With our build of the 2022 library, guest memory is not the library's business (library_guard.c). */
-    #ifdef LIBRARY_OF_2022
-    #define setup_dma(ctx, added, removed) ((void)(added), (void)(removed), vfu_setup_device_dma(ctx, NULL, NULL))
-    #elif defined(DMA_TAKES_MAX_REGIONS)
-    #define setup_dma(ctx, added, removed) vfu_setup_device_dma(ctx, 65536, added, removed)
+    #ifdef DMA_TAKES_MAX_REGIONS
+    #define call_setup_dma(ctx, added, removed) vfu_setup_device_dma(ctx, 65536, added, removed)
     #else
-    #define setup_dma(ctx, added, removed) vfu_setup_device_dma(ctx, added, removed)
+    #define call_setup_dma vfu_setup_device_dma
+    #endif
+
+    /* Where the guard knows the library's internals, guest memory is not the library's business (library_guard.c). */
+    #ifdef GUARDED_INTERNALS
+    #define setup_dma(ctx, added, removed) ((void)(added), (void)(removed), call_setup_dma(ctx, NULL, NULL))
+    #else
+    #define setup_dma call_setup_dma
     #endif
 
     #ifdef GUARDED_LIBRARY

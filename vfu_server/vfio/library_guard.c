@@ -1,7 +1,7 @@
 /*
  * The linker sends the library's calls of accept(), recv() and so on here (--wrap): `__wrap_f` is what the library
  * calls as `f`, `__real_f` is the true one. This mends, without a patch, what a hostile or broken client could do
- * with the library of June 2022; each function says what.
+ * with the library, that of June 2022 or that of 2026; each function says what.
  */
 #include "library_guard.h"
 
@@ -15,9 +15,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#include <vfio-user.h>
-
-#ifdef LIBRARY_OF_2022
+#ifdef GUARDED_INTERNALS
 #include "dma.h"
 #include "irq.h"
 #endif
@@ -150,12 +148,32 @@ __wrap_recvmsg(int fd, struct msghdr *message, int flags)
 
 /*
  * Whether a message is the library's own VERSION; if so, it is copied into `named` with CAPABILITIES in it, which the
- * library's text has no place for: {"capabilities":{...}}.
+ * library's text has no place for: {"capabilities":{...}}, with blanks between them or without.
  */
 struct named_version {
     struct vfio_user_header header;
     struct iovec iov[4];
 };
+
+/* How much of a text comes before the two braces that end it; all of it where it ends otherwise. */
+static size_t
+before_end(const char *text, size_t length)
+{
+    size_t at = length;
+    int braces = 2;
+
+    if (length == 0 || text[length - 1] != '\0') {
+        return length;
+    }
+    for (at--; at > 0 && braces > 0; at--) {
+        if (text[at - 1] == '}') {
+            braces--;
+        } else if (text[at - 1] != ' ') {
+            return length;
+        }
+    }
+    return braces == 0 ? at : length;
+}
 
 static bool
 name_capabilities(const struct msghdr *message, struct named_version *named)
@@ -163,18 +181,21 @@ name_capabilities(const struct msghdr *message, struct named_version *named)
     static const char added[] = CAPABILITIES "}}";
     const struct vfio_user_header *header = message->msg_iov[0].iov_base;
     const struct iovec *text = &message->msg_iov[2];
+    size_t kept;
 
     if (message->msg_iovlen != 3 || message->msg_iov[0].iov_len != sizeof(*header) ||
-        header->cmd != VFIO_USER_VERSION || header->flags.type != VFIO_USER_F_TYPE_REPLY || header->flags.error ||
-        text->iov_len < sizeof("}}") ||
-        memcmp((const char *)text->iov_base + text->iov_len - sizeof("}}"), "}}", sizeof("}}")) != 0) {
+        header->cmd != VFIO_USER_VERSION || (message_flags(header) & (MESSAGE_TYPE | MESSAGE_ERROR)) != MESSAGE_REPLY) {
+        return false;
+    }
+    kept = before_end(text->iov_base, text->iov_len);
+    if (kept == text->iov_len) {
         return false;
     }
     named->header = *header;
-    named->header.msg_size += sizeof(added) - sizeof("}}");
+    named->header.msg_size += sizeof(added) - (text->iov_len - kept);
     named->iov[0] = (struct iovec){&named->header, sizeof(named->header)};
     named->iov[1] = message->msg_iov[1];
-    named->iov[2] = (struct iovec){text->iov_base, text->iov_len - sizeof("}}")};
+    named->iov[2] = (struct iovec){text->iov_base, kept};
     named->iov[3] = (struct iovec){(void *)added, sizeof(added)};
     return true;
 }
@@ -217,13 +238,13 @@ __wrap_eventfd_write(int fd, eventfd_t value)
     return 0;
 }
 
-#ifdef LIBRARY_OF_2022
+#ifdef GUARDED_INTERNALS
 
 /*
- * The library has at most 16 regions, walks all of them for each that is added, keeps a mapping and a file descriptor
- * for each, closes that of a region that can't be mapped twice, and removes only what was mapped just so. None of that
- * is used: the extension keeps guest memory (guest_memory.pyx). The library's own table stays empty; handle_dma_map()
- * looks at its first entry and no further.
+ * The library of 2022 has at most 16 regions, walks all of them for each that is added, and closes the file of a region
+ * that can't be mapped twice. Both keep a mapping and a file descriptor for each, and remove only what was mapped just
+ * so. None of that is used: the extension keeps guest memory (guest_memory.pyx), and the library's own table stays empty.
+ * handle_dma_map() of 2022 looks at its first entry and no further.
  */
 dma_controller_t *__real_dma_controller_create(vfu_ctx_t *ctx, size_t max_regions, size_t max_size);
 int __real_handle_device_set_irqs(vfu_ctx_t *ctx, vfu_msg_t *message);
@@ -241,6 +262,8 @@ answer(int error)
     return error == 0 ? 0 : (int)fail(error);
 }
 
+#ifdef LIBRARY_OF_2022
+
 /* The caller closes `fd` after a failure, so it is ours after success. */
 int
 __wrap_dma_controller_add_region(dma_controller_t *dma, vfu_dma_addr_t address, size_t size, int fd, off_t offset,
@@ -253,6 +276,31 @@ __wrap_dma_controller_add_region(dma_controller_t *dma, vfu_dma_addr_t address, 
     }
     return answer(error);
 }
+
+#else
+
+/* The same; what is returned is looked at by callbacks only, and there are none (setup_dma in _vfu.pyx). */
+dma_memory_region_t *
+__wrap_dma_controller_add_region(dma_controller_t *dma, vfu_dma_addr_t address, uint64_t size, int *fd, off_t offset,
+                                 uint32_t prot, enum region_access_mode mode)
+{
+    static dma_memory_region_t nothing;
+    /* A client that wants its file read and written, and not mapped, can't be served. */
+    int error = mode == REGION_ACCESS_MODE_FILE_IO
+                    ? EOPNOTSUPP
+                    : guard_dma.map(dma->vfu_ctx, (uintptr_t)address, size, *fd, (uint64_t)offset, prot);
+
+    if (error != 0) {
+        errno = error;
+        return NULL;
+    }
+    if (*fd != -1) {
+        close(*fd);
+    }
+    return &nothing;
+}
+
+#endif
 
 int
 __wrap_dma_controller_remove_region(dma_controller_t *dma, vfu_dma_addr_t address, size_t size,
@@ -292,7 +340,7 @@ may_be_irq(int fd)
 }
 
 /*
- * The library adds `start` and `count` in 32 bits, takes any file for an eventfd, and gives nothing up where
+ * The library of 2022 adds `start` and `count` in 32 bits, takes any file for an eventfd, and gives nothing up where
  * vectors from another than the first on are disabled.
  */
 int

@@ -9,12 +9,30 @@
 
 #include <pthread.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include <libvfio-user.h>
 
 #include "inbox.h"
 #include "posted.h"
+
+#ifdef GUARDED_LIBRARY
+#include <vfio-user.h>
+
+/* Flags of a message, as the protocol has them. The library has them as bit fields (2022) or as a number (2026). */
+enum { MESSAGE_TYPE = 0x0f, MESSAGE_COMMAND = 0, MESSAGE_REPLY = 1, MESSAGE_NO_REPLY = 0x10, MESSAGE_ERROR = 0x20 };
+
+static inline uint32_t
+message_flags(const struct vfio_user_header *header)
+{
+    uint32_t flags;
+
+    memcpy(&flags, (const char *)header + offsetof(struct vfio_user_header, flags), sizeof(flags));
+    return flags;
+}
+#endif
 
 /* The connection of one context. Other threads see no more of it than what link_hang_up() does. */
 struct link {

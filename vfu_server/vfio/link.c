@@ -6,10 +6,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#ifdef GUARDED_LIBRARY
-#include <vfio-user.h>
-#endif
-
 struct guard_dma guard_dma;
 _Thread_local struct link *guard_link;
 _Thread_local uint64_t guard_irqs_dropped;
@@ -117,8 +113,10 @@ struct post {
 static bool
 may_be_post(const struct vfio_user_header *header)
 {
-    return header->cmd == VFIO_USER_REGION_WRITE && header->flags.type == VFIO_USER_F_TYPE_COMMAND &&
-           header->flags.no_reply && header->msg_size > offsetof(struct post, data) &&
+    uint32_t flags = message_flags(header);
+
+    return header->cmd == VFIO_USER_REGION_WRITE && (flags & MESSAGE_TYPE) == MESSAGE_COMMAND &&
+           (flags & MESSAGE_NO_REPLY) && header->msg_size > offsetof(struct post, data) &&
            header->msg_size <= sizeof(struct post);
 }
 
