@@ -20,14 +20,21 @@ from pathlib import Path
 from types import FrameType
 
 from vfu_client.move import timeline
+from vfu_client.move.agent_stream import serve
 from vfu_client.move.journal import JournalError, abandoned
 from vfu_client.move.move import Move
 from vfu_client.move.options import parse
 from vfu_client.move.qemu import Qemu
 from vfu_client.move.recovery import Recovery, RecoveryError
+from vfu_client.move.remote import RemoteSide
 from vfu_client.move.report import MoveError, Report
 from vfu_client.move.side import Side
 from vfu_client.standard_streams import heed_interrupts, prepare, put, tell
+
+RECOVERED = {
+    "": "a move was killed before it touched anything",
+    "another host": "what a move from another host had touched here is as it should be",
+}
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -38,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     if options.recover:
         return _recover(options)
+    if options.agent:
+        return asyncio.run(serve(_say))
     try:
         picture = None if options.timeline is None else _opened(options.timeline)
     except OSError as error:
@@ -60,22 +69,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def _move(options: argparse.Namespace) -> tuple[int, Report, dict[str, object]]:
     """The exit status, and what to show. Signals are blocked when this returns: see `_end_with`."""
-    ends = (("source", "from"), ("destination", "to"))
-    source, destination = (
-        Side(
-            name,
-            Qemu(name, getattr(options, f"{end}_qmp"), getattr(options, f"{end}_qtest")),
-            getattr(options, f"{end}_server"),
-            context_opcodes=options.context_opcodes,
-            dialect=options.dialect,
-        )
-        for name, end in ends
+    alike = {"context_opcodes": options.context_opcodes, "dialect": options.dialect}
+    source = Side(
+        "source", Qemu("source", options.from_qmp, options.from_qtest), options.from_server, **alike
     )
+    if options.to_command is None:
+        destination = Side(
+            "destination", Qemu("destination", options.to_qmp, options.to_qtest), options.to_server, **alike
+        )
+    else:
+        destination = RemoteSide(
+            "destination", options.to_command, options.to_qmp, options.to_qtest, options.to_server,
+            say=_say, **alike,
+        )  # fmt: skip
     move = Move(
         source,
         destination,
         options.moved,
         ram_socket=options.ram_socket,
+        ram=options.ram,
         timeout=options.timeout,
         downtime_limit_ms=options.downtime_limit,
         say=_say,
@@ -121,9 +133,7 @@ def _recover(options: argparse.Namespace) -> int:
                 {"journal": str(journal.folder), "recovered": True, "runs_at": where or None}
                 | {"warnings": recovery.warnings, **recovery.about}
             )
-            _say(
-                f"the guest runs at the {where}" if where else "a move was killed before it touched anything"
-            )
+            _say(RECOVERED.get(where, f"the guest runs at the {where}"))
             for warning in recovery.warnings:
                 _say(f"warning: {warning}")
         finally:

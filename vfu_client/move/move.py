@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
@@ -19,7 +18,8 @@ from typing import Any
 from vfu_client.move.journal import Journal
 from vfu_client.move.moved_vf import MovedVf
 from vfu_client.move.pci_state import PciState
-from vfu_client.move.pf import Former, Pf
+from vfu_client.move.pf import Former, Pf, SideError
+from vfu_client.move.ram_channel import RamChannel, UnixChannel
 from vfu_client.move.report import MoveError, Report, Step
 from vfu_client.move.side import Side, reason
 from vfu_client.move.way_back import AT_REST, WayBack
@@ -34,8 +34,6 @@ DOWNTIME_LIMIT_MOST_MS = 2_000_000
 MAX_BANDWIDTH = 16 << 30
 # A guest that writes faster than the limit allows for gets twice the limit after each of these.
 PATIENCE_SECONDS = 3.0
-# struct sockaddr_un holds 108, and QEMU wants a zero at the end.
-SOCKET_PATH_BYTES = 107
 # Below this, a guest switches RAM and ROM on and off (a PC's PAM registers and SMRAM).
 LOW_MEMORY = 1 << 20
 
@@ -54,6 +52,7 @@ class Move:
         vfs: Sequence[MovedVf],
         *,
         ram_socket: Path | None = None,
+        ram: RamChannel | None = None,
         timeout: float = 120.0,
         downtime_limit_ms: int = DOWNTIME_LIMIT_MS,
         before_step: Callable[[str], None] | None = None,
@@ -67,6 +66,7 @@ class Move:
         self.report = Report(dialect=source.dialect)
         # QEMU would take a relative one for a file of its own folder.
         self._ram_socket = None if ram_socket is None else ram_socket.absolute()
+        self._ram_channel = ram
         self._before_step = before_step
         self._listener = say
         self._start = self._wall = 0.0
@@ -132,12 +132,13 @@ class Move:
     async def _go(self) -> None:
         self._journal = Journal.begin()
         self._way_back.keep = self._keep
-        if self._ram_socket is None:
-            self._ram_socket = self._journal.folder / "ram.sock"
-        _check_ram_socket(self._ram_socket)
+        ram = self._ram_channel
+        if ram is None:
+            ram = UnixChannel(self._ram_socket or self._journal.folder / "ram.sock")
+        ram.check()
         await self._check()
-        await self._prepare()
-        await self._copy_ram(self._ram_socket)
+        await self._prepare(ram)
+        await self._copy_ram(ram)
         await _together(self._stop_vfs(), self._read_pci())
         await _together(self._move_machine(), self._move_contexts())
         await self._activate()
@@ -245,11 +246,17 @@ class Move:
                 f"a migration of the source is under way ({status}): wait for it, or `migrate_cancel`, or"
                 " `vfu-migrate --recover` where a move was killed"
             )
+        here_is, there_is = await source.machine(), await destination.machine()
+        if here_is != there_is:
+            raise QemuError(
+                f"the source is a {here_is}, the destination a {there_is}: start it with the source's"
+                " -machine, and the version in its name"
+            )
         here, there = await source.memory_size(), await destination.memory_size()
         if here != there:
             raise QemuError(f"the source has {here >> 20} MiB of memory, the destination {there >> 20} MiB")
 
-    async def _prepare(self) -> None:
+    async def _prepare(self, ram: RamChannel) -> None:
         async with self._step("prepare"):
             self._addresses = await self.source.qemu.addresses([here for here, _ in self._devices])
             places = zip((vf.source for vf in self.vfs), self._addresses, strict=True)
@@ -257,7 +264,7 @@ class Move:
             self._ram = await self.source.qemu.ram()
             await self._each(self._prepare_vf)
             await self._way_back.set_up_migration(
-                {"downtime-limit": self.downtime_limit_ms, "max-bandwidth": MAX_BANDWIDTH}
+                {"downtime-limit": self.downtime_limit_ms, "max-bandwidth": MAX_BANDWIDTH, **ram.parameters()}
             )
             await self._each(self._start_record)
 
@@ -273,15 +280,14 @@ class Move:
         self._way_back.note(recorded=[*self._way_back.recorded, vf.source])
         await self.source.call(vf.source, Pf.start_record)
 
-    async def _copy_ram(self, ram_socket: Path) -> None:
+    async def _copy_ram(self, ram: RamChannel) -> None:
         async with self._step("copy-ram"):
             self._say("copying the guest's memory while it runs")
             self._way_back.note(incoming=True)
             # With this, the destination waits for `cont` when it has everything.
             await self.destination.qemu.execute("stop")
-            incoming = {"uri": f"unix:{ram_socket}", "exit-on-error": False}
-            await self.destination.qemu.execute("migrate-incoming", incoming)
-            await self.source.qemu.execute("migrate", {"uri": f"unix:{ram_socket}"})
+            uri = await ram.listen(self.destination.qemu)
+            await self.source.qemu.execute("migrate", {"uri": uri})
             await self._explained(self._converge())
             self._note_times()
 
@@ -365,7 +371,7 @@ class Move:
     async def _write_functions(self) -> None:
         """What is written to another function is lost with its QEMU, which the way back ends."""
         for function in self._functions:
-            await self.destination.outside(function.write, self.destination.qemu.qtest)
+            await self.destination.write_pci(function)
 
     async def _activate(self) -> None:
         async with self._step("activate"):
@@ -375,18 +381,29 @@ class Move:
         async with self._step("continue"):
             # From `cont` on there may be no way back, so see that it can be carried out.
             await _together(self._check_waits(), self._check_there())
+            await self.destination.ready()
             self._way_back.note(continued=True)
             self._continued = True
             try:
                 await self.destination.qemu.execute("cont")
             except QemuError:
                 # Where it does not say, `_continued` stays, and nothing is undone.
-                with contextlib.suppress(QemuError):
-                    self._continued = self._arrived = await self.destination.qemu.status() == "running"
+                with contextlib.suppress(QemuError, SideError):
+                    self._continued = self._arrived = await self._goes_on() == "running"
                 if not self._arrived:
                     raise
             self._arrived = True
             self._note_times()
+
+    async def _goes_on(self) -> str:
+        """What became of the destination's guest, whose `cont` was not answered; one that waits goes on."""
+        if self.destination.cut is not None:
+            self._say(f"{self.destination.cut}; asking anew where the guest runs")
+            await self.destination.open_again()
+            if await self.destination.qemu.status() == "paused":
+                await self._check_there()
+                await self.destination.qemu.execute("cont")
+        return await self.destination.qemu.status()
 
     async def _check_waits(self) -> None:
         status = await self.destination.qemu.status()
@@ -468,18 +485,6 @@ class Move:
                 if str(why) != str(error):
                     raise QemuError(f"{error}; {why}") from error
             raise
-
-
-def _check_ram_socket(path: Path) -> None:
-    """Raise QemuError where QEMU could not listen there: that would cost the destination its QEMU."""
-    if path.exists() and not path.is_socket():
-        raise QemuError(f"{path} exists and is no socket: name another --ram-socket")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise QemuError(f"no socket can be made in {path.parent}: name another --ram-socket")
-    if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
-        raise QemuError(
-            f"{path} has more bytes than the path of a socket ({SOCKET_PATH_BYTES}): name another"
-        )
 
 
 async def _together(*work: Coroutine[Any, Any, None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pymodel import __version__
 from vfu_client.move.dialect import CONTEXT, DIALECTS
 from vfu_client.move.move import DOWNTIME_LIMIT_MOST_MS, DOWNTIME_LIMIT_MS
 from vfu_client.move.moved_vf import MovedVf, Vf
+from vfu_client.move.ram_channel import TcpChannel
 from vfu_client.owner.owner import CONTEXT_OPCODES
 from vfu_client.owner.subcommand import opcodes
 
@@ -30,6 +32,12 @@ Where VFs of several servers are the guest's, each server has a name:
               --from-server disk=/run/a-disk --from-server net=/run/a-net \\
               --to-server disk=/run/b-disk --to-server net=/run/b-net --vf disk/vf1 --vf net/vf1:vf3
 
+To another host, whose paths the --to- options name; its vfu-migrate is run there by ssh:
+
+  vfu-migrate --from-qmp a/qmp --from-qtest a/qtest --from-server /run/vfu \\
+              --to-command 'ssh b' --ram-address b.example.org \\
+              --to-qmp b/qmp --to-qtest b/qtest --to-server /run/vfu --vf vf1
+
 Each vfio-user device of QEMU needs an id. docs/migrate.md has complete command lines.
 """
 
@@ -47,11 +55,22 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     command = parser()
     options = command.parse_args(arguments)
     missing = [option for option in REQUIRED if not getattr(options, option.lstrip("-").replace("-", "_"))]
-    if options.recover:
+    if options.recover or options.agent:
         return options
     if missing:
         command.error(f"the following arguments are required: {', '.join(missing)}")
+    options.ram = None
+    if options.to_command is not None and options.ram_socket is not None:
+        command.error(
+            "--ram-socket is for a move on one host: give --ram-address, which the source can reach"
+        )
+    if (options.to_command is None) != (options.ram_address is None):
+        command.error("--to-command and --ram-address go together")
+    if options.ram_tls is not None and options.ram_address is None:
+        command.error("--ram-tls is for --ram-address")
     try:
+        if options.ram_address is not None:
+            options.ram = TcpChannel.parse(options.ram_address, options.ram_tls)
         options.from_server, options.to_server = map(_servers, (options.from_server, options.to_server))
         options.moved = _moved(options)
     except ValueError as error:
@@ -86,6 +105,18 @@ def parser() -> argparse.ArgumentParser:
         help="the VF's device id in QEMU, source and destination (default: found by its socket)",
     )  # fmt: skip
     result.add_argument(
+        "--to-command", type=_command, metavar="COMMAND",
+        help="move to another host: what runs `vfu-migrate --agent` there, as in 'ssh b'; these words are"
+        " appended unless it ends in --agent",
+    )  # fmt: skip
+    result.add_argument(
+        "--ram-address", metavar="HOST[:PORT]",
+        help="of the other host: where its QEMU listens for the memory (default port: one that is free)",
+    )  # fmt: skip
+    result.add_argument(
+        "--ram-tls", metavar="ID", help="TLS for the memory: the id of both QEMUs' -object tls-creds-x509"
+    )
+    result.add_argument(
         "--ram-socket", type=Path, metavar="PATH", help="where QEMU sends memory (default: temporary)"
     )
     result.add_argument(
@@ -110,6 +141,10 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     result.add_argument("--json", action="store_true", help="print the result for programs")
     result.add_argument("--timeline", type=Path, metavar="FILE.svg", help="draw the timeline")
+    result.add_argument(
+        "--agent", action="store_true",
+        help="be the other host of a move: speak with its vfu-migrate on standard input and output",
+    )  # fmt: skip
     result.add_argument(
         "--recover", action="store_true",
         help="put right what a move left that was killed; needs no other option, and with --from-qmp or"
@@ -176,6 +211,17 @@ def _of(name: str, number: int, servers: Mapping[str, Path], side: str) -> Vf:
             raise ValueError(f"whose vf{number} at the {side}? Give NAME/vf{number}; the servers are {names}")
         raise ValueError(f"no server at the {side} is called {name}: there is {names}")
     return Vf(number, name)
+
+
+def _command(text: str) -> str:
+    """A command line that has words. Raises ArgumentTypeError."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+    if not words:
+        raise argparse.ArgumentTypeError("give a command, as 'ssh b'")
+    return text
 
 
 def _device(text: str) -> tuple[str, str]:

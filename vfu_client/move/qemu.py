@@ -50,6 +50,11 @@ class Qemu(RunningQemu):
 
     # -- the machine
 
+    async def machine(self) -> str:
+        """The machine type, with its version, as in -machine."""
+        kind = await self.execute("qom-get", {"path": "/machine", "property": "type"})
+        return str(kind).removesuffix("-machine")
+
     async def memory_size(self) -> int:
         """Bytes of RAM, hot-plugged memory included."""
         summary = await self.execute("query-memory-size-summary")
@@ -102,7 +107,7 @@ class Qemu(RunningQemu):
 
     async def _next_status(self) -> str:
         while True:
-            event = await self._next_event()
+            event = await self.next_event()
             self._note(event)
             if event["event"] == "MIGRATION":
                 return str(event["data"]["status"])

@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from vfu_client.move.agent import AgentNotes, put_right_after
 from vfu_client.move.dialect import DIALECTS
 from vfu_client.move.journal import Journal, JournalError
 from vfu_client.move.moved_vf import MovedVf, Vf
 from vfu_client.move.pf import Pf, SideError
 from vfu_client.move.qemu import Qemu
+from vfu_client.move.remote import RemoteSide
 from vfu_client.move.side import Side, reason
 from vfu_client.move.way_back import WayBack
 from vfu_client.qemu.qtest import QTestError
@@ -33,9 +35,13 @@ class Recovery:
         self._journal = journal
         self._notes = journal.read()
         self.warnings: list[str] = []
+        self._agent: AgentNotes | None = None
         if self._notes:
             try:
-                self._set_up()
+                if "agent" in self._notes:
+                    self._agent = AgentNotes.load(self._notes)
+                else:
+                    self._set_up()
             except (LookupError, TypeError, ValueError) as error:
                 raise JournalError(f"{journal.folder}: the journal is damaged: {error!r}") from error
 
@@ -56,15 +62,23 @@ class Recovery:
     @property
     def about(self) -> dict[str, Any]:
         """Which move it is: the monitors of its QEMUs, empty where nothing had been touched."""
+        if self._agent is not None:
+            return {"destination": self._agent.about["qmp"]}
         return {end: self._notes[end]["qmp"] for end in ("source", "destination") if end in self._notes}
 
     async def run(self) -> str:
         """Put things right and remove the journal; where the guest runs: `source`, `destination`, or empty.
 
-        Empty where the move had touched nothing. Raises RecoveryError.
+        Empty where the move had touched nothing; `another host` where an agent of a move from there was
+        killed here: its other side says where the guest runs. Raises RecoveryError.
         """
         where = ""
-        if self._notes:
+        if self._agent is not None:
+            left = await put_right_after(self._agent)
+            if left:
+                raise RecoveryError("; ".join(left))
+            where = "another host"
+        elif self._notes:
             try:
                 where = await self._recovered()
             finally:
@@ -123,6 +137,9 @@ class Recovery:
 
 def _side(name: str, notes: dict[str, Any], base: int, dialect: str) -> Side:
     servers = {server: Path(folder) for server, folder in notes["servers"].items()}
+    if "command" in notes:
+        qmp, qtest = Path(notes["qmp"]), Path(notes["qtest"])
+        return RemoteSide(name, notes["command"], qmp, qtest, servers, context_opcodes=base, dialect=dialect)
     qemu = Qemu(name, Path(notes["qmp"]), Path(notes["qtest"]))
     return Side(name, qemu, servers, context_opcodes=base, dialect=dialect)
 

@@ -104,6 +104,18 @@ class Side:
                         " owns its PF cannot move. Give the guest VFs only, and the server --sriov owner"
                     )
 
+    cut: Exception | None = None
+    """Why nothing can be asked of a side any more; never of one on this host."""
+
+    async def open_again(self) -> None:
+        """Reach a side once more that was cut off. Raises SideError, QemuError."""
+
+    async def ready(self) -> None:
+        """The guest may be told to go on here: from now on the other side alone says where it runs."""
+
+    async def wait_until_quiet(self) -> None:
+        """Return when the VFs of a side that was cut off do nothing any more, whatever they did."""
+
     async def open_what_is_there(self) -> list[str]:
         """As `open`, for what may be gone in part: what was not reached, in words. Nothing is raised."""
         missing = []
@@ -153,6 +165,10 @@ class Side:
         """
         if await self.outside(identity, self.qemu.qtest, address) == NOBODY:
             raise self._lost(vf)
+
+    async def write_pci(self, state: PciState) -> None:
+        """`PciState.write`, into the machine of this side. Raises as that does."""
+        await self.outside(state.write, self.qemu.qtest)
 
     async def read_pci(self, vf: Vf, address: Address, likely: Sequence[Capability]) -> PciState:
         """`PciState.read` of a VF. Raises SideError as `check_attached`."""

@@ -125,7 +125,14 @@ class WayBack:
         runs = True
         await self._source.settle()
         await self._destination.settle()
-        if self.contexts:
+        cut = self._destination.cut is not None and (self.contexts or self.incoming)
+        if cut:
+            await self._destination.wait_until_quiet()
+            self._warnings.append(
+                f"{self._destination.cut}; the agent there puts right what the move touched, or"
+                " `vfu-migrate --recover` on that host does"
+            )
+        if self.contexts and not cut:
             async with step("restore-destination"):
                 await asyncio.gather(*(self._restore(vf, found) for vf, found in self.contexts.items()))
         if self.recorded:
@@ -136,12 +143,12 @@ class WayBack:
                 # While it stands still, and after the VFs' servers have answered.
                 attached = not runs or await self._all_attached()
                 runs &= attached & await self.attempt(self._continue_source())
-        if self.incoming:
+        if self.incoming and not cut:
             async with step("end-destination"):
                 # It has a part of the guest, or all of it, which must not run there by mistake.
                 with contextlib.suppress(QemuError):
                     await self._destination.qemu.execute("quit")
-        await self.restore_settings(destination=not self.incoming)
+        await self.restore_settings(destination=not (self.incoming or cut))
         return runs
 
     async def _restore(self, vf: Vf, found: Former) -> bool:

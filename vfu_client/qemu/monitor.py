@@ -87,7 +87,7 @@ class Monitor:
     def _gone(self, doing: str) -> MonitorError:
         return self.error(f"{self.name}: {doing}: it hung up on {self.qmp_path}: did it end?")
 
-    async def _next_event(self) -> Any:
+    async def next_event(self) -> Any:
         """The next event, of those that were listened for. Raises `error` as soon as the monitor hangs up."""
         event, gone = asyncio.ensure_future(self._events.get()), asyncio.ensure_future(self._hung_up())
         try:
