@@ -256,7 +256,7 @@ class AgentNotes:
         """The side that this is about."""
         about = self.about
         servers = {str(name): Path(folder) for name, folder in about["servers"].items()}
-        qemu = Qemu("destination", Path(about["qmp"]), Path(about["qtest"]))
+        qemu = Qemu.at("destination", Path(about["qmp"]), Path(about["qtest"]))
         return Side(
             "destination", qemu, servers,
             context_opcodes=int(about["context_opcodes"]), dialect=about["dialect"],

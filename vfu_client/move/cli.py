@@ -71,11 +71,14 @@ async def _move(options: argparse.Namespace) -> tuple[int, Report, dict[str, obj
     """The exit status, and what to show. Signals are blocked when this returns: see `_end_with`."""
     alike = {"context_opcodes": options.context_opcodes, "dialect": options.dialect}
     source = Side(
-        "source", Qemu("source", options.from_qmp, options.from_qtest), options.from_server, **alike
+        "source", Qemu.at("source", options.from_qmp, options.from_qtest), options.from_server, **alike
     )
     if options.to_command is None:
         destination = Side(
-            "destination", Qemu("destination", options.to_qmp, options.to_qtest), options.to_server, **alike
+            "destination",
+            Qemu.at("destination", options.to_qmp, options.to_qtest),
+            options.to_server,
+            **alike,
         )
     else:
         destination = RemoteSide(

@@ -89,8 +89,18 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--version", action="version", version=f"vfu-migrate {__version__}")
     for end, name in (("from", "source"), ("to", "destination")):
         group = result.add_argument_group(name)
-        group.add_argument(f"--{end}-qmp", type=Path, metavar="SOCKET", help="QMP monitor of QEMU")
-        group.add_argument(f"--{end}-qtest", type=Path, metavar="SOCKET", help="qtest server of QEMU")
+        group.add_argument(
+            f"--{end}-qmp",
+            type=Path,
+            metavar="SOCKET",
+            help="QMP monitor of QEMU, or the folder of its qmp.sock",
+        )
+        group.add_argument(
+            f"--{end}-qtest",
+            type=Path,
+            metavar="SOCKET",
+            help="qtest server of QEMU, or the folder of its qtest.sock",
+        )
         group.add_argument(
             f"--{end}-server", type=_server, action="append", metavar="[NAME=]DIR",
             help="folder of a vfu-server, with a name where there are several; repeats",

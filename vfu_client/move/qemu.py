@@ -7,10 +7,10 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from vfu_client.qemu.qtest import QTest
-from vfu_client.qemu.running import QemuError, RunningQemu
+from vfu_client.qemu.running import QemuError, RunningQemu, socket_in
 
 CAPABILITIES = {"events": True, "pause-before-switchover": True}
 
@@ -23,6 +23,11 @@ class Qemu(RunningQemu):
     """A QEMU that runs already. `name` is what messages call it. One `connect`, then commands, then
     `close`.
     """
+
+    @classmethod
+    def at(cls, name: str, qmp: Path, qtest: Path) -> Self:
+        """One of this host, whose sockets may be named by their folder: qmp.sock and qtest.sock in it."""
+        return cls(name, socket_in(qmp, "qmp"), socket_in(qtest, "qtest"))
 
     def __init__(self, name: str, qmp: Path, qtest: Path) -> None:
         super().__init__(name, qmp, ("MIGRATION", "STOP", "RESUME"))

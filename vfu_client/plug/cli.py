@@ -21,7 +21,7 @@ from vfu_client.plug.plugging import Plugging
 from vfu_client.plug.server import Server
 from vfu_client.qemu.monitor import MonitorError
 from vfu_client.qemu.qtest import QTestError
-from vfu_client.qemu.running import RunningQemu
+from vfu_client.qemu.running import RunningQemu, socket_in
 from vfu_client.standard_streams import OUTPUT, heed_interrupts, prepare, put, tell
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -56,7 +56,7 @@ async def _run(options: argparse.Namespace) -> None:
         if not options.command:
             await _print(server, options)
             return
-        async with RunningQemu("QEMU", options.qmp) as qemu:
+        async with RunningQemu("QEMU", socket_in(options.qmp, "qmp")) as qemu:
             plugging = Plugging(server, qemu, _say)
             if options.command == "plug":
                 await plugging.plug(

@@ -15,7 +15,7 @@ Print the options that give a QEMU all functions of a running vfu-server:
 
   qemu-system-x86_64 -machine q35 ... $(vfu-qemu /tmp/device --memory 1G)
 
-or, with one of these words first, do something to a QEMU that runs (each has its own --help):
+or, with one of these words, do something to a QEMU that runs (each has its own --help):
 
   vfu-qemu plug DIR --qmp SOCKET      plug a PF with its VFs (--sriov guest)
   vfu-qemu place DIR --qmp SOCKET     program the VFs' BARs to where SR-IOV has them
@@ -30,6 +30,9 @@ COMMANDS = {
 
 PLUG_SECONDS = 60.0
 
+VALUED = frozenset({"--bus", "--id-prefix", "--memory", "--qmp", "--qtest", "--slot", "--timeout"})
+"""Options whose value is the word behind them."""
+
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options; `command` is a word of COMMANDS, or empty. Ends the program with status 2 for wrong ones.
@@ -37,9 +40,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     A folder that has the name of a command is given as ./plug.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words and words[0] in COMMANDS:
-        options = _of_running(words[0]).parse_args(words[1:])
-        options.command = words[0]
+    at = _command_in(words)
+    if at is not None:
+        options = _of_running(words[at]).parse_args([*words[:at], *words[at + 1 :]])
+        options.command = words[at]
         return options
     command = parser()
     options = command.parse_intermixed_args(words)
@@ -47,6 +51,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         command.error("--memory is not for --libvirt: <memory> and <memoryBacking> of the domain say it")
     options.command = ""
     return options
+
+
+def _command_in(words: Sequence[str]) -> int | None:
+    """Where a word of COMMANDS is that is no option's value, before or behind options."""
+    for at, word in enumerate(words):
+        if word in COMMANDS and not (at and words[at - 1] in VALUED):
+            return at
+    return None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,7 +93,13 @@ def parser() -> argparse.ArgumentParser:
 def _of_running(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"vfu-qemu {command}", description=COMMANDS[command])
     parser.add_argument("folder", type=Path, metavar="DIR", help="the server's --socket-dir")
-    parser.add_argument("--qmp", type=Path, required=True, metavar="SOCKET", help="QMP monitor of QEMU")
+    parser.add_argument(
+        "--qmp",
+        type=Path,
+        required=True,
+        metavar="SOCKET",
+        help="QMP monitor of QEMU, or the folder of its qmp.sock",
+    )
     if command == "unplug":
         parser.add_argument(
             "--even-if-qemu-aborts", action="store_true", help="with a QEMU that is known to abort over it"

@@ -134,6 +134,14 @@ class RunningQemu(Monitor):
         return [part for bus in buses for part in _functions(bus["devices"])]
 
 
+def socket_in(path: Path, name: str) -> Path:
+    """`path`, or where that is a folder the socket `name`.sock in it, or `name` if that is there."""
+    if not path.is_dir():
+        return path
+    plain = path / name
+    return plain if plain.exists() else path / f"{name}.sock"
+
+
 def same_socket(named: str, path: Path) -> bool:
     """Whether the socket that QEMU names is the one at `path`; a relative name may be of another folder."""
     try:

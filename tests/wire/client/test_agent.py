@@ -238,10 +238,10 @@ def test_an_agent_that_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # --- the way to it ---------------------------------------------------------------------------------
 
 
-def side(command: str) -> RemoteSide:
+def side(command: str, say: Callable[[str], None] | None = None) -> RemoteSide:
     return RemoteSide(
         "destination", command, Path("/nowhere/qmp"), Path("/nowhere/qtest"), {"": Path("/nowhere")},
-        context_opcodes=0x40, dialect="context",
+        context_opcodes=0x40, dialect="context", say=say,
     )  # fmt: skip
 
 
@@ -356,6 +356,37 @@ def test_errors_come_back_as_they_were(tmp_path: Path, name: str, kind: type[Exc
             listening.cancel()
 
     run(work())
+
+
+def test_a_large_state_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PROGRESS_BYTES", 3 << 20)
+    monkeypatch.setattr(remote, "PROGRESS_SECONDS", 0.0)
+
+    async def work() -> list[str]:
+        async with connected(tmp_path) as ends:
+            said: list[str] = []
+            there = side("false", said.append)
+            there._messages = ends.here
+            listening = asyncio.ensure_future(there._listen(ends.here))
+
+            async def answer() -> None:
+                for length in (2 << 20, 4 << 20):
+                    asked = await ends.there.receive()
+                    assert sum(len(piece) for piece in asked["arguments"][0]) == length
+                    await ends.there.send({"id": asked["id"]})
+
+            answering = asyncio.ensure_future(answer())
+            for count in (2, 4):
+                await there.call(Vf(1), Pf.write_last, [np.zeros(1 << 20, np.uint8)] * count)
+            await answering
+            listening.cancel()
+            return said
+
+    said = asyncio.run(work())
+    assert [line.partition(",")[0] for line in said] == [
+        f"VF 1: {count} of 4 MiB are at the destination" for count in (1, 2, 3, 4)
+    ]
+    assert all("s more" in line for line in said)
 
 
 # --- the memory's address --------------------------------------------------------------------------

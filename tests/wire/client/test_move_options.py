@@ -9,10 +9,13 @@ import pytest
 
 from vfu_client.move.moved_vf import MovedVf, Vf
 from vfu_client.move.options import parse
+from vfu_client.move.qemu import Qemu
+from vfu_client.qemu.running import socket_in
 
 SOCKETS = ["--from-qmp", "q", "--from-qtest", "t", "--to-qmp", "q", "--to-qtest", "t"]
 ONE = ["--from-server", "/run/a", "--to-server", "/run/b"]
 NAMED = ["--from-server", "here=/run/a", "--to-server", "there=/run/b"]
+REMOTE = ["--to-command", "ssh b", "--ram-address", "b"]
 DISK_AND_NET = [
     *("--from-server", "disk=/run/a-disk", "--from-server", "net=/run/a-net"),
     *("--to-server", "disk=/run/b-disk", "--to-server", "net=/run/b-net"),
@@ -88,6 +91,13 @@ def test_folders(text: str, servers: dict[str, Path]) -> None:
         ([*ONE, "--vf", "vf1", "--downtime-limit", "-1"], "give a whole number|expected one argument"),
         ([*ONE, "--vf", "vf1", "--context-opcodes", "0x12"], "'0x12': give an opcode from 0x13 to 0xfff6"),
         ([*ONE, "--vf", "vf1", "--context-opcodes", "forty"], "'forty': give an opcode"),
+        ([*ONE, "--vf", "vf1", "--to-command", "ssh b"], "--to-command and --ram-address go together"),
+        ([*ONE, "--vf", "vf1", "--ram-address", "b"], "--to-command and --ram-address go together"),
+        ([*ONE, "--vf", "vf1", "--ram-tls", "x"], "--ram-tls is for --ram-address"),
+        ([*ONE, "--vf", "vf1", *REMOTE, "--ram-socket", "x"], "--ram-socket is for a move on one host"),
+        ([*ONE, "--vf", "vf1", "--to-command", "ssh b", "--ram-address", "b c"], "'b c' is no address"),
+        ([*ONE, "--vf", "vf1", "--to-command", "", "--ram-address", "b"], "give a command"),
+        ([*ONE, "--vf", "vf1", "--to-command", "ssh 'b", "--ram-address", "b"], "No closing quotation"),
     ],
 )
 def test_refused(options: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,3 +107,20 @@ def test_refused(options: list[str], why: str, capsys: pytest.CaptureFixture[str
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert re.search(why, said), said
+
+
+def test_another_host() -> None:
+    options = parse([*SOCKETS, *ONE, "--vf", "vf1", *REMOTE, "--ram-tls", "tls"])
+    assert options.to_command == "ssh b"
+    assert options.ram.parameters() == {"tls-creds": "tls", "tls-hostname": "b"}
+    assert parse([*SOCKETS, *ONE, "--vf", "vf1"]).ram is None
+    assert parse(["--agent"]).agent
+
+
+def test_folders_of_sockets(tmp_path: Path) -> None:
+    """A folder stands for the socket in it, as servers and people name it."""
+    assert socket_in(tmp_path / "monitor", "qmp") == tmp_path / "monitor"
+    assert socket_in(tmp_path, "qmp") == tmp_path / "qmp.sock"
+    (tmp_path / "qmp").touch()
+    assert socket_in(tmp_path, "qmp") == tmp_path / "qmp"
+    assert Qemu.at("source", tmp_path, tmp_path).qtest_path == tmp_path / "qtest.sock"

@@ -17,6 +17,7 @@ import pytest
 from tests.server_process import ServerProcess
 from tests.wire.client.played_qemu import PORT, PlayedQemu
 from tests.wire.running import running, until
+from vfu_client.plug.options import parse
 from vfu_client.vfio.connection import Connection
 
 COMMAND = [sys.executable, "-m", "vfu_client.plug.cli"]
@@ -222,10 +223,30 @@ def test_no_server(tmp_path: Path, command: list[str]) -> None:
     assert f"is a vfu-server running with --socket-dir {tmp_path}?" in why
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["plug", "DIR", "--qmp", "QMP"],
+        ["--qmp", "QMP", "plug", "DIR"],
+        ["DIR", "--qmp=QMP", "plug"],
+        ["--bus", "plug", "DIR", "--qmp", "QMP", "plug"],
+    ],
+)
+def test_options_before_and_behind_the_word(words: list[str]) -> None:
+    options = parse(words)
+    assert (options.command, options.folder, options.qmp) == ("plug", Path("DIR"), Path("QMP"))
+
+
+def test_a_folder_of_the_name_of_a_command() -> None:
+    options = parse(["--memory", "1G", "./plug"])
+    assert (options.command, options.folder) == ("", Path("plug"))
+
+
 @pytest.mark.parametrize("command", ["plug", "place", "unplug"])
 def test_no_qemu(guests: ServerProcess, tmp_path: Path, command: str) -> None:
-    why = refused(command, guests.folder, "--qmp", tmp_path / "qmp")
-    assert f"give QEMU -qmp unix:{tmp_path}/qmp,server=on,wait=off" in why
+    for path, named in ((tmp_path / "qmp", "qmp"), (tmp_path, "qmp.sock")):
+        why = refused(command, guests.folder, "--qmp", path)
+        assert f"give QEMU -qmp unix:{tmp_path}/{named},server=on,wait=off" in why
 
 
 @pytest.mark.parametrize("command", ["plug", "place"])
