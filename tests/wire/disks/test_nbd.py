@@ -14,7 +14,7 @@ import pytest
 
 from pymodel.devices.block.disk import Job, Kind, Shape
 from tests.server_process import ServerError, ServerProcess
-from tests.storage_daemon import StorageDaemon, make_qcow2
+from tests.storage_daemon import DAEMON, StorageDaemon, make_qcow2
 from tests.wire.disks.disk_user import User, filled
 from tests.wire.disks.nbd_server import (
     CAN_FLUSH,
@@ -35,6 +35,16 @@ from vfu_server.disks.nbd_disk import NbdDisk
 from vfu_server.disks.options import disk_option, open_disks
 
 FUA, NO_HOLE = 1, 2
+
+try:
+    libnbd.library()
+except MissingError as error:
+    pytest.skip(f"{error}, or `python3 -m images libnbd`", allow_module_level=True)
+
+WITH_DAEMON = pytest.mark.skipif(
+    not DAEMON.exists(),
+    reason="there is no qemu-storage-daemon in build/images: `make images` makes one ready",
+)
 
 PATIENT = 60
 """Seconds that a server in these tests is never away for."""
@@ -78,6 +88,7 @@ def kinds(server: NbdServer) -> list[tuple[int, int]]:
 # --- a real server ---------------------------------------------------------------------------------
 
 
+@WITH_DAEMON
 def test_reads_and_writes(folder: Path) -> None:
     """All kinds of requests, each byte where it belongs, on a raw file of qemu-storage-daemon."""
     image = folder / "disk.img"
@@ -106,6 +117,7 @@ def test_reads_and_writes(folder: Path) -> None:
         again.release()
 
 
+@WITH_DAEMON
 def test_qcow2(folder: Path) -> None:
     """What a server opens as qcow2 is a raw disk here; one that is served as it is, is none."""
     image = folder / "disk.qcow2"
