@@ -24,6 +24,9 @@ from vfu_server.disks.libnbd import NO_COMPLETION, library
 CONNECT_SECONDS: Final = 10.0
 """How long a server may take to say hello."""
 
+LOOK_SECONDS: Final = 0.1
+"""How often, meanwhile, it is asked whether anybody waits for that."""
+
 PAYLOAD_MAX: Final = 32 << 20
 """What any server takes in one read or write, in bytes (the protocol's default)."""
 
@@ -108,14 +111,26 @@ class Export:
 class Connection:
     """A connection to the export of a URI. Raises OSError where there is none to be had.
 
-    `wake` is an eventfd that ends a wait and is read then. While the connection is made, `stop` is asked
-    after that whether nobody wants it any more.
+    `wake` is an eventfd that ends a wait and is read then. While the connection is made, `stop` is asked now
+    and then whether nobody wants it any more. `done` hears of each command that ended, with its error.
     """
 
-    def __init__(self, uri: str, wake: int, stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        uri: str,
+        wake: int,
+        stop: Callable[[], bool],
+        done: Callable[[Command, OSError | None], None] = Command.end,
+    ) -> None:
         self._wake = wake
+        self._done = done
         self._nbd = library()
         self._under_way: dict[int, Command] = {}
+        self._refused = 0
+        self.leaving = False
+        """The server carries out no new commands: none is to be issued any more."""
+        self.answered = False
+        """Whether it has carried out anything."""
         self._handle = self._nbd.nbd_create()
         if not self._handle:
             raise libnbd.failure()
@@ -140,11 +155,13 @@ class Connection:
                 raise OSError(errno.ECANCELED, "given up")
             if time.monotonic() > until:
                 raise OSError(errno.ETIMEDOUT, "the server does not answer")
-            self._wait(max(until - time.monotonic(), 0))
+            self._wait(min(max(until - time.monotonic(), 0), LOOK_SECONDS))
 
     def _look(self) -> Export:
         ask, handle, check = self._nbd, self._handle, self._check
         largest = check(ask.nbd_get_block_size(handle, libnbd.SIZE_MAXIMUM))
+        minimum = check(ask.nbd_get_block_size(handle, libnbd.SIZE_MINIMUM))
+        block = max(minimum, SECTOR)
         return Export(
             size=check(ask.nbd_get_size(handle)),
             read_only=bool(check(ask.nbd_is_read_only(handle))),
@@ -152,9 +169,9 @@ class Connection:
             durable_writes=bool(check(ask.nbd_can_fua(handle))),
             trims=bool(check(ask.nbd_can_trim(handle))),
             zeroes=bool(check(ask.nbd_can_zero(handle))),
-            minimum=check(ask.nbd_get_block_size(handle, libnbd.SIZE_MINIMUM)),
+            minimum=minimum,
             preferred=check(ask.nbd_get_block_size(handle, libnbd.SIZE_PREFERRED)),
-            payload=min(largest or PAYLOAD_MAX, PAYLOAD_MAX),
+            payload=min(largest or PAYLOAD_MAX, PAYLOAD_MAX) // block * block,
         )
 
     def _check(self, result: int) -> int:
@@ -189,7 +206,7 @@ class Connection:
             error = libnbd.failure()
             if self._gone:
                 raise LostError(errno.ENOTCONN, error.strerror)
-            command.end(error)
+            self._done(command, error)
         else:
             self._under_way[cookie] = command
 
@@ -201,14 +218,20 @@ class Connection:
         except OSError as error:
             lost = LostError(errno.ENOTCONN, error.strerror)
         while (cookie := self._nbd.nbd_aio_peek_command_completed(self._handle)) > 0:
-            done = self._nbd.nbd_aio_command_completed(self._handle, cookie)
-            failure = libnbd.failure() if done < 0 else None
+            ended = self._nbd.nbd_aio_command_completed(self._handle, cookie)
+            failure = libnbd.failure() if ended < 0 else None
             if failure is not None and failure.errno in _LOST:
-                lost = lost or LostError(errno.ENOTCONN, failure.strerror)
+                # Not carried out, or nobody knows. It stays among those that are left.
+                self._refused += 1
+                self.leaving = True
             else:
-                self._under_way.pop(cookie).end(failure)
+                self.answered = True
+                self._done(self._under_way.pop(cookie), failure)
         if lost is None and self._gone:
             lost = LostError(errno.ENOTCONN, "the server closed the connection")
+        if lost is None and self.leaving and self._refused == len(self._under_way):
+            # Not before: what the server still has must not come after what another connection does.
+            lost = LostError(errno.ESHUTDOWN, "the server is shutting down")
         if lost is not None:
             raise lost
 

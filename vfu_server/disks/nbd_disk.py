@@ -64,6 +64,8 @@ def _shape(uri: str, export: Export) -> Shape:
         raise ValueError(
             f"{uri} has blocks of {block} bytes; up to {BLOCK_MAX}, by powers of two, can be served"
         )
+    if not export.payload:
+        raise ValueError(f"{uri} takes less than a block of {block} bytes at a time")
     if export.size == 0 or export.size % block:
         raise ValueError(f"{uri} has {export.size} bytes, which is no multiple of {block} above 0")
     preferred = export.preferred if export.preferred & (export.preferred - 1) == 0 else 0

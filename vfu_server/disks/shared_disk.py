@@ -212,11 +212,11 @@ class SharedDisk:
             self._forced = True
             if self._state is _State.OPENING:
                 self._cancel.set()
-            elif self._state is _State.OPEN:
+            elif self._opened is not None:
+                self._opened.give_up()
+            if self._state is _State.OPEN:
                 self._state = _State.RELEASING
                 self._see_to_ahead()
-                if self._opened is not None:
-                    self._opened.give_up()
                 self._left_busy = self._busy
                 if not self._under_way and not self._left_busy:
                     self._pool.submit(self._let_go)
@@ -330,7 +330,8 @@ class SharedDisk:
         try:
             if self._opened is not None:
                 self._opened.flush()
-        except OSError as error:
+        except (OSError, MemoryError) as failure:
+            error = failure if isinstance(failure, OSError) else OSError(errno.ENOMEM, "no memory")
             self._log.error("%s: %s", self._name, error)
             with self._guard:
                 refuse = not self._forced

@@ -82,8 +82,9 @@ class NbdServer:
             # A close alone does not end an accept.
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)
-            self._listener.close()
-            self._listener = None
+            with self.changed:
+                self._listener.close()
+                self._listener = None
         self.hang_up()
 
     def hang_up(self) -> None:
@@ -115,7 +116,11 @@ class NbdServer:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = listener.accept()
-                self._clients.append(client)
+                with self.changed:
+                    if self._listener is not listener:
+                        client.close()
+                        return
+                    self._clients.append(client)
                 self._run(self._serve, client)
 
     def _serve(self, client: socket.socket) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import errno
+import fcntl
+import os
+import resource
 import socket
 import tempfile
 import time
@@ -35,6 +38,9 @@ from vfu_server.disks.nbd_disk import NbdDisk
 from vfu_server.disks.options import disk_option, open_disks
 
 FUA, NO_HOLE = 1, 2
+
+ESHUTDOWN = 108
+"""NBD_ESHUTDOWN."""
 
 try:
     libnbd.library()
@@ -226,6 +232,7 @@ def test_errors_of_the_server(users: Callable[..., User], server: NbdServer) -> 
     assert job.error.errno == errno.ENOSPC
     server.answer = lambda asked: errno.EIO if asked.kind == FLUSH else 0
     assert user.do(Kind.READ, 0, filled(512, 1)).error is None
+    assert user.do(Kind.WRITE, 0, filled(512, 1)).error is None
     assert user.do(Kind.FLUSH).error is not None
     server.answer = lambda _: 0
     assert user.do(Kind.FLUSH).error is not None
@@ -294,6 +301,146 @@ def test_a_flush_tells_of_a_loss(users: Callable[..., User], server: NbdServer) 
     while user.do(Kind.READ, 0, filled(512, 0)).error is not None:
         pass
     assert user.do(Kind.FLUSH).error is not None
+
+
+@pytest.mark.parametrize("round_", range(20))
+def test_a_loss_right_behind_the_answer(users: Callable[..., User], server: NbdServer, round_: int) -> None:
+    """What was acknowledged counts before its writer hears of it: no FLUSH says that it is durable."""
+    user = users()
+    server.answer = lambda _: None
+    job = Job(Kind.WRITE, 0, 512, data=filled(512, 1))
+    user.disk.start(job)
+    server.wait(lambda: len(server.asked) == 1)
+    server.reply(server.asked[0])
+    server.hang_up()
+    server.answer = lambda _: 0
+    user.wait_for([job])
+    flush = user.do(Kind.FLUSH)
+    assert job.error is not None or flush.error is not None
+
+
+def test_no_loss_where_all_is_durable(users: Callable[..., User], server: NbdServer) -> None:
+    """By FUA, by a FLUSH, or as nothing was acknowledged."""
+    user = users()
+    user.do(Kind.WRITE, 0, filled(512, 1), durable=True)
+    user.do(Kind.WRITE, 0, filled(512, 1))
+    user.do(Kind.FLUSH)
+    server.stop()
+    assert user.do(Kind.WRITE, 0, filled(512, 1)).error is not None
+    server.start()
+    while user.do(Kind.WRITE, 0, filled(512, 1)).error is not None:
+        pass
+    assert user.do(Kind.FLUSH).error is None
+
+
+def test_no_loss_on_a_server_that_can_not_flush(users: Callable[..., User], server: NbdServer) -> None:
+    server.flags = HAS_FLAGS
+    user = users()
+    user.do(Kind.WRITE, 0, filled(512, 1))
+    server.hang_up()
+    while user.do(Kind.READ, 0, filled(512, 0)).error is not None:
+        pass
+    assert user.do(Kind.FLUSH).error is None
+
+
+def test_a_server_that_does_nothing_but_greet(users: Callable[..., User], server: NbdServer) -> None:
+    """Patience ends, a reset does not wait, and it is asked less and less often."""
+    user = users(0.3)
+    server.answer = lambda _: ESHUTDOWN
+    before = server.connections
+    assert user.do(Kind.READ, 0, filled(512, 0)).error is not None
+    user.disk.start(Job(Kind.READ, 0, 512, data=filled(512, 0)))
+    user.disk.abandon()
+    user.open()
+    assert server.connections - before < 30
+    server.answer = lambda _: 0
+    while user.do(Kind.READ, 0, filled(512, 0)).error is not None:
+        pass
+
+
+def test_a_server_that_is_shutting_down(users: Callable[..., User], server: NbdServer) -> None:
+    """What it still has ends before anything is sent to its successor."""
+    user = users(PATIENT)
+    server.answer = lambda asked: None if asked.offset == 0 else ESHUTDOWN
+    jobs = [Job(Kind.WRITE, 512 * number, 512, data=filled(512, number + 1)) for number in range(2)]
+    user.disk.start(jobs[0])
+    server.wait(lambda: len(server.asked) == 1)
+    user.disk.start(jobs[1])
+    server.wait(lambda: len(server.asked) == 2)
+    before = server.connections
+    server.answer = lambda _: 0
+    server.reply(server.asked[0])
+    user.wait_for(jobs)
+    assert [job.error for job in jobs] == [None, None]
+    assert [(each.kind, each.offset) for each in server.asked] == [(WRITE, 0), (WRITE, 512), (WRITE, 512)]
+    assert server.connections == before + 1
+
+
+def test_a_reset_while_a_stop_waits_for_it(users: Callable[..., User], server: NbdServer) -> None:
+    user = users(PATIENT)
+    user.do(Kind.WRITE, 0, filled(512, 1))
+    server.stop()
+    assert not user.disk.release()
+    user.disk.abandon()
+    server.start()
+    user.open()
+    assert user.do(Kind.READ, 0, filled(512, 0)).error is None
+
+
+def test_flushes_that_found_nobody(users: Callable[..., User], server: NbdServer) -> None:
+    """Who waits takes the server's word: it is asked again when it is back."""
+    user = users(0.2)
+    user.do(Kind.WRITE, 0, filled(512, 1))
+    server.stop()
+    assert user.do(Kind.FLUSH).error is not None
+    server.start()
+    while user.do(Kind.READ, 0, filled(512, 0)).error is not None:
+        pass
+    assert user.do(Kind.FLUSH).error is None
+
+
+def test_a_reset_does_not_wait_for_a_greeting(
+    users: Callable[..., User], server: NbdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = users(PATIENT)
+    server.stop()
+    with socket.socket(socket.AF_UNIX) as silent:
+        server.path.unlink()
+        silent.bind(str(server.path))
+        silent.listen()
+        user.disk.start(Job(Kind.READ, 0, 512, data=filled(512, 0)))
+        connection, _ = silent.accept()
+        with connection:
+            started = time.monotonic()
+            user.disk.abandon()
+            user.wait(user.disk.release)
+            assert time.monotonic() - started < 5
+    server.start()
+    user.open()
+
+
+def test_descriptors_of_large_numbers(users: Callable[..., User], server: NbdServer) -> None:
+    """A server with many VFs has more than the 1024 that select(2) knows."""
+    least = 1100
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] <= least + 64:
+        pytest.skip("the process may not have so many descriptors")
+    real = os.eventfd
+
+    def high(value: int, flags: int) -> int:
+        number = real(value, flags)
+        try:
+            return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, least)
+        finally:
+            os.close(number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "eventfd", high)
+        user = users()
+    server.stop()
+    assert user.do(Kind.READ, 0, filled(512, 0)).error is not None
+    server.start()
+    while user.do(Kind.READ, 0, filled(512, 0)).error is not None:
+        pass
 
 
 def test_requests_wait_for_it(users: Callable[..., User], server: NbdServer) -> None:
