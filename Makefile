@@ -1,8 +1,8 @@
-# Everything from a fresh clone: `make test`, `make demo`, `make demo-sriov`, `make demo-nested`, `make test-long`, `make test-asan`, `make bench`, `make compat`, `make check`, `make man`, `make clean`.
+# Everything from a fresh clone: `make test`, `make demo`, `make demo-sriov`, `make demo-nested`, `make test-long`, `make test-asan`, `make bench`, `make compat`, `make check`, `make man`, `make dist`, `make clean`.
 #
 # Each target makes what it needs and is quick when that is there. Nothing is installed outside this folder.
 #
-# The extension and the compiled modules are built by Meson and put next to their sources, and .venv/bin gets the five
+# The extension and the compiled modules are built by Meson and put next to their sources, and .venv/bin gets the
 # commands as wrappers that run the package in this folder: an edit of a .py file counts at once, but for the few that
 # have a .pxd beside them. Those are compiled (COMPILED=no leaves them as they are). It is not an editable install, because that
 # of meson-python runs a build whenever the package is imported, and server processes that start together would race.
@@ -23,7 +23,7 @@ BENCH_ARGS ?=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: all demo demo-sriov demo-nested test test-long test-asan bench compat check man clean venv ext images drivers nested
+.PHONY: all demo demo-sriov demo-nested test test-long test-asan bench compat check man dist clean venv ext images drivers nested
 .DELETE_ON_ERROR:
 
 all: ext
@@ -31,17 +31,17 @@ all: ext
 ## Run a device with VFs under a QEMU guest and move a VF's state.
 demo: ext images
 	@echo "demo: running"
-	$(BIN)/python -m demo
+	$(BIN)/python -m vfu_demo
 
 ## A stock guest enables VFs of its PF, uses them, and disables them.
 demo-sriov: ext images
 	@echo "demo-sriov: running"
-	$(BIN)/python -m demo.sriov
+	$(BIN)/python -m vfu_demo sriov
 
 ## QEMU in a guest gives VFs to a guest of its own, and migrates it from VF to VF.
 demo-nested: ext nested
 	@echo "demo-nested: running"
-	$(BIN)/python -m demo.nested
+	$(BIN)/python -m vfu_demo nested
 
 ## All tests but the long ones, one at a time on each processor. PYTEST_ARGS="tests/model -k ring" narrows them, "-n 0" is for a debugger.
 test: ext images drivers
@@ -101,10 +101,14 @@ check: ext
 man: ext
 	$(BIN)/python docs/manual.py build/share
 
+## A source distribution, which builds by itself, and a wheel of it, in dist/.
+dist: venv
+	$(BIN)/python -m build
+
 ## Remove all that was made, the virtual environment and what was downloaded included.
 clean:
 	@echo "clean: removing build, $(VENV) and the library's source"
-	rm -rf build $(VENV) subprojects/libvfio-user
+	rm -rf build dist $(VENV) subprojects/libvfio-user subprojects/json-c
 	find pymodel vfu_server -name '*.so' -delete
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -123,7 +127,7 @@ $(VENV)/.stamp: pyproject.toml
 	@# Each lets SIGINT through when it has its modules: while Python starts, it would be a traceback.
 	@hold='env --block-signal=INT '; $${hold}true 2>/dev/null || hold=; \
 	for command in server:vfu_server.__main__ owner:vfu_client.owner.cli migrate:vfu_client.move.cli \
-	    qemu:vfu_client.plug.cli boot:images.boot; do \
+	    qemu:vfu_client.plug.cli boot:vfu_images.boot demo:vfu_demo.__main__ images:vfu_images.__main__; do \
 	  script="$(BIN)/vfu-$${command%%:*}"; \
 	  printf '#!/bin/sh\nPYTHONPATH="%s$${PYTHONPATH:+:$$PYTHONPATH}" exec %s"%s/python" -m %s "$$@"\n' \
 	    "$(CURDIR)" "$$hold" "$(CURDIR)/$(BIN)" "$${command#*:}" > "$$script" && chmod +x "$$script" || exit 1; \
@@ -163,9 +167,9 @@ $(EXT)/build.ninja: $(VENV)/.stamp subprojects/libvfio-user/.stamp
 	@CC="$(CC)" $(BIN)/meson setup $(if $(wildcard $(EXT)/build.ninja),--reconfigure --clearcache) $(MESON_ARGS) $(EXT) \
 	  > build/configure.log || { cat build/configure.log; exit 1; }
 
-subprojects/libvfio-user/.stamp: $(VENV)/.stamp $(wildcard subprojects/packagefiles/libvfio-user/*)
+subprojects/libvfio-user/.stamp: $(VENV)/.stamp $(wildcard subprojects/packagefiles/*/*)
 	@mkdir -p build
-	@echo "ext: fetching the source of libvfio-user"
+	@echo "ext: fetching the sources of libvfio-user and json-c"
 	@$(BIN)/python -m images libvfio-user
 	@touch $@
 

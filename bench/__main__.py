@@ -27,9 +27,9 @@ from bench.pf_probe import Probe
 from bench.regions import Regions
 from bench.ring import Ring
 from bench.watching import Watching
-from images.machine import MachineError
-from images.program import die_with_parent
-from images.workspace import BUILD
+from vfu_images.machine import MachineError
+from vfu_images.program import die_with_parent
+from vfu_images.workspace import BUILD
 
 GROUPS: tuple[Group, ...] = (
     Mmio(),

@@ -12,7 +12,7 @@ from typing import Any
 from bench.measure import Benchmark, Progress, Result, alternate
 from bench.network import GOAL, PORT, give_address, netbench
 from bench.processes import scratch, server, vfio_user
-from images.machine import Machine
+from vfu_images.machine import Machine
 
 ROUNDS = 5
 

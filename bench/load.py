@@ -12,13 +12,13 @@ from typing import Literal
 
 from bench.measure import BenchError
 from bench.processes import BUILT
-from images import program
-from images.workspace import PROJECT
 from pymodel.spec import block, virtio, virtio_pci
 from vfu_client.drivers.block import BlockDriver
 from vfu_client.vfio import protocol
 from vfu_client.vfio.memory import PAGE, GuestMemory
 from vfu_client.virtio.split import SplitQueue
+from vfu_images import program
+from vfu_images.workspace import PROJECT
 
 PROGRAM = BUILT / "vf-load"
 

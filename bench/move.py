@@ -18,11 +18,11 @@ from typing import Any, Self
 from bench.block import QEMU_BLOCK, block_device, drive
 from bench.measure import BenchError, Benchmark, Progress, Result, alternate
 from bench.processes import make_disk, scratch, server, vfio_user
-from images.machine import Machine
 from vfu_client.move.move import DOWNTIME_LIMIT_MS, MAX_BANDWIDTH, Move
 from vfu_client.move.moved_vf import MovedVf, Vf
 from vfu_client.move.qemu import Qemu
 from vfu_client.move.side import Side
+from vfu_images.machine import Machine
 
 PAIRS = 5
 DISK_SIZE = 32 << 20

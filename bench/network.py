@@ -13,8 +13,8 @@ from typing import Any
 from bench.measure import BenchError, Benchmark, Progress, Result, alternate, p50_entries
 from bench.namespace import Tap, namespace
 from bench.processes import running, scratch, server, vfio_user
-from images.machine import Machine
-from images.workspace import IMAGES
+from vfu_images.machine import Machine
+from vfu_images.workspace import IMAGES
 
 ROUNDS = 5
 SECONDS = 1

@@ -12,7 +12,7 @@ import statistics
 from dataclasses import dataclass
 
 from bench.processes import scratch, server, vfio_user
-from images.machine import Machine
+from vfu_images.machine import Machine
 
 DRIVER = "/sys/bus/pci/drivers/virtio-pci"
 DISK_SIZE = 64 << 20

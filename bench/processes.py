@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import BenchError
-from images import program
-from images.workspace import BUILD, PROJECT
+from vfu_images import program
+from vfu_images.workspace import BUILD, PROJECT
 
 BUILT = BUILD / "ext" / "bench"
 """Where programs of ours are that only benchmarks need."""
@@ -96,7 +96,7 @@ def sample(socket: Path) -> Iterator[None]:
 def running(
     command: Sequence[str], log: Path, *, ready: str = "ready", within: Sequence[str] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A program that is ready, as `images.program.start` says. Raises BenchError."""
+    """A program that is ready, as `vfu_images.program.start` says. Raises BenchError."""
     try:
         process = program.start(command, log, ready=ready, within=within)
     except program.NotReadyError as error:

@@ -20,7 +20,8 @@ COMMANDS = {
     "vfu-owner": ("vfu_client.owner.cli", "modes, contexts and parts of VFs"),
     "vfu-migrate": ("vfu_client.move.options", "move a running guest with its VFs"),
     "vfu-qemu": ("vfu_client.plug.options", "a device's functions as QEMU's options"),
-    "vfu-boot": ("images.boot_options", "boot a guest with a device's functions"),
+    "vfu-boot": ("vfu_images.boot_options", "boot a guest with a device's functions"),
+    "vfu-demo": ("vfu_demo.__main__", "show what the device does, with real guests"),
 }
 """By name, the module whose `parser` it has, and what it is."""
 

@@ -19,7 +19,7 @@ ROOTS=$PWD/build/chroots
 
 [ "$(id -u)" = 0 ] || { echo "$0: root is needed, to make chroots" >&2; exit 1; }
 command -v debootstrap >/dev/null || { echo "$0: apt-get install debootstrap" >&2; exit 1; }
-read -r MIRROR KEYRING < <(python3 -c 'from images.sources import own_mirror; m = own_mirror(); print(m.uri, m.keyring)')
+read -r MIRROR KEYRING < <(python3 -c 'from vfu_images.sources import own_mirror; m = own_mirror(); print(m.uri, m.keyring)')
 mkdir -p "$ROOTS"
 
 # proxy KIND: the proxy that the machine's apt uses, if any, as debootstrap's wget takes it.

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import pytest
 
-from images.workspace import IMAGES
+from vfu_images.workspace import IMAGES
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 TABLE: Final = ROOT / "docs" / "compatibility.md"

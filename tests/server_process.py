@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from images import program
-from images.qmp import QMP
+from vfu_images import program
+from vfu_images.qmp import QMP
 
 
 class ServerError(Exception):

@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Self
 
-from images import program
-from images.workspace import IMAGES
+from vfu_images import program
+from vfu_images.workspace import IMAGES
 
 STOP_SECONDS = 20.0
 

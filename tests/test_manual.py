@@ -16,8 +16,9 @@ COMMANDS = {
     "vfu-migrate": "--dialect",
     "vfu-qemu": "--libvirt",
     "vfu-boot": "--script",
+    "vfu-demo": "--version",
 }
-"""Each with an option that it has alone."""
+"""Each with an option that it has."""
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from demo.gaps import Clock, gaps_in, longest_ms, meeting
+from vfu_demo.gaps import Clock, gaps_in, longest_ms, meeting
 
 
 def test_lines_of_both_programs() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.hub import Hub
+from vfu_demo.hub import Hub
 
 A, B, C = (bytes([2, 0, 0, 0, 0, number]) for number in (1, 2, 3))
 EVERYBODY = b"\xff" * 6

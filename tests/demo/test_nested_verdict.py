@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from demo.nested import _conclude, _figures
-from demo.show import LostError
+from vfu_demo.nested import _conclude, _figures
+from vfu_demo.show import LostError
 
 TOLD = {
     "status": "completed", "ram": {"transferred": 75_000_000}, "vfio": {"transferred": 934},

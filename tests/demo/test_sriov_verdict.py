@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from demo.show import LostError
-from demo.sriov import _check
+from vfu_demo.show import LostError
+from vfu_demo.sriov import _check
 
 DONE = {"event": "done", "sectors_written": 1600, "sectors_read": 2000, "lost": 0, "corrupt": 0, "errors": 0}
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from demo.__main__ import Moved, _conclude, _figures
-from demo.show import LostError
 from vfu_client.move import timeline
 from vfu_client.move.report import Report, Step
+from vfu_demo.moves import Moved, _conclude, _figures
+from vfu_demo.show import LostError
 
 DISK = dict.fromkeys(("lost", "corrupt", "errors"), 0) | {
     "sectors_written": 20_000,

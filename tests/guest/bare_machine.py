@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from images.machine import Machine
+from vfu_images.machine import Machine
 
 FORMATTING = re.compile(rb"\x1b\[[0-9;?=]*[A-Za-z]")
 """What moves a terminal's cursor or colours it."""

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from images.machine import Machine
 from tests.compatibility import DRIVER, FINDING, RULES, VERSION
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
 
 DISK_SIZE = 32 << 20
 

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from images.job import Job
-from images.machine import Machine
+from vfu_images.job import Job
+from vfu_images.machine import Machine
 
 IOVERIFY = "ioverify --device {disk} --offset {offset} --length {length} --depth {depth}"
 

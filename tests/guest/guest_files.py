@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from images.job import Job
-from images.machine import Machine
+from vfu_images.job import Job
+from vfu_images.machine import Machine
 
 
 def pairs(line: str) -> dict[str, str]:

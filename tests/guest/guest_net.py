@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import time
 
-from images.job import Job
-from images.machine import Machine
 from tests.guest.guest_files import pairs
+from vfu_images.job import Job
+from vfu_images.machine import Machine
 
 INTERFACE = "eth0"
 PORT = 5001

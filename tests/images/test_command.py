@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from images.__main__ import main
+from vfu_images.__main__ import main
 
 
 @pytest.mark.parametrize(

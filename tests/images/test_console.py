@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from images.console import Console, ConsoleClosedError
+from vfu_images.console import Console, ConsoleClosedError
 
 
 @pytest.fixture

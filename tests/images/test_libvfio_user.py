@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from images import libvfio_user
-from images.libvfio_user import HEADER
-from images.workspace import SetupError
+from vfu_images import libvfio_user
+from vfu_images.libvfio_user import HEADER
+from vfu_images.workspace import SetupError
 
 
 def make(archive: Path, *names: str) -> Path:

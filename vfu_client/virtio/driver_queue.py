@@ -54,7 +54,7 @@ class DriverQueue(ABC):
     """Rings of one queue in guest memory, and what the driver must remember about them.
 
     `parts` are descriptor, driver and device area, in the order of the common configuration. Publishing
-    relies on the machine's store order (x86) and on `_fence`.
+    relies on `_fence`.
     """
 
     def __init__(
@@ -196,6 +196,13 @@ class DriverQueue(ABC):
         return done
 
     def _fence(self) -> None:
-        """Order what was stored before what is loaded after: taking a lock is a locked instruction on x86."""
+        """A full barrier, also between a store and a load after it.
+
+        To give a lock back comes after all before it, and to take it before all after it. Processors that
+        have instructions for either (ARM, RISC-V) keep the one before the other, so what was stored before is
+        seen by others before anything after is loaded. On x86 each is a barrier by itself.
+        """
+        with self._lock:
+            pass
         with self._lock:
             pass

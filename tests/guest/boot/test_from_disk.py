@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from images import firmware
-from images.machine import Machine
-from images.workspace import IMAGES
 from tests.guest.bare_machine import BareMachine
 from tests.guest.guest_disk import disk_of
 from tests.guest.guest_files import look_through, work
 from tests.server_process import ServerProcess
+from vfu_images import firmware
+from vfu_images.machine import Machine
+from vfu_images.workspace import IMAGES
 
 UEFI = ("-bios", str(firmware.OVMF))
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from images.machine import Machine
 from tests.guest.guest_disk import disk_of, start_io, verify, wait_written
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
 
 
 @pytest.mark.long

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from images.machine import Machine
 from tests.guest.guest_disk import address_of, disk_of, rebind, verify
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
 
 BITS = {
     "indirect": 28,

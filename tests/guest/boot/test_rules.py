@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from images.machine import Machine
 from tests.guest.guest_disk import address_of, disk_of, rebind, verify
 from tests.guest.networks.test_one_guest import THERE, transfer
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
 
 LINUX = {
     # It knows nothing of it.

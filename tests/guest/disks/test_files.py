@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from images.machine import Machine
 from tests.guest.guest_disk import disk_of
 from tests.guest.guest_files import (
     check_file_system,
@@ -22,6 +21,7 @@ from tests.guest.guest_files import (
     work,
 )
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
 
 ENDS = 3
 BLOCKS = 30

@@ -6,7 +6,6 @@ import re
 
 import pytest
 
-from images.machine import Machine
 from tests.guest.conftest import DISK_SIZE, Plain
 from tests.guest.guest_disk import (
     digest,
@@ -18,6 +17,7 @@ from tests.guest.guest_disk import (
     wait_written,
 )
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
 
 
 @pytest.mark.parametrize(("depth", "count"), [(1, 1000), (32, 3000)])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from images import firmware, program
-from images.workspace import IMAGES, SetupError
 from tests.server_process import ServerProcess
+from vfu_images import firmware, program
+from vfu_images.workspace import IMAGES, SetupError
 
 ADDRESS = "10.0.2.15"
 """What DHCP gives to whoever asks first."""

@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from images.machine import Machine
 from tests.guest.drivers.conftest import ADDRESS, FILE, SERVER, Served
 from tests.guest.guest_disk import address_of, disk_of, rebind, verify
 from tests.guest.guest_net import function_address, set_up
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
 
 FAULTS = r"^\S+ (?:WARNING|ERROR) (?!virtio\.rules: ).*|^Traceback.*"
 

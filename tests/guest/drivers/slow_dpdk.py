@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from images import variants
-from images.job import Job
-from images.machine import Machine
 from tests.guest.conftest import IOMMU
 from tests.guest.guest_disk import DRIVER
 from tests.server_process import ServerProcess
+from vfu_images import variants
+from vfu_images.job import Job
+from vfu_images.machine import Machine
 
 MRG_RXBUF, RING_PACKED, IN_ORDER = 15, 34, 35
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from images.machine import Machine
 from tests.guest.drivers.conftest import ADDRESS, SERVER, Served
 from tests.guest.guest_disk import DRIVER, IOVERIFY, address_of, disk_of
 from tests.guest.guest_net import function_address, set_up
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
 
 SECONDS = 10
 """After which something hangs."""

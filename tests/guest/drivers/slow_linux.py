@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from images import variants
-from images.machine import Machine
-from images.workspace import IMAGES
 from tests.guest.drivers.conftest import Served
 from tests.guest.drivers.linux import drive
 from tests.server_process import ServerProcess
+from vfu_images import variants
+from vfu_images.machine import Machine
+from vfu_images.workspace import IMAGES
 
 DOES = "disks and network, driver unbound and bound again"
 

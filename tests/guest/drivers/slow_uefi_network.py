@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from images import firmware
 from tests.guest.bare_machine import BareMachine
 from tests.guest.drivers import ipxe
 from tests.guest.drivers.conftest import Served
+from vfu_images import firmware
 
 
 @pytest.mark.parametrize(

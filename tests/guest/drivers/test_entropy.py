@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from images.machine import Machine
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
 
 
 def test_entropy(server: Callable[..., ServerProcess], machine: Callable[..., Machine]) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from images.machine import Machine
 from tests.guest.conftest import IOMMU
 from tests.guest.guest_disk import address_of, digest, disk_of, rebind, verify
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
 
 MEBIBYTES = 32
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from images import firmware
 from tests.guest.bare_machine import BareMachine
 from tests.guest.drivers.conftest import Served
 from tests.guest.drivers.ipxe import SCRIPT, watch
+from vfu_images import firmware
 
 
 @pytest.mark.driver("iPXE, BIOS", "DHCP, TFTP, closed and opened again")

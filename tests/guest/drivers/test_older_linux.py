@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from images import variants
-from images.machine import Machine
 from tests.guest.drivers.conftest import Served
 from tests.guest.drivers.linux import drive
 from tests.server_process import ServerProcess
+from vfu_images import variants
+from vfu_images.machine import Machine
 
 
 @pytest.mark.driver("Linux (Debian 12)", "disks and network, driver unbound and bound again")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from images import firmware
 from tests.guest.bare_machine import BareMachine, Prompt
 from tests.guest.drivers.conftest import ADDRESS, FILE, Served
 from tests.server_process import ServerProcess
+from vfu_images import firmware
 
 PROMPT = rb"\n=> "
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from images.machine import Machine
 from tests.guest.guest_disk import disk_of, progress, start_io, verify
 from tests.server_process import ServerProcess
 from vfu_client.drivers.block import BlockDriver
+from vfu_images.machine import Machine
 
 SHARED = "memory-backend=mem"
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from images.job import Job
 from tests.guest.conftest import Plain
 from tests.guest.guest_disk import (
     DRIVER,
@@ -20,6 +19,7 @@ from tests.guest.guest_disk import (
     verify,
     wait_written,
 )
+from vfu_images.job import Job
 
 ROUNDS = 20
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from images.machine import Machine
-from images.qmp import QMPError
 from tests.guest.conftest import Plain
 from tests.guest.guest_disk import address_of, disk_of, finish, start_io, verify, wait_written
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
+from vfu_images.qmp import QMPError
 
 QEMU_BUG = "memory_region_del_subregion: Assertion `subregion->container == mr' failed"
 """QEMU 11.1.3 aborts so when any vfio-user-pci device that has MSI-X is unplugged.

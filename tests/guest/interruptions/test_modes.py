@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from images.machine import Machine
 from tests.guest.guest_disk import disk_of, finish, progress, start_io, wait_written
 from tests.server_process import ServerProcess
 from vfu_client.owner.owner import OwnerDriver
+from vfu_images.machine import Machine
 
 ACTIVE, STOP, FREEZE = 0, 1, 2
 

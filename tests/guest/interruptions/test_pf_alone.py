@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from images.machine import Machine
 from tests.guest.guest_disk import DRIVER, address_of, disk_of, verify
 from tests.server_process import ServerProcess
 from tests.wire.running import until
+from vfu_images.machine import Machine
 
 
 @pytest.fixture(scope="module")

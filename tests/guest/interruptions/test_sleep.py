@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from images.machine import Machine
-from images.workspace import IMAGES
 from tests.guest.guest_disk import disk_of, finish, progress, start_io, verify, wait_written
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
+from vfu_images.workspace import IMAGES
 
 # QEMU writes an ELF kernel into memory anew at each reset, also at that of a wake-up.
 KERNEL = ("-kernel", str(IMAGES / "vmlinuz"))

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from images.kernel_headers import KBUILD
-from images.workspace import IMAGES, SetupError
 from tests.server_process import ServerProcess
+from vfu_images.kernel_headers import KBUILD
+from vfu_images.workspace import IMAGES, SetupError
 
-BOOT: tuple[str | Path, ...] = (sys.executable, "-m", "images.boot")
+BOOT: tuple[str | Path, ...] = (sys.executable, "-m", "vfu_images.boot")
 DRIVER = Path(__file__).parents[3] / "examples" / "counter_driver"
 
 SECONDS = 240

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from images.machine import Machine
 from tests.guest.conftest import DISK_SIZE
 from tests.guest.guest_disk import disk_of, start_io
 from tests.guest.moves.traveller import OPTIONS, Traveller
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
 
 
 @pytest.fixture(scope="module")

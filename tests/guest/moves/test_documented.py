@@ -16,7 +16,7 @@ from typing import Self
 
 import pytest
 
-from images.workspace import PROJECT
+from vfu_images.workspace import PROJECT
 
 SECONDS = 120.0
 

@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 
-from images.machine import Machine
 from tests.guest.guest_net import reaches, set_up
 from tests.server_process import ServerProcess
 from vfu_client.move.move import Move
@@ -14,6 +13,7 @@ from vfu_client.move.moved_vf import MovedVf, Vf
 from vfu_client.move.qemu import Qemu
 from vfu_client.move.report import MoveError, Report
 from vfu_client.move.side import Side
+from vfu_images.machine import Machine
 
 OPTIONS = ("--vfs", "2")
 

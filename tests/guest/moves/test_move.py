@@ -14,7 +14,6 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from images.machine import Machine
 from pymodel.spec import context
 from tests.guest.conftest import DISK_SIZE
 from tests.guest.guest_disk import disk_of, finish, progress, start_io, wait_written
@@ -25,6 +24,7 @@ from vfu_client.move.move import Move
 from vfu_client.move.moved_vf import MovedVf, Vf
 from vfu_client.move.report import STEPS, MoveError
 from vfu_client.owner.owner import OwnerDriver
+from vfu_images.machine import Machine
 
 HANGS_UP = {"x-msg-timeout": 3000}
 """A QEMU that hangs up on a server that stands still for so many milliseconds, and not on a busy one."""

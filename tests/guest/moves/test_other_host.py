@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from images.machine import Machine
+from vfu_images.machine import Machine
 from tests.guest.moves.test_recovery import check_at_rest, check_settings
 from tests.guest.moves.traveller import Traveller, command
 from tests.server_process import ServerProcess

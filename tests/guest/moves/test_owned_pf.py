@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from images.machine import Machine
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
 
 GUEST = ["--sriov", "guest", "--total-vfs", "1", "--disk", "ram:1M"]
 OWNER = ["--vfs", "1", "--disk", "ram:1M"]

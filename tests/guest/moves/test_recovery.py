@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from images.machine import Machine
 from pymodel.spec import context
 from tests.guest.moves.traveller import Traveller, command
 from tests.server_process import ServerProcess
 from vfu_client.move.report import STEPS
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.owner import OwnerDriver
+from vfu_images.machine import Machine
 
 WAY_BACK = ("restore-destination", "activate-source", "continue-source", "end-destination")
 

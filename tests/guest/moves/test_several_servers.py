@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 
-from images.job import Job
-from images.machine import Machine
 from pymodel.spec import context
 from tests.guest.conftest import DISK_SIZE
 from tests.guest.guest_disk import disk_of, progress, start_io, wait_written
@@ -33,6 +31,8 @@ from vfu_client.move.side import Side
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.owner import OwnerDriver
 from vfu_client.vfio.memory import Bytes
+from vfu_images.job import Job
+from vfu_images.machine import Machine
 
 KINDS = ("disk", "net")
 FOR_EVER = 100.0

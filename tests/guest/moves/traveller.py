@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from images.job import Job
-from images.machine import Machine
 from pymodel.spec import context
 from tests.guest.guest_disk import disk_of, finish, progress, start_io, wait_written
 from tests.server_process import ServerProcess
@@ -22,6 +20,8 @@ from vfu_client.move.report import Report
 from vfu_client.move.side import Side
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.owner import OwnerDriver
+from vfu_images.job import Job
+from vfu_images.machine import Machine
 
 OPTIONS = ["--vfs", "4", "--disk", "pf=ram:1M"]
 

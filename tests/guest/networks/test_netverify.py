@@ -16,8 +16,8 @@ from typing import Self
 
 import pytest
 
-from images.workspace import IMAGES
 from tests.guest.guest_files import pairs
+from vfu_images.workspace import IMAGES
 
 RECORD = 1024
 

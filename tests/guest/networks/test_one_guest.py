@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from images.machine import Machine
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
 
 MEBIBYTES = 16
 

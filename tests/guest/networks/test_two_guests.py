@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from images.job import Job
-from images.machine import Machine
 from tests.guest.guest_disk import DRIVER
 from tests.guest.guest_net import (
     INTERFACE,
@@ -25,6 +23,8 @@ from tests.guest.guest_net import (
     wait_records,
 )
 from tests.server_process import ServerProcess
+from vfu_images.job import Job
+from vfu_images.machine import Machine
 
 HERE, THERE = "10.1.0.1", "10.1.0.2"
 OTHER_MAC = "02:00:00:00:00:99"

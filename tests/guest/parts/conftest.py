@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from images import variants
-from images.machine import Machine
 from tests.guest.conftest import IOMMU
 from tests.guest.parts.vfio_guest import DRIVER, VfioGuest, give_to
 from tests.guest.sriov.guest_sriov import Owned, guest_options
 from tests.server_process import ServerProcess
+from vfu_images import variants
+from vfu_images.machine import Machine
 
 REFUSED = "admin command error: status(0x16) qualifier(0x3)"
 """What the kernel says, and is right to say, of a command that the server answers with EINVAL."""

@@ -7,8 +7,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from images.machine import Machine
 from tests.guest.sriov.guest_sriov import Owned
+from vfu_images.machine import Machine
 
 DRIVER: Final = "virtio_vfio_pci"
 STREAM: Final = "/tmp/stream"

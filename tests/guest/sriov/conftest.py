@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from images.machine import Machine
 from tests.guest.sriov.guest_sriov import Owned, complaints, guest_options
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
 
 
 @dataclass(frozen=True)

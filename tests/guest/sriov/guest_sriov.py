@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from images.machine import Machine
 from tests.guest import guest_disk
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
 
 DRIVERS: Final = "/sys/bus/pci/drivers"
 DENSE_FROM: Final = 32

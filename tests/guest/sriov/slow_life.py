@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from images.machine import Machine
 from tests.guest.guest_disk import finish, progress, start_io, wait_written
 from tests.guest.sriov.guest_sriov import Owned, complaints, guest_options
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
 
 CYCLES = 100
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from images.machine import Machine
 from tests.guest.guest_disk import finish, progress, start_io, wait_written
 from tests.guest.sriov.guest_sriov import Owned, guest_options
 from tests.guest.sriov.relay import Relay
 from tests.server_process import ServerProcess
 from vfu_client.vfio.connection import Connection
 from vfu_client.vfio.pci import PciFunction
+from vfu_images.machine import Machine
 
 
 @pytest.mark.long

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from images.machine import Machine
-from images.workspace import PROJECT
 from tests.guest.guest_disk import disk_of, verify
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
+from vfu_images.workspace import PROJECT
 
 VFU_QEMU = [sys.executable, "-m", "vfu_client.plug.cli"]
 

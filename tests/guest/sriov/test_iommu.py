@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from images.machine import Machine
 from tests.guest.conftest import IOMMU
 from tests.guest.guest_disk import finish, start_io, wait_written
 from tests.guest.sriov.guest_sriov import DRIVERS, Owned, guest_options, misplace
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
 
 MISPLACED = r"virtio\.pf: BAR 0 of VF 2 is at {found:#x}, and the SR-IOV capability says {wanted:#x} \(2 BARs"
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from images.machine import Machine
 from tests.guest.sriov.guest_sriov import Owned, guest_options
 from tests.server_process import ServerProcess
+from vfu_images.machine import Machine
 
 VFS = 40
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from images.machine import KERNEL_ARGUMENTS, Machine
-from images.workspace import IMAGES
 from tests.guest.guest_disk import start_io, wait_written
 from tests.guest.sriov.guest_sriov import Owned, guest_options
 from tests.server_process import ServerProcess
+from vfu_images.machine import KERNEL_ARGUMENTS, Machine
+from vfu_images.workspace import IMAGES
 
 PAGE = 4096
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
-from images import firmware
-from images.machine import Machine
-from images.qmp import QMP
-from images.workspace import SetupError
 from tests.guest.sriov.guest_sriov import Owned, guest_options
 from tests.server_process import ServerProcess
+from vfu_images import firmware
+from vfu_images.machine import Machine
+from vfu_images.qmp import QMP
+from vfu_images.workspace import SetupError
 
 ECAM = 0xE0000000
 """Where OVMF has it on a q35."""

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from images.workspace import IMAGES
 from tests.wire.frames import ALL, BROADCAST, DEADLINE, Hand, ethernet, mac, wants
 from tests.wire.running import until
+from vfu_images.workspace import IMAGES
 from vfu_server.networks.datagram import DatagramPort
 from vfu_server.networks.stream import StreamPort
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from images.qmp import QMPError
 from tests.server_process import ServerProcess
 from tests.wire.running import until
 from vfu_client.virtio.function import KNOWN_FEATURES, VirtioPci
+from vfu_images.qmp import QMPError
 
 NEEDS_RESET = 64
 SOURCE = """

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from images.qmp import QMP
 from tests.server_process import ServerProcess
 from tests.wire.driving import bring_up, works
 from tests.wire.raw_client import RawClient
@@ -24,6 +23,7 @@ from vfu_client.owner.owner import OwnerDriver
 from vfu_client.vfio.connection import Connection
 from vfu_client.vfio.pci import PciFunction
 from vfu_client.virtio.function import NegotiationError, VirtioPci
+from vfu_images.qmp import QMP
 
 CONFIG = 7
 """vfio's region of configuration space."""

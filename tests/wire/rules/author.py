@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from images.qmp import QMP
 from pymodel.spec import virtio_pci
 from tests.server_process import ServerProcess
 from vfu_client.vfio.memory import Buffer
 from vfu_client.virtio.driver_queue import DriverQueue
 from vfu_client.virtio.function import VirtioPci
 from vfu_client.virtio.split import SplitQueue
+from vfu_images.qmp import QMP
 
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
 EVENT_IDX, VERSION_1, ACCESS_PLATFORM, RING_PACKED, IN_ORDER = 29, 32, 33, 34, 35

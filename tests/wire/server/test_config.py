@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from images.qmp import QMP
 from pymodel import __version__
 from tests.server_process import ServerProcess
+from vfu_images.qmp import QMP
 
 COMMAND = [sys.executable, "-m", "vfu_server"]
 ROOT = Path(__file__).resolve().parents[3]

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from images.qmp import QMPError
 from tests.server_process import ServerProcess
 from tests.wire.driving import Driven, driven
 from tests.wire.frames import ethernet, mac
@@ -17,6 +16,7 @@ from vfu_client.drivers.block import BlockDriver, BlockError
 from vfu_client.drivers.net import CommandError, NetDriver
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.owner import OwnerDriver
+from vfu_images.qmp import QMPError
 
 FRAME = ethernet(mac(255), mac(2), bytes(46))
 

@@ -19,7 +19,6 @@ from typing import Any, Self, TypeVar
 import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
-from images.qmp import QMPError
 from pymodel.spec import context
 from tests.server_process import ServerProcess
 from tests.wire.driving import driven, works
@@ -27,6 +26,7 @@ from tests.wire.running import until
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.owner import OwnerDriver
 from vfu_client.virtio.function import VirtioPci
+from vfu_images.qmp import QMPError
 from vfu_server.monitor import qmp
 from vfu_server.monitor.framer import MESSAGE_MAX, Framer
 from vfu_server.monitor.qmp import CLIENTS_MAX, EVENTS_MAX, MISTAKES_MAX

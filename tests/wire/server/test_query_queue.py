@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from images.qmp import QMPError
 from tests.server_process import ServerProcess
 from tests.wire.driving import INDIRECT, NEXT, VERSION_1, WRITE, bring_up, driven
 from vfu_client.virtio.function import VirtioPci
 from vfu_client.virtio.packed import PackedQueue
+from vfu_images.qmp import QMPError
 
 EVENT_IDX, INDIRECT_DESC, RING_PACKED = 29, 28, 34
 USED = 1 << 15

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from images.qmp import QMPError
 from tests.server_process import ServerProcess
 from tests.wire.frames import ethernet, mac
 from tests.wire.running import until
 from vfu_client.drivers.block import BlockDriver
 from vfu_client.drivers.net import NetDriver
 from vfu_client.owner.owner import OwnerDriver
+from vfu_images.qmp import QMPError
 from vfu_server.watch.bounded_file import BoundedFile
 from vfu_server.watch.trace_file import TraceFile
 

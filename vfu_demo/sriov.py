@@ -1,20 +1,16 @@
-"""`python -m demo.sriov`: a stock guest under stock QEMU enables VFs of its PF, uses them, and disables them.
-
-Exit status: 0 all is well, 1 something failed.
-"""
+"""A stock guest under stock QEMU enables VFs of its PF, uses them, and disables them."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import tempfile
 from pathlib import Path
 
-from demo import show
-from demo.show import LostError
-from demo.stage import Server, for_a_guest
-from images.machine import Machine
+from vfu_demo import show
+from vfu_demo.show import LostError
+from vfu_demo.stage import Server, for_a_guest
+from vfu_images.machine import Machine
 
 VFS = 4
 PORT = "port0"
@@ -24,15 +20,11 @@ VERIFY = "ioverify --length 4M --count 200 --report-ms 100000 --device"
 BLOCK_DEVICES = f"for n in $(seq 0 {VFS - 1}); do ls {PF}/virtfn$n/virtio*/block; done"
 
 
-def main() -> int:
-    """Run the demo; returns the exit status."""
-
-    def play() -> None:
-        # The name of a socket has at most 107 bytes, so the folder has a short one.
-        with tempfile.TemporaryDirectory(prefix="vfu-demo-") as folder, contextlib.ExitStack() as until:
-            _demo(Path(folder) / "device", until)
-
-    return show.run(play)
+def play() -> None:
+    """Play it."""
+    # The name of a socket has at most 107 bytes, so the folder has a short one.
+    with tempfile.TemporaryDirectory(prefix="vfu-demo-") as folder, contextlib.ExitStack() as until:
+        _demo(Path(folder) / "device", until)
 
 
 def _demo(folder: Path, until: contextlib.ExitStack) -> None:
@@ -79,7 +71,3 @@ def _check(disk: str, status: int, output: str) -> None:
     )
     if status or done["lost"] or done["corrupt"] or done["errors"]:
         raise LostError(f"the guest found /dev/{disk} damaged")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

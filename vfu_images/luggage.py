@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from images.cpio import Archive
-from images.initramfs import wrapped
-from images.workspace import SetupError
+from vfu_images.cpio import Archive
+from vfu_images.initramfs import wrapped
+from vfu_images.workspace import SetupError
 
 PLACE = "/boot"
 SCRIPT = f"{PLACE}/script"

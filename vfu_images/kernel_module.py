@@ -11,11 +11,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from images import kernel_headers
-from images.debian import Debian, extract_part
-from images.initramfs import ROOT as GUEST_ROOT
-from images.initramfs import Kernel
-from images.workspace import CACHE, SetupError, renew, say, write_file
+from vfu_images import kernel_headers
+from vfu_images.debian import Debian, extract_part
+from vfu_images.initramfs import ROOT as GUEST_ROOT
+from vfu_images.initramfs import Kernel
+from vfu_images.workspace import CACHE, SetupError, renew, say, write_file
 
 NAME = "virtio-vfio-pci"
 MODULE = CACHE / f"{NAME}.ko"

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from demo.network import Network, open_network
-from images import program
-from images.machine import Machine
 from vfu_client.move.qemu import Qemu
 from vfu_client.move.side import Side
+from vfu_demo.network import Network, open_network
+from vfu_images import program
+from vfu_images.machine import Machine
 
 DISK_SIZE = 64 << 20
 STOP_SECONDS = 10.0

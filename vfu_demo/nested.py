@@ -1,7 +1,7 @@
-"""`python -m demo.nested`: QEMU in a guest gives VFs to a guest of its own, and migrates it from VF to VF.
+"""QEMU in a guest gives VFs to a guest of its own, and migrates it from VF to VF.
 
 Nothing in the guest knows of this project: Linux and its driver virtio_vfio_pci, QEMU, vfio-pci. Leaves
-`build/demo-nested.json`. Exit status: 0 all is well, 1 something was lost or failed.
+demo-nested.json in BUILD.
 """
 
 from __future__ import annotations
@@ -9,19 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from demo import show
-from demo.inner import PLACE, Inner, ports
-from demo.show import LostError
-from demo.stage import Server, for_a_guest
-from images import nested, variants
-from images.machine import Machine
-from images.qmp import QMP
-from images.workspace import BUILD, SetupError
+from vfu_demo import show
+from vfu_demo.inner import PLACE, Inner, ports
+from vfu_demo.show import LostError
+from vfu_demo.stage import Server, for_a_guest
+from vfu_images import nested, variants
+from vfu_images.machine import Machine
+from vfu_images.qmp import QMP
+from vfu_images.workspace import BUILD, SetupError, shown
 
 PORT = "port0"
 PF = "/sys/bus/pci/devices/0000:01:00.0"
@@ -38,15 +37,11 @@ SECTORS_STEP = 400
 """What is to be written before and after the move."""
 
 
-def main() -> int:
-    """Run the demo; returns the exit status."""
-
-    def play() -> None:
-        # The name of a socket has at most 107 bytes, so the folder has a short one.
-        with tempfile.TemporaryDirectory(prefix="vfu-demo-") as folder, contextlib.ExitStack() as until:
-            _demo(Path(folder), until)
-
-    return show.run(play)
+def play() -> None:
+    """Play it."""
+    # The name of a socket has at most 107 bytes, so the folder has a short one.
+    with tempfile.TemporaryDirectory(prefix="vfu-demo-") as folder, contextlib.ExitStack() as until:
+        _demo(Path(folder), until)
 
 
 def _demo(folder: Path, until: contextlib.ExitStack) -> None:
@@ -167,7 +162,7 @@ def _conclude(figures: dict[str, Any]) -> None:
         f" {figures['sectors_read']} read back and checked;"
         f" lost {figures['lost']}, corrupt {figures['corrupt']}, failed requests {figures['errors']}"
         f"\nVF 1 served {requests['vf1']} requests, VF 2 {requests['vf2']}"
-        "\nbuild/demo-nested.json has the figures"
+        f"\n{shown(BUILD / 'demo-nested.json')} has the figures"
     )
     if figures["lost"] or figures["corrupt"] or figures["errors"]:
         raise LostError("the guest found its disk damaged")
@@ -177,7 +172,3 @@ def _conclude(figures: dict[str, Any]) -> None:
         raise LostError(f"the guest wrote fewer than {SECTORS_STEP} sectors before or after")
     if not all(requests.values()):
         raise LostError("a VF served no request")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 
-from images.debian import Debian
-from images.sources import own_release
-from images.workspace import CACHE, PROJECT, say
+from vfu_images.debian import Debian
+from vfu_images.sources import own_release
+from vfu_images.workspace import CACHE, say, shown
 
 SONAME = "libnbd.so.0"
 PACKAGES = ("libnbd0",)
@@ -22,6 +22,6 @@ def prepare() -> None:
         ctypes.CDLL(SONAME)
     except OSError:
         Debian(own_release()).unpack(PACKAGES, ROOT)
-        say(f"libnbd: {ROOT.relative_to(PROJECT)}")
+        say(f"libnbd: {shown(ROOT)}")
     else:
         say("libnbd: the machine's own")

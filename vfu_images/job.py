@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from images.console import Result
+from vfu_images.console import Result
 
 
 class Job:

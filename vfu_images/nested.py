@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from images import private, qemu
-from images.cpio import Archive
-from images.debian import CONTENTS, Debian
-from images.disk import renew_disk
-from images.initramfs import ROOT as GUEST_ROOT
-from images.initramfs import add_dynamic, wrapped
-from images.machine import Machine, MachineError
-from images.workspace import IMAGES, PROJECT, SetupError, say
+from vfu_images import private, qemu
+from vfu_images.cpio import Archive
+from vfu_images.debian import CONTENTS, Debian
+from vfu_images.disk import renew_disk
+from vfu_images.initramfs import ROOT as GUEST_ROOT
+from vfu_images.initramfs import add_dynamic, wrapped
+from vfu_images.machine import Machine, MachineError
+from vfu_images.workspace import IMAGES, PACKAGE, SetupError, say
 
 DISK = IMAGES / "nested.img"
 SIZE = 256 << 20
@@ -77,7 +77,7 @@ def machine(folder: Path, devices: Sequence[Mapping[str, Any]] = (), *, boots: b
 def prepare(debian: Debian) -> None:
     """Leave DISK; made anew only if an input changed. `initramfs.prepare` goes before. Raises SetupError."""
     debian.unpack(qemu.PACKAGES, qemu.ROOT)
-    programs = [PROJECT / "images" / name for name in ("nested.py", "machine.py", "qemu.py")]
+    programs = [PACKAGE / name for name in ("nested.py", "machine.py", "qemu.py")]
     sources = (IMAGES / "vmlinux", IMAGES / "initramfs.cpio.gz", qemu.ROOT / CONTENTS, *programs)
     renew_disk(DISK, sources, _made, "booting and saving the guest of a guest...")
     say(f"disk: {DISK}")

@@ -1,30 +1,28 @@
-"""`python -m demo`: moves a guest A → B → A under disk and network traffic, and proves that nothing was lost.
+"""A guest moves A → B → A under disk and network traffic, and nothing is lost.
 
-Leaves `build/demo.json` and `build/demo.svg`. Exit status: 0 all is well, 1 something was lost or failed.
+Leaves demo.json and demo.svg in BUILD.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from demo import show
-from demo.gaps import Gap, longest_ms, meeting
-from demo.network import Figures
-from demo.show import LostError
-from demo.stage import Host, Server, Stage, open_stage
-from demo.traffic import Traffic
-from images.machine import Machine
 from vfu_client.move import timeline
 from vfu_client.move.move import Move
 from vfu_client.move.moved_vf import MovedVf, Vf
 from vfu_client.move.report import MoveError, Report
+from vfu_demo import show
+from vfu_demo.gaps import Gap, longest_ms, meeting
+from vfu_demo.network import Figures
+from vfu_demo.show import LostError
+from vfu_demo.stage import Host, Server, Stage, open_stage
+from vfu_demo.traffic import Traffic
+from vfu_images.machine import Machine
+from vfu_images.workspace import BUILD, shown
 
-BUILD = Path(__file__).resolve().parent.parent / "build"
 ADMIN_VQ = 41
 SECTORS_WANTED = 20_000
 VFS = [MovedVf(Vf(1, server), Vf(1, server)) for server in ("disk", "net")]
@@ -46,14 +44,10 @@ class Moved:
         return {name: longest_ms(meeting(found, stop)) for name, found in self.gaps.items()}
 
 
-def main() -> int:
-    """Run the demo; returns the exit status."""
-
-    def play() -> None:
-        with open_stage("a", "b") as stage:
-            _demo(stage)
-
-    return show.run(play)
+def play() -> None:
+    """Play it."""
+    with open_stage("a", "b") as stage:
+        _demo(stage)
 
 
 def _demo(stage: Stage) -> None:
@@ -194,7 +188,7 @@ def _figures(moves: list[Moved], disk: dict[str, Any], tcp: dict[str, Any]) -> d
 
 
 def _save(moves: list[Moved], figures: dict[str, Any]) -> None:
-    BUILD.mkdir(exist_ok=True)
+    BUILD.mkdir(parents=True, exist_ok=True)
     (BUILD / "demo.json").write_text(json.dumps(figures, indent=2) + "\n")
     picture = timeline.svg(
         [(f"move {move.source} → {move.destination}", move.report, move.gaps) for move in moves]
@@ -217,7 +211,7 @@ def _conclude(figures: dict[str, Any]) -> None:
         f"\nthe guest stood still for {downtimes};"
         f" by its own clock it never waited longer than {disk['longest_gap_ms']:.1f} ms for its disk"
         f"\n(after a move the new QEMU has the guest's code to translate again, and traffic waits for that)"
-        f"\nbuild/demo.json has the figures, build/demo.svg the timelines"
+        f"\n{shown(BUILD / 'demo.json')} has the figures, {shown(BUILD / 'demo.svg')} the timelines"
     )
     if disk["lost"] or disk["corrupt"] or disk["errors"]:
         raise LostError("the guest found its disk damaged")
@@ -227,7 +221,3 @@ def _conclude(figures: dict[str, Any]) -> None:
         raise LostError("the guest's connection broke")
     if tcp["corrupt"] or not tcp["bytes"]:
         raise LostError("what went over the guest's connection is not what came out")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

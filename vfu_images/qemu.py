@@ -8,8 +8,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from images.debian import Debian
-from images.workspace import CACHE, IMAGES, SetupError, say, write_file
+from vfu_images.debian import Debian
+from vfu_images.workspace import CACHE, IMAGES, SetupError, say, write_file
 
 SUITE = "trixie-backports"
 """Oldest Debian suite whose QEMU has vfio-user-pci (from 10.1 on)."""

@@ -6,7 +6,7 @@ the bridge's own address: the TCP of the host's kernel. "Two hosts" are two port
 ports of a switch in a rack: a guest that moves turns up at another port, and the bridge has to learn it. A
 namespace for each host would add two cables and show no more.
 
-Anywhere else the uplinks are Unix sockets that `demo.hub` joins, and learns from in the same way. A TCP of
+Anywhere else the uplinks are Unix sockets that `hub` joins, and learns from in the same way. A TCP of
 its own is not to be had there without privilege, other than in a guest: so a second small guest, on a QEMU of
 its own and no VF, is the other end.
 """
@@ -20,13 +20,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, Self
 
-from demo.gaps import GAP_MS, Clock, Gap, gaps_in
-from demo.hub import Hub
-from images import initramfs, private
-from images.job import Job
-from images.machine import Machine
-from images.program import DIE_WITH_PARENT, kill
-from images.workspace import IMAGES
+from vfu_demo.gaps import GAP_MS, Clock, Gap, gaps_in
+from vfu_demo.hub import Hub
+from vfu_images import initramfs, private
+from vfu_images.job import Job
+from vfu_images.machine import Machine
+from vfu_images.program import DIE_WITH_PARENT, kill
+from vfu_images.workspace import IMAGES
 
 GUEST_ADDRESS, PEER_ADDRESS = "10.77.0.2", "10.77.0.1"
 PORT = 5001

@@ -14,13 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from images import private
-from images.cpio import Archive
-from images.debian import CONTENTS, Debian
-from images.workspace import CACHE, IMAGES, SetupError, renew, say, write_file
+from vfu_images import private
+from vfu_images.cpio import Archive
+from vfu_images.debian import CONTENTS, Debian
+from vfu_images.workspace import CACHE, GUEST_SOURCES, IMAGES, SetupError, renew, say, write_file
 
 ROOT = CACHE / "guest"
-SOURCES = Path(__file__).resolve().parent / "guest"
 KERNEL = "linux-image-cloud-amd64"
 PACKAGES = (
     KERNEL,
@@ -126,7 +125,7 @@ def _inputs(kernel: Kernel) -> str:
     """A hash over everything that the images are made of."""
     digest = hashlib.sha256((ROOT / CONTENTS).read_bytes())
     digest.update(kernel.modules.name.encode())
-    for path in sorted([*SOURCES.glob("*.[ch]"), Path(__file__), Path(__file__).with_name("cpio.py")]):
+    for path in sorted([*GUEST_SOURCES.glob("*.[ch]"), Path(__file__), Path(__file__).with_name("cpio.py")]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest() + "\n"
 
@@ -170,7 +169,7 @@ def _add_programs(archive: Archive) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in PROGRAMS:
             output = Path(folder) / name
-            command = [compiler, *COMPILE, "-s", "-o", str(output), str(SOURCES / f"{name}.c")]
+            command = [compiler, *COMPILE, "-s", "-o", str(output), str(GUEST_SOURCES / f"{name}.c")]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SetupError(f"{name}.c could not be compiled (is libc6-dev installed?):\n{done.stderr}")

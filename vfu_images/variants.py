@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from images import kernel_module, private
-from images.cpio import Archive
-from images.debian import Debian
-from images.initramfs import KERNEL, ROOT, Kernel, add_dynamic, add_modules, unpacked, wrapped
-from images.workspace import CACHE, IMAGES, say, write_file
+from vfu_images import kernel_module, private
+from vfu_images.cpio import Archive
+from vfu_images.debian import Debian
+from vfu_images.initramfs import KERNEL, ROOT, Kernel, add_dynamic, add_modules, unpacked, wrapped
+from vfu_images.workspace import CACHE, IMAGES, say, write_file
 
 OLDER = {"6.1": "bookworm", "6.12": "trixie"}
 """Version of an older kernel, and the Debian release that has it."""

@@ -26,11 +26,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from images.console import READY, Console, ConsoleClosedError, Result
-from images.job import Job
-from images.program import DIE_WITH_PARENT, kill
-from images.qmp import QMP, QMPError
-from images.workspace import IMAGES, SetupError
+from vfu_images.console import READY, Console, ConsoleClosedError, Result
+from vfu_images.job import Job
+from vfu_images.program import DIE_WITH_PARENT, kill
+from vfu_images.qmp import QMP, QMPError
+from vfu_images.workspace import COMMAND, IMAGES, SetupError
 
 KERNEL_ARGUMENTS = (
     "console=ttyS1 quiet panic=-1 tsc=reliable no_timer_check mitigations=off random.trust_cpu=on"
@@ -106,7 +106,7 @@ class Machine:
         """
         for name in ("qemu-system-x86_64", "vmlinux", "initramfs.cpio.gz"):
             if not (self.images / name).exists():
-                raise SetupError(f"{self.images / name} is missing; run `python3 -m images all` first")
+                raise SetupError(f"{self.images / name} is missing; run `{COMMAND} all` first")
         self._temporary = Path(tempfile.mkdtemp(prefix="machine-"))
         self.folder = self._folder or self._temporary
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,8 @@ import json
 import time
 from typing import Any
 
-from demo.gaps import GAP_MS, Clock, Gap, gaps_in
-from demo.network import (
+from vfu_demo.gaps import GAP_MS, Clock, Gap, gaps_in
+from vfu_demo.network import (
     GUEST_ADDRESS,
     PEER_ADDRESS,
     PORT,
@@ -17,9 +17,9 @@ from demo.network import (
     done_figures,
     last_figures,
 )
-from demo.show import LostError
-from images.job import Job
-from images.machine import Machine
+from vfu_demo.show import LostError
+from vfu_images.job import Job
+from vfu_images.machine import Machine
 
 SECTORS_STEP = 7_000
 BYTES_STEP = 512 << 10

@@ -9,12 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from demo.network import NetworkError
-from demo.stage import StageError
-from images.machine import MachineError
-from images.program import die_with_parent
-from images.workspace import SetupError
 from vfu_client.move.report import MoveError
+from vfu_demo.network import NetworkError
+from vfu_demo.stage import StageError
+from vfu_images.machine import MachineError
+from vfu_images.program import die_with_parent
+from vfu_images.workspace import SetupError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from images.sources import Mirror, own_mirror
-from images.workspace import CACHE, SetupError, replacing, say
+from vfu_images.sources import Mirror, own_mirror
+from vfu_images.workspace import CACHE, SetupError, replacing, say
 
 CONTENTS = ".contents"
 """File in an unpacked root: the suite and the packages that were asked for."""
@@ -88,7 +88,7 @@ class Debian:
             (debs / archive.name).unlink()
 
     def unpack_source(self, package: str, part: str, folder: Path) -> str:
-        """Put the folder `part` of a source package's upstream tree into `folder`.
+        """Put the folder `part` of a source package's upstream tree, or all of it, into `folder`.
 
         Returns the upstream archive's name. Raises SetupError when the source package is not to be had or
         has no such part; `folder` is then as it was.
@@ -190,9 +190,12 @@ class Debian:
 
 
 def extract_part(archive: Path, part: str, folder: Path) -> bool:
-    """Extract what lies below TOP/`part` of a source archive into `folder`; false when there is nothing."""
+    """Extract what lies below TOP/`part` of a source archive into `folder`; false when there is nothing.
+
+    All of TOP where `part` is empty.
+    """
     with tarfile.open(archive, "r|*") as tar:
-        return extract(tar, re.compile(f"[^/]+/{re.escape(part)}/"), folder)
+        return extract(tar, re.compile(f"[^/]+/{re.escape(part)}/" if part else "[^/]+/"), folder)
 
 
 def extract(tar: tarfile.TarFile, prefix: re.Pattern[str], folder: Path) -> bool:
@@ -201,7 +204,7 @@ def extract(tar: tarfile.TarFile, prefix: re.Pattern[str], folder: Path) -> bool
     tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
     for member in tar:
         begin = prefix.match(member.name)
-        if begin is not None:
+        if begin is not None and begin.end() < len(member.name):
             member.name = member.name[begin.end() :]
             tar.extract(member, folder)
             found = True

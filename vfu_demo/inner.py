@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from demo.stage import StageError
-from images import nested
-from images.console import Console, ConsoleClosedError
-from images.machine import Machine
-from images.qmp import QMP, QMPError
+from vfu_demo.stage import StageError
+from vfu_images import nested
+from vfu_images.console import Console, ConsoleClosedError
+from vfu_images.machine import Machine
+from vfu_images.qmp import QMP, QMPError
 
 PLACE = Path("/nested")
 """Where the guest has mounted the disk of `images.nested`."""

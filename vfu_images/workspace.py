@@ -6,15 +6,39 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent.parent
-BUILD = PROJECT / "build"
+PACKAGE = Path(__file__).resolve().parent
+
+PROJECT = PACKAGE.parent
+"""The project's folder, where this is not installed."""
+
+INSTALLED = not (PROJECT / "meson.build").is_file()
+
+BUILD = (
+    Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vfu-virtio"
+    if INSTALLED
+    else PROJECT / "build"
+)
+"""What is made: in the user's cache folder, or that of the project."""
+
 CACHE = BUILD / "cache"
 IMAGES = BUILD / "images"
+
+GUEST_SOURCES = PACKAGE / "guest" if INSTALLED else PROJECT / "images" / "guest"
+"""Programs of the guest."""
+
+COMMAND = "vfu-images" if INSTALLED else "python3 -m images"
+"""What people type to have something made."""
+
+
+def shown(path: Path) -> str:
+    """A path for people: within the project's folder, if it is there."""
+    return str(path.relative_to(PROJECT)) if not INSTALLED and path.is_relative_to(PROJECT) else str(path)
 
 
 class SetupError(Exception):

@@ -18,11 +18,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from images.boot_options import Options, parse
-from images.luggage import ON_ENTRY, SCRIPT, Luggage
-from images.machine import Machine, MachineError
-from images.program import DIE_WITH_PARENT, end
-from images.workspace import IMAGES, SetupError
+from vfu_images.boot_options import Options, parse
+from vfu_images.luggage import ON_ENTRY, SCRIPT, Luggage
+from vfu_images.machine import Machine, MachineError
+from vfu_images.preparation import ensure
+from vfu_images.program import DIE_WITH_PARENT, end
+from vfu_images.workspace import IMAGES, SetupError
 
 OUTPUT = 1
 
@@ -145,13 +146,14 @@ def _arrangement(options: Options) -> tuple[list[dict[str, Any]], list[dict[str,
 
 def _collect(options: Options, luggage: Luggage, folder: Path) -> None:
     """Fill the folder with what Machine looks for. Raises SetupError where something is missing."""
+    if not (options.initrd and options.kernel and (IMAGES / "qemu-system-x86_64").exists()):
+        ensure("usual")
     initrd = options.initrd or IMAGES / "initramfs.cpio.gz"
     qemu = "qemu-system-x86_64"
     sources = {qemu: IMAGES / qemu, "vmlinux": options.kernel or IMAGES / "vmlinux"}
     for path in (*sources.values(), initrd):
         if not path.is_file():
-            hint = "; run `make images` first" if IMAGES in path.parents else ""
-            raise SetupError(f"{path} is missing{hint}")
+            raise SetupError(f"{path} is missing")
     for name, path in sources.items():
         (folder / name).symlink_to(path.absolute())
     try:

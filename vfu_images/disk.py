@@ -9,12 +9,12 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from images import private
-from images.cpio import Archive
-from images.debian import Debian
-from images.initramfs import ROOT as GUEST_ROOT
-from images.machine import KERNEL_ARGUMENTS
-from images.workspace import CACHE, IMAGES, renew, say
+from vfu_images import private
+from vfu_images.cpio import Archive
+from vfu_images.debian import Debian
+from vfu_images.initramfs import ROOT as GUEST_ROOT
+from vfu_images.machine import KERNEL_ARGUMENTS
+from vfu_images.workspace import CACHE, IMAGES, renew, say
 
 ROOT = CACHE / "grub"
 PACKAGES = ("grub-common", "grub-pc-bin")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import shutil
 
-from images import private
-from images.debian import Debian
-from images.initramfs import ROOT as GUEST_ROOT
-from images.initramfs import Kernel
-from images.workspace import CACHE, IMAGES, SetupError, say, write_file
+from vfu_images import private
+from vfu_images.debian import Debian
+from vfu_images.initramfs import ROOT as GUEST_ROOT
+from vfu_images.initramfs import Kernel
+from vfu_images.workspace import CACHE, IMAGES, SetupError, say, write_file
 
 HEADERS = CACHE / "kernel-headers"
 KBUILD = "kbuild"

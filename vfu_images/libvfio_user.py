@@ -1,4 +1,4 @@
-"""Brings the source of libvfio-user, which no registry has as a package, and the json-c that it needs."""
+"""Brings the sources of libvfio-user, which no registry has as a package, and of json-c, which it needs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from images.debian import Debian, extract
-from images.sources import own_release
-from images.workspace import CACHE, PROJECT, SetupError, replacing, say, write_file
+from vfu_images.debian import Debian, extract
+from vfu_images.sources import own_release
+from vfu_images.workspace import COMMAND, PROJECT, SetupError, replacing, say, shown, write_file
 
 SOURCE = PROJECT / "subprojects" / "libvfio-user"
-BUILD_FILES = PROJECT / "subprojects" / "packagefiles" / "libvfio-user"
-DEV = CACHE / "dev"
+BUILD_FILES = PROJECT / "subprojects" / "packagefiles"
+JSON_C = PROJECT / "subprojects" / "json-c"
 HEADER = "include/libvfio-user.h"
 ORIGIN = ".origin"
-"""File in SOURCE that says which suite and archive, or which folder, it came from."""
+"""File beside a source that says which suite and archive, or which folder, it came from."""
 
 
 def prepare(suite: str | None = None, folder: Path | None = None, archive: Path | None = None) -> None:
-    """Leave the library's source with our build files at SOURCE, and json-c for linking below DEV.
+    """Leave the sources of the library and of json-c, with our build files, at SOURCE and JSON_C.
 
     The source is a copy of `folder`, or of the first one in the tar file `archive`, if one of them is given,
     else that inside Debian's source package `qemu` of `suite`. Without any, a source that is there is kept,
@@ -35,14 +35,13 @@ def prepare(suite: str | None = None, folder: Path | None = None, archive: Path 
         _unpack(archive.resolve())
     elif present is None or (suite is not None and suite != present):
         _download(own if suite in {None, own.suite} else Debian(str(suite)))
-    if BUILD_FILES.is_dir():
-        for path in sorted(BUILD_FILES.rglob("*")):
-            if path.is_file():
-                write_file(SOURCE / path.relative_to(BUILD_FILES), path.read_bytes())
-    # Always of the machine's own release: a static library is linked with the machine's own C library.
-    own.unpack(["libjson-c-dev"], DEV, dependencies=False)
-    say(f"libvfio-user: {SOURCE.relative_to(PROJECT)} ({origin.read_text().strip()})")
-    say(f"json-c: {DEV.relative_to(PROJECT)}")
+    json_c = JSON_C / ORIGIN
+    if not json_c.is_file():
+        _fetch(own, "json-c", "", JSON_C)
+    for source in (SOURCE, JSON_C):
+        write_file(source / "meson.build", (BUILD_FILES / source.name / "meson.build").read_bytes())
+    say(f"libvfio-user: {shown(SOURCE)} ({origin.read_text().strip()})")
+    say(f"json-c: {shown(JSON_C)} ({json_c.read_text().strip()})")
 
 
 def _copy(folder: Path) -> None:
@@ -72,16 +71,20 @@ def _unpack(archive: Path) -> None:
 
 
 def _download(debian: Debian) -> None:
-    with replacing(SOURCE) as fresh:
+    try:
+        _fetch(debian, "qemu", "subprojects/libvfio-user", SOURCE)
+    except SetupError as error:
+        raise SetupError(
+            f"{error}\nTake that of another Debian suite, or a copy that you have:"
+            f" `{COMMAND} libvfio-user --suite SUITE`, or the same with --folder FOLDER or --archive FILE."
+        ) from error
+
+
+def _fetch(debian: Debian, package: str, part: str, source: Path) -> None:
+    """Put a part of a source package, or all of it, into a folder."""
+    with replacing(source) as fresh:
         tree = fresh / "tree"
-        try:
-            archive = debian.unpack_source("qemu", "subprojects/libvfio-user", tree)
-        except SetupError as error:
-            raise SetupError(
-                f"{error}\nTake that of another Debian suite, or a copy that you have:"
-                " `python3 -m images libvfio-user --suite SUITE`, or the same with --folder FOLDER"
-                " or --archive FILE."
-            ) from error
+        archive = debian.unpack_source(package, part, tree)
         for path in tree.iterdir():
             path.rename(fresh / path.name)
         tree.rmdir()

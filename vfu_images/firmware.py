@@ -6,12 +6,12 @@ import shutil
 import struct
 from pathlib import Path
 
-from images import private
-from images.debian import CONTENTS, Debian
-from images.disk import BEYOND_CHS, CONFIGURATION, SECTOR, TABLE, renew_disk, stamp_of
-from images.disk import ROOT as GRUB_ROOT
-from images.initramfs import ROOT as GUEST_ROOT
-from images.workspace import CACHE, IMAGES, say
+from vfu_images import private
+from vfu_images.debian import CONTENTS, Debian
+from vfu_images.disk import BEYOND_CHS, CONFIGURATION, SECTOR, TABLE, renew_disk, stamp_of
+from vfu_images.disk import ROOT as GRUB_ROOT
+from vfu_images.initramfs import ROOT as GUEST_ROOT
+from vfu_images.workspace import CACHE, IMAGES, say
 
 ROOT = CACHE / "firmware"
 PACKAGES = (

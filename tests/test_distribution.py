@@ -1,0 +1,103 @@
+"""What is installed and what is distributed: all that is needed, and nothing with a name for anything."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+PACKAGES = {"pymodel", "vfu_client", "vfu_demo", "vfu_images", "vfu_server"}
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site-packages of what `make ext` built, installed elsewhere."""
+    root = tmp_path_factory.mktemp("installed")
+    command = [str(BIN / "meson"), "install", "-C", str(PROJECT / "build" / "ext"), "--no-rebuild", "--quiet"]
+    command += ["--skip-subprojects", "--destdir", str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (package,) = root.rglob("vfu_server")
+    return package.parent
+
+
+def test_what_is_installed(installed: Path) -> None:
+    """Packages with names of their own; sources only of what runs in a guest; modules compiled once."""
+    assert {path.name for path in installed.iterdir()} == PACKAGES
+    sources = {
+        path.relative_to(installed).parent.as_posix()
+        for path in installed.rglob("*")
+        if path.suffix in (".c", ".h", ".pxd", ".pyx", ".build")
+    }
+    assert sources == {"vfu_images/guest"}
+    assert (installed / "vfu_images" / "guest" / "init.c").is_file()
+    there = {path.relative_to(installed) for path in installed.rglob("*.so")}
+    built = {path.relative_to(PROJECT) for name in PACKAGES for path in (PROJECT / name).rglob("*.so")}
+    assert there >= built
+    assert len(built) > 20 or os.environ.get("COMPILED", "yes") != "yes"
+
+
+def test_it_runs_from_there(installed: Path, tmp_path: Path) -> None:
+    """Its images are the user's, in the cache folder; nothing is written beside the packages."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(installed),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+    def python(*words: str) -> str:
+        command = [sys.executable, *words]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    told = python("-c", "from vfu_images import workspace as w; print(w.IMAGES, w.GUEST_SOURCES, w.COMMAND)")
+    assert told.split() == [
+        str(tmp_path / "cache" / "vfu-virtio" / "images"),
+        str(installed / "vfu_images" / "guest"),
+        "vfu-images",
+    ]
+    assert "libvfio-user" not in python("-m", "vfu_images", "--help")
+    for module in (
+        "vfu_server",
+        "vfu_client.owner.cli",
+        "vfu_client.move.cli",
+        "vfu_images",
+        "vfu_images.boot",
+        "vfu_demo",
+    ):
+        assert python("-m", module, "--version").startswith("vfu-")
+
+
+@pytest.mark.long
+def test_a_source_distribution(tmp_path: Path) -> None:
+    """It has the sources that the repository has not, their licenses, and nothing that was built."""
+    if not (PROJECT / ".git").exists():
+        pytest.skip("a source distribution is made of a git repository")
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    assert {"LICENSE", "LICENSE.json-c", "LICENSE.libvfio-user", "PKG-INFO"} <= names
+    assert {
+        "subprojects/libvfio-user/lib/libvfio-user.c",
+        "subprojects/libvfio-user/meson.build",
+        "subprojects/json-c/json_object.c",
+        "subprojects/json-c/meson.build",
+        "docs/migrate.md",
+    } <= names
+    assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
