@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pymodel import __version__
 from vfu_client.move.dialect import DIALECTS
 from vfu_client.move.journal import Journal, JournalError, abandoned
 from vfu_client.move.messages import VERSION, CutError, Messages
@@ -26,6 +26,9 @@ from vfu_client.move.qemu import Qemu
 from vfu_client.move.side import Side, reason
 from vfu_client.qemu.qtest import QTestError
 from vfu_client.qemu.running import QemuError
+
+PATIENCE_SECONDS: Final = 60.0
+"""For requests that were under way when the connection was cut."""
 
 GREETING: Final = "vfu-migrate-agent"
 
@@ -66,7 +69,9 @@ class Agent:
         self._notes = AgentNotes()
         self._done = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._answering: set[asyncio.Task[None]] = set()
         self._requests: Mapping[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
+            "time": self._time,
             "open": self._open,
             "open_what_is_there": self._open_what_is_there,
             "settle": self._settle,
@@ -83,24 +88,23 @@ class Agent:
 
     async def serve(self) -> int:
         """Do what is asked until the other side is done; the exit status: 0, or 1 where it was cut."""
-        beat = asyncio.ensure_future(self._messages.beat())
-        self._tasks.add(beat)
+        self._tasks.add(asyncio.ensure_future(self._messages.beat()))
         try:
             while not self._done:
                 message = await self._messages.receive()
                 task = asyncio.ensure_future(self._answer(message))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-                if message.get("do") == "done":
+                self._answering.add(task)
+                task.add_done_callback(self._answering.discard)
+                if isinstance(message.get("do"), str) and message["do"] == "done":
                     await task
-        except (CutError, asyncio.CancelledError) as error:
-            self._say(reason(error) if isinstance(error, CutError) else "told to end")
-            await self._cut()
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # this side is to be put right
+            self._say("told to end" if isinstance(error, asyncio.CancelledError) else reason(error))
+            await _to_the_end(self._cut())
             return 1
         finally:
             for task in self._tasks:
                 task.cancel()
-            await self._close()
+            await _to_the_end(self._close())
             self._messages.close()
         return 0
 
@@ -123,38 +127,51 @@ class Agent:
             raise SideError("nothing was opened")
         return self._side
 
+    async def _time(self, _message: dict[str, Any]) -> float:
+        return time.time()
+
     def _set_up(self, message: dict[str, Any]) -> Side:
         if self._side is not None:
             raise SideError("an agent is for one move")
         if message["dialect"] not in DIALECTS:
             raise SideError(f"no dialect {message['dialect']!r}")
-        self._notes.about = {name: message[name] for name in ("qmp", "qtest", "servers")}
-        self._notes.about |= {name: message[name] for name in ("context_opcodes", "dialect")}
+        about: dict[str, Any] = {name: str(Path(message[name]).absolute()) for name in ("qmp", "qtest")}
+        about["servers"] = {name: str(Path(path).absolute()) for name, path in message["servers"].items()}
+        self._notes.about = about | {name: message[name] for name in ("context_opcodes", "dialect")}
         self._side = self._notes.side()
-        for journal in abandoned():
-            if self._is_of_ours(journal):
-                self._adopted.append(journal)
-            else:
-                journal.close()
         return self._side
 
-    def _is_of_ours(self, journal: Journal) -> bool:
-        with contextlib.suppress(JournalError, LookupError, TypeError):
-            return bool(journal.read()["agent"]["qmp"] == self._notes.about["qmp"])
-        return False
+    def _left(self) -> Iterator[AgentNotes]:
+        """What agents that were killed have noted of the same QEMU; their journals are ours from now on."""
+        for journal in abandoned():
+            with contextlib.suppress(JournalError, LookupError, TypeError, ValueError):
+                notes = AgentNotes.load(journal.read())
+                if notes.about["qmp"] == self._notes.about["qmp"]:
+                    self._adopted.append(journal)
+                    yield notes
+                    continue
+            journal.close()
 
-    async def _open(self, message: dict[str, Any]) -> dict[str, Any]:
+    async def _open(self, message: dict[str, Any]) -> None:
         side = self._set_up(message)
+        for notes in self._left():
+            if warnings := await put_right_after(notes):
+                adopted, self._adopted = self._adopted, []
+                for journal in adopted:
+                    journal.close()
+                raise SideError(
+                    f"an earlier move to here was cut, and is not put right: {'; '.join(warnings)}"
+                )
         await side.open()
-        return self._opened()
-
-    async def _open_what_is_there(self, message: dict[str, Any]) -> dict[str, Any]:
-        missing = await self._set_up(message).open_what_is_there()
-        return {**self._opened(), "missing": missing}
-
-    def _opened(self) -> dict[str, Any]:
         self._tasks.add(asyncio.ensure_future(self._tell_events()))
-        return {"time": time.time(), "version": __version__}
+
+    async def _open_what_is_there(self, message: dict[str, Any]) -> list[str]:
+        side = self._set_up(message)
+        for notes in self._left():
+            self._notes.take_over(notes)
+        missing = await side.open_what_is_there()
+        self._tasks.add(asyncio.ensure_future(self._tell_events()))
+        return missing
 
     async def _tell_events(self) -> None:
         with contextlib.suppress(QemuError, CutError):
@@ -163,6 +180,9 @@ class Agent:
                 await self._messages.send({"event": dict(event)})
 
     async def _settle(self, _message: dict[str, Any]) -> None:
+        # It is asked on the way back alone: the guest is not to go on here.
+        if self._notes.ready:
+            self._note(ready=False)
         await self._there.settle()
 
     async def _execute(self, message: dict[str, Any]) -> Any:
@@ -174,6 +194,9 @@ class Agent:
         qemu = self._there.qemu
         if command == "migrate-set-capabilities" and self._notes.settings is None:
             self._note(settings=await qemu.capabilities())
+        if command == "migrate-set-parameters" and self._notes.parameters is None:
+            found = await qemu.execute("query-migrate-parameters")
+            self._note(parameters={name: found.get(name, "") for name in arguments})
         if command == "stop":
             self._note(incoming=True)
         return await qemu.execute(command, arguments)
@@ -221,6 +244,8 @@ class Agent:
         """The other side can't be heard any more."""
         if self._side is None:
             return
+        if self._answering:
+            await asyncio.wait(self._answering, timeout=PATIENCE_SECONDS)
         self._done = not (warnings := await put_right(self._side, self._notes))
         for warning in warnings:
             self._say(f"warning: {warning}")
@@ -241,6 +266,15 @@ async def _unknown(message: dict[str, Any]) -> None:
     raise SideError(f"this agent (version {VERSION}) knows no request {message.get('do')!r}")
 
 
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Do something whole, however often this is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+    await task
+
+
 class AgentNotes:
     """What an agent's move touches at its side, noted before it does."""
 
@@ -249,6 +283,7 @@ class AgentNotes:
         """Where QEMU and servers are, the dialect, and the opcodes of contexts."""
         self.contexts: dict[Vf, Former] = {}
         self.settings: dict[str, bool] | None = None
+        self.parameters: dict[str, Any] | None = None
         self.incoming = False
         self.ready = False
 
@@ -262,12 +297,21 @@ class AgentNotes:
             context_opcodes=int(about["context_opcodes"]), dialect=about["dialect"],
         )  # fmt: skip
 
+    def take_over(self, other: AgentNotes) -> None:
+        """Add what an agent before noted."""
+        self.contexts = {**other.contexts, **self.contexts}
+        self.settings = other.settings if self.settings is None else self.settings
+        self.parameters = other.parameters if self.parameters is None else self.parameters
+        self.incoming |= other.incoming
+        self.ready |= other.ready
+
     def plain(self) -> dict[str, Any]:
         """For a journal."""
         return {
             "agent": self.about,
             "contexts": [[vf.number, vf.server, former.mode] for vf, former in self.contexts.items()],
             "settings": self.settings,
+            "parameters": self.parameters,
             "incoming": self.incoming,
             "ready": self.ready,
         }
@@ -281,6 +325,7 @@ class AgentNotes:
             Vf(number, server): Former(mode, forgotten=True) for number, server, mode in notes["contexts"]
         }
         loaded.settings = None if notes["settings"] is None else dict(notes["settings"])
+        loaded.parameters = None if notes["parameters"] is None else dict(notes["parameters"])
         loaded.incoming, loaded.ready = bool(notes["incoming"]), bool(notes["ready"])
         return loaded
 
@@ -288,14 +333,8 @@ class AgentNotes:
 async def put_right(side: Side, notes: AgentNotes) -> list[str]:
     """Give this side's VFs back what they had, and end a QEMU that has taken a part of the guest.
 
-    Where the guest may go on here, nothing is touched unless it does. What could not be done, in words.
+    Where the guest may go on here, or does, nothing of it is touched. What could not be done, in words.
     """
-    if notes.ready:
-        with contextlib.suppress(QemuError):
-            if await side.qemu.status() == "running":
-                await side.qemu.set_capabilities(notes.settings or {})
-                return []
-        return ["the guest may go on here or at the source: `vfu-migrate --recover` there decides"]
     warnings: list[str] = []
 
     async def attempt(work: Awaitable[Any]) -> None:
@@ -304,17 +343,58 @@ async def put_right(side: Side, notes: AgentNotes) -> list[str]:
         except Exception as error:  # noqa: BLE001  # what comes after it must be done too
             warnings.append(reason(error))
 
+    async def restore_settings() -> None:
+        if notes.settings is not None:
+            await attempt(side.qemu.set_capabilities(notes.settings))
+        if notes.parameters is not None:
+            await attempt(side.qemu.execute("migrate-set-parameters", notes.parameters))
+
     with contextlib.suppress(Exception):
         await side.settle()
+    status = None
+    with contextlib.suppress(QemuError):
+        status = await side.qemu.status()
+    if notes.ready:
+        if status == "running":
+            await restore_settings()
+            return warnings
+        if status is not None or _is_there(side.qemu.qmp_path):
+            return ["the guest may go on here or at the source: `vfu-migrate --recover` there decides"]
+        # It ran here and was ended, or was ended before.
+        return []
+    if status == "running":
+        return [
+            f"the QEMU of {side.qemu.qmp_path} runs a guest, which is none of this move: nothing was touched"
+        ]
+    # All stand still before anything takes its time: they may share a disk with the source's.
+    await asyncio.gather(
+        *(
+            attempt(side.call(vf, Pf.freeze))
+            for vf, former in notes.contexts.items()
+            if former.mode is not None
+        )
+    )
     for vf, former in notes.contexts.items():
         await attempt(side.call(vf, Pf.restore, former))
     if notes.incoming:
         # It has a part of the guest, or all of it, which must not run here by mistake.
         with contextlib.suppress(QemuError):
             await side.qemu.execute("quit")
-    elif notes.settings is not None:
-        await attempt(side.qemu.set_capabilities(notes.settings))
+        if status is None and _is_there(side.qemu.qmp_path):
+            warnings.append(
+                f"the QEMU of {side.qemu.qmp_path} has a part of the guest, and could not be ended"
+            )
+    else:
+        await restore_settings()
     return warnings
+
+
+def _is_there(path: Path) -> bool:
+    """Whether anybody listens at a socket."""
+    with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
+        client.connect(str(path))
+        return True
+    return False
 
 
 async def put_right_after(notes: AgentNotes) -> list[str]:

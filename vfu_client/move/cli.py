@@ -29,6 +29,7 @@ from vfu_client.move.recovery import Recovery, RecoveryError
 from vfu_client.move.remote import RemoteSide
 from vfu_client.move.report import MoveError, Report
 from vfu_client.move.side import Side
+from vfu_client.qemu.running import socket_in
 from vfu_client.standard_streams import heed_interrupts, prepare, put, tell
 
 RECOVERED = {
@@ -154,7 +155,10 @@ def _recover(options: argparse.Namespace) -> int:
 def _meant(options: argparse.Namespace, about: dict[str, str]) -> bool:
     """Whether a journal is that of the guest that the options name, if they do."""
     given = {"source": options.from_qmp, "destination": options.to_qmp}
-    return all(path is None or str(path.absolute()) == about.get(end) for end, path in given.items())
+    return all(
+        path is None or about.get(end) in {str(path), str(socket_in(path, "qmp").absolute())}
+        for end, path in given.items()
+    )
 
 
 def _end_with(status: int) -> None:

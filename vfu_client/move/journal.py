@@ -19,7 +19,7 @@ from typing import Any
 
 PREFIX = "vfu-migrate-"
 NAME = "journal.json"
-VERSION = 2
+VERSION = 3
 ATTEMPTS = 10
 
 

@@ -47,9 +47,24 @@ class Messages:
         self._reader = reader
         self._writer = writer
         self._sending = asyncio.Lock()
+        self._under_way: set[asyncio.Task[None]] = set()
 
     async def send(self, message: Mapping[str, Any], progress: Callable[[int], None] | None = None) -> None:
-        """Send a message. `progress` hears how many bytes of its blobs are gone. Raises CutError."""
+        """Send a message. `progress` hears how many bytes of its blobs are gone. Raises CutError.
+
+        Where this is cancelled the message goes out all the same: half of one would be the end of all.
+        """
+        task = asyncio.ensure_future(self._send(message, progress))
+        self._under_way.add(task)
+        task.add_done_callback(self._sent)
+        await asyncio.shield(task)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits has it too
+
+    async def _send(self, message: Mapping[str, Any], progress: Callable[[int], None] | None) -> None:
         blobs: list[Bytes] = []
 
         def put(value: object) -> dict[str, int]:
@@ -88,7 +103,7 @@ class Messages:
 
             try:
                 message = json.loads(text, object_hook=take)
-            except (ValueError, LookupError, TypeError) as error:
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
                 raise CutError(f"what came is no message of this program: {error}") from error
             if not isinstance(message, dict):
                 raise CutError("what came is no message of this program")

@@ -74,7 +74,7 @@ class Move:
         self._task: asyncio.Task[None] | None = None
         self._cancelled = False
         self._going_back = False
-        self._continued = self._arrived = False
+        self._continued = self._arrived = self._asked = False
         self._settled = True
         """Whether a recovery would find nothing to do after a failure."""
         self._way_back = WayBack(source, destination, self.report.warnings, timeout)
@@ -264,7 +264,12 @@ class Move:
             self._ram = await self.source.qemu.ram()
             await self._each(self._prepare_vf)
             await self._way_back.set_up_migration(
-                {"downtime-limit": self.downtime_limit_ms, "max-bandwidth": MAX_BANDWIDTH, **ram.parameters()}
+                {
+                    "downtime-limit": self.downtime_limit_ms,
+                    "max-bandwidth": MAX_BANDWIDTH,
+                    **ram.parameters(),
+                },
+                ram.parameters_there(),
             )
             await self._each(self._start_record)
 
@@ -381,7 +386,7 @@ class Move:
         async with self._step("continue"):
             # From `cont` on there may be no way back, so see that it can be carried out.
             await _together(self._check_waits(), self._check_there())
-            await self.destination.ready()
+            await self._ask_whether_ready()
             self._way_back.note(continued=True)
             self._continued = True
             try:
@@ -389,11 +394,34 @@ class Move:
             except QemuError:
                 # Where it does not say, `_continued` stays, and nothing is undone.
                 with contextlib.suppress(QemuError, SideError):
-                    self._continued = self._arrived = await self._goes_on() == "running"
+                    status = await self._goes_on()
+                    self._arrived = status == "running"
+                    # A guest that ran, and does not any more, has written to its disk.
+                    self._continued = status != "paused"
                 if not self._arrived:
+                    if not self._continued:
+                        self._way_back.note(continued=False)
                     raise
             self._arrived = True
             self._note_times()
+
+    async def _ask_whether_ready(self) -> None:
+        """Have the destination's side leave all as it is from now on, should it be cut off.
+
+        Where it does not answer, nobody knows whether it does so or goes back by itself. The guest was not
+        told to go on there, but its VFs may run: it is asked anew, and told to go back.
+        """
+        self._way_back.note(asked=True)
+        try:
+            await self.destination.ready()
+        except SideError:
+            if self.destination.cut is not None:
+                self._say(f"{self.destination.cut}; telling it that the guest goes on here")
+                self._asked = True
+                # Its QEMU may be gone, which is as well.
+                await self.destination.open_what_is_there()
+                self._asked = self.destination.cut is not None
+            raise
 
     async def _goes_on(self) -> str:
         """What became of the destination's guest, whose `cont` was not answered; one that waits goes on."""
@@ -448,6 +476,13 @@ class Move:
                 " When its QEMU answers again, `vfu-migrate --recover` goes on from here. If the guest does"
                 " not run there: end the destination QEMU, have the source's VFs run with `vfu-owner`,"
                 " and `cont` the source QEMU."
+            )
+            return MoveError(step, why, state, source_runs=False, report=self.report)
+        if self._asked:
+            self._settled = False
+            state = (
+                "The guest stands still at the source, and the destination could not be told that it does not"
+                " go on there. When that host can be reached, `vfu-migrate --recover` has it run here."
             )
             return MoveError(step, why, state, source_runs=False, report=self.report)
         if step == "check":

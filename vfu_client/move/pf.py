@@ -237,6 +237,10 @@ class Pf:
         self.carrier.mode_set(vf, context.MODE_ACTIVE)
         self.owner.write_record_stop(vf)
 
+    def freeze(self, vf: int) -> None:
+        """Have the VF do nothing any more, once it has finished what it began."""
+        self.carrier.mode_set(vf, context.MODE_FREEZE)
+
     def restore(self, vf: int, former: Former) -> None:
         """Give a VF of the destination its former state and mode. It finishes what it began first."""
         if former.mode is None:

@@ -25,6 +25,10 @@ class RamChannel(Protocol):
         """What the source's migration parameters are to be beside others."""
         ...
 
+    def parameters_there(self) -> dict[str, Any]:
+        """The same of the destination."""
+        ...
+
     async def listen(self, qemu: Qemu) -> str:
         """Have the destination listen; the URI for the source's `migrate`. Raises QemuError."""
         ...
@@ -49,6 +53,9 @@ class UnixChannel:
             )
 
     def parameters(self) -> dict[str, Any]:
+        return {}
+
+    def parameters_there(self) -> dict[str, Any]:
         return {}
 
     async def listen(self, qemu: Qemu) -> str:
@@ -81,9 +88,10 @@ class TcpChannel:
     def parameters(self) -> dict[str, Any]:
         return {} if self._tls is None else {"tls-creds": self._tls, "tls-hostname": self._host.strip("[]")}
 
+    def parameters_there(self) -> dict[str, Any]:
+        return {} if self._tls is None else {"tls-creds": self._tls}
+
     async def listen(self, qemu: Qemu) -> str:
-        if self._tls is not None:
-            await qemu.execute("migrate-set-parameters", {"tls-creds": self._tls})
         await _listen(qemu, f"tcp:{self._host}:{self._port}")
         port = self._port
         if not port:

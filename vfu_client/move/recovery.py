@@ -102,6 +102,13 @@ class Recovery:
         if self._way_back.continued:
             await self._go_on(status)
             return "destination"
+        if self._way_back.asked and self.destination.cut is not None:
+            raise RecoveryError(
+                f"the other host is to be told that the guest does not go on there, and can't be ({gone})."
+                " Run this again when it can be reached; or end its QEMU, have the source's VFs run with"
+                " `vfu-owner`, `migrate_cancel` and `cont` the source QEMU, and remove"
+                f" {self._journal.folder}"
+            )
         if await self._status(self.source) is None:
             self.warnings += source_gone
         runs = await self._way_back.go(_no_step)

@@ -38,7 +38,14 @@ BEFORE_GREETING: Final = 1 << 16
 QUIET_SECONDS: Final = 5.0
 """How long an agent may take to stop its VFs."""
 
-CONNECT_AGAIN_SECONDS: Final = 20.0
+TAKEN: Final = ("no greeting on", "is in use")
+"""What tells that somebody else has a monitor or a PF."""
+
+AGAIN_SECONDS: Final = 1.0
+"""From one attempt to reach the other host to the next."""
+
+RESUME_SECONDS: Final = 1.0
+"""For QEMU to say that the guest goes on, after it has answered that."""
 
 PROGRESS_BYTES: Final = 64 << 20
 PROGRESS_SECONDS: Final = 1.0
@@ -96,28 +103,40 @@ class RemoteSide(Side):
         await self._begin("open")
 
     async def open_what_is_there(self) -> list[str]:
-        """See `Side`."""
-        try:
-            await self._connect()
-            return list((await self._begin("open_what_is_there"))["missing"])
-        except (SideError, QemuError) as error:
-            return [str(error)]
+        """See `Side`. A former agent may not have noticed yet that it is cut off: that is waited for.
+
+        Where there is no way to the other host the side is cut off, and its VFs may have run.
+        """
+        deadline = time.monotonic() + LEASE_SECONDS + QUIET_SECONDS
+        while True:
+            try:
+                await self._hang_up()
+                await self._connect()
+                missing = list(await self._begin("open_what_is_there"))
+            except (SideError, QemuError) as error:
+                missing = [str(error)]
+                self._activated = True
+                if self.cut is None:
+                    self._cut_at = time.monotonic()
+                self.cut = CutOffError(f"the {self.name} can't be reached: {error}")
+            taken = any(word in each for word in TAKEN for each in missing)
+            if not (taken or (self.cut is not None and missing)) or time.monotonic() > deadline:
+                return missing
+            await asyncio.sleep(AGAIN_SECONDS)
 
     async def open_again(self) -> None:
-        """See `Side`: another agent, once the former one has let go of what is there."""
-        deadline = time.monotonic() + LEASE_SECONDS + CONNECT_AGAIN_SECONDS
-        while self.cut is not None:
-            await self._hang_up()
-            missing = await self.open_what_is_there()
-            if missing and time.monotonic() > deadline:
-                raise SideError("; ".join(missing))
-            if missing:
-                self.cut = CutOffError(missing[0])
-                await asyncio.sleep(1.0)
+        """See `Side`."""
+        missing = await self.open_what_is_there()
+        if self.cut is not None:
+            raise self.cut
+        if missing:
+            raise SideError("; ".join(missing))
 
-    async def _begin(self, request: str) -> dict[str, Any]:
+    async def _begin(self, request: str) -> Any:
         asked = time.time()
-        opened: dict[str, Any] = await self.request(
+        there = float(await self.request("time"))
+        self.ahead = there - (asked + time.time()) / 2
+        return await self.request(
             request,
             qmp=str(self.qemu.qmp_path),
             qtest=str(self.qemu.qtest_path),
@@ -125,8 +144,6 @@ class RemoteSide(Side):
             context_opcodes=self.context_opcodes,
             dialect=self.dialect,
         )
-        self.ahead = float(opened["time"]) - (asked + time.time()) / 2
-        return opened
 
     async def _connect(self) -> None:
         words = shlex.split(self.command)
@@ -148,13 +165,12 @@ class RemoteSide(Side):
             async with asyncio.timeout(GREETING_SECONDS):
                 await self._greet(self._process.stdout)
         except TimeoutError:
-            self._process.terminate()
+            self._terminate()
             raise SideError(
                 f"no agent answered to `{shlex.join(words)}` within {GREETING_SECONDS:g} s"
             ) from None
-        except SideError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.terminate()
+        except BaseException:
+            self._terminate()
             raise
         self.cut = None
         self._messages = Messages(self._process.stdout, self._process.stdin)
@@ -197,15 +213,18 @@ class RemoteSide(Side):
                 if "event" in message:
                     self.qemu.heard(message["event"])  # type: ignore[attr-defined]  # it is a RemoteQemu
                     continue
+                failure = None
+                if "error" in message:
+                    name, why = message["error"]
+                    failure = ERRORS.get(name, SideError)(str(why))
                 answer = self._answers.pop(message.get("id", 0), None)
                 if answer is None or answer.done():
                     continue
-                if "error" in message:
-                    name, why = message["error"]
-                    answer.set_exception(ERRORS.get(name, SideError)(why))
+                if failure is not None:
+                    answer.set_exception(failure)
                 else:
                     answer.set_result(message.get("result"))
-        except (CutError, LookupError, TypeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  # nobody else would hear that there are no more answers
             self._lose(error)
 
     def _lose(self, error: Exception) -> None:
@@ -214,9 +233,7 @@ class RemoteSide(Side):
         if self._messages is not None:
             # Nothing more is said, so that the agent notices too.
             self._messages.close()
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.terminate()
+        self._terminate()
         for task in self._tasks:
             task.cancel()
         answers, self._answers = self._answers, {}
@@ -237,6 +254,9 @@ class RemoteSide(Side):
             await self._messages.send({"id": number, "do": do, **arguments}, progress)
         except CutError as error:
             self._lose(error)
+        except BaseException:
+            self._answers.pop(number, None)
+            raise
         return await answer
 
     async def close(self) -> None:
@@ -249,7 +269,13 @@ class RemoteSide(Side):
         for thread in (*self._threads.values(), self._qtest_thread):
             thread.shutdown()
 
+    def _terminate(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+
     async def _hang_up(self) -> None:
+        greeted = self._messages is not None
         for task in self._tasks:
             task.cancel()
         self._tasks = []
@@ -259,6 +285,9 @@ class RemoteSide(Side):
         process, self._process = self._process, None
         if process is None:
             return
+        if self.cut is not None or not greeted:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
         try:
             async with asyncio.timeout(LEASE_SECONDS):
                 await process.wait()
@@ -322,9 +351,10 @@ class RemoteSide(Side):
         await self.request("write_pci", state=PCI_STATE.there(state))
 
     async def settle(self) -> None:
-        """See `Side`. One that is cut settles by itself."""
+        """See `Side`. One that is cut off settles by itself."""
         if self.cut is None:
-            await self.request("settle")
+            with contextlib.suppress(CutOffError):
+                await self.request("settle")
 
     async def device(self, vf: Vf, given: str | None) -> str:
         """See `Side`."""
@@ -335,10 +365,14 @@ class RemoteSide(Side):
         await self.request("ready")
 
     async def wait_until_quiet(self) -> None:
-        """See `Side`: when the agent has heard nothing for so long that it stops them."""
-        if self._activated:
-            self._say(f"waiting for the {self.name} to have noticed that it is cut off")
-            await asyncio.sleep(max(self._cut_at + LEASE_SECONDS + QUIET_SECONDS - time.monotonic(), 0))
+        """See `Side`. Another agent knows, or the former one has stopped them when it noticed."""
+        if not self._activated:
+            return
+        self._say(f"{self.cut}: seeing that its VFs do nothing any more")
+        with contextlib.suppress(SideError, QemuError):
+            await self.open_again()
+            return
+        await asyncio.sleep(max(self._cut_at + LEASE_SECONDS + QUIET_SECONDS - time.monotonic(), 0))
 
 
 class RemoteQemu(Qemu):
@@ -348,6 +382,7 @@ class RemoteQemu(Qemu):
         super().__init__(name, qmp, qtest)
         self._side = side
         self._told: asyncio.Queue[Any] = asyncio.Queue()
+        self._resumed = asyncio.Event()
 
     async def connect(self) -> None:
         """The agent does."""
@@ -359,11 +394,19 @@ class RemoteQemu(Qemu):
         self, command: str, arguments: Mapping[str, object] | None = None, *, seconds: float = 0.0
     ) -> Any:
         """See `Monitor`. The agent knows how long QEMU may take."""
-        return await self._side.request("execute", command=command, arguments=arguments)
+        result = await self._side.request("execute", command=command, arguments=arguments)
+        if command == "cont":
+            # Its event may come behind the answer, and tells when.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RESUME_SECONDS):
+                    await self._resumed.wait()
+        return result
 
     def heard(self, event: Any) -> None:
         """An event of QEMU, or None where there will be no more."""
         self._told.put_nowait(event)
+        if event is None or event.get("event") == "RESUME":
+            self._resumed.set()
 
     async def next_event(self) -> Any:
         """See `Monitor`."""

@@ -35,6 +35,7 @@ class WayBack:
         self._seconds = seconds
         self._settings: list[tuple[Qemu, dict[str, bool]]] = []
         self._parameters: dict[str, Any] = {}
+        self._parameters_there: dict[str, Any] = {}
         self.contexts: dict[Vf, Former] = {}
         """VFs at the destination that were frozen for the source's state, and how they were found."""
         self.recorded: list[Vf] = []
@@ -43,6 +44,8 @@ class WayBack:
         """Where the VFs are in the guest at the source."""
         self.incoming = False
         """The destination QEMU began to take the guest, and can take no other any more."""
+        self.asked = False
+        """The destination's side was asked to leave all as it is when it is cut off."""
         self.continued = False
         """The guest was told to go on at the destination: there may be no way back."""
 
@@ -58,6 +61,7 @@ class WayBack:
         return {
             "settings": {qemu.name: found for qemu, found in self._settings},
             "parameters": self._parameters,
+            "parameters_there": self._parameters_there,
             "contexts": [[vf.number, vf.server, found.mode] for vf, found in self.contexts.items()],
             "recorded": [[vf.number, vf.server] for vf in self.recorded],
             "places": [
@@ -65,6 +69,7 @@ class WayBack:
                 for vf, place in self.places.items()
             ],
             "incoming": self.incoming,
+            "asked": self.asked,
             "continued": self.continued,
         }
 
@@ -73,31 +78,40 @@ class WayBack:
         qemus = {side.qemu.name: side.qemu for side in (self._source, self._destination)}
         self._settings = [(qemus[name], dict(found)) for name, found in notes["settings"].items()]
         self._parameters = dict(notes["parameters"])
+        self._parameters_there = dict(notes["parameters_there"])
         self.contexts = {
             Vf(number, server): Former(mode, forgotten=True) for number, server, mode in notes["contexts"]
         }
         self.recorded = [Vf(number, server) for number, server in notes["recorded"]]
         self.places = {Vf(number, server): Address(*place) for number, server, *place in notes["places"]}
         self.incoming, self.continued = bool(notes["incoming"]), bool(notes["continued"])
+        self.asked = bool(notes["asked"])
 
-    async def set_up_migration(self, parameters: dict[str, Any]) -> None:
-        """Give both QEMUs the capabilities of a move, and the source these parameters. Raises QemuError."""
+    async def set_up_migration(self, parameters: dict[str, Any], there: dict[str, Any]) -> None:
+        """Give both QEMUs the capabilities of a move, and their parameters. Raises QemuError."""
         qemus = (self._source.qemu, self._destination.qemu)
         settings = [(qemu, await qemu.capabilities()) for qemu in qemus]
         found = await self._source.qemu.execute("query-migrate-parameters")
+        found_there = await self._destination.qemu.execute("query-migrate-parameters") if there else {}
         self.note(
             _settings=settings,
-            _parameters={name: found[name] for name in parameters if name in found},
+            _parameters={name: found.get(name, "") for name in parameters},
+            _parameters_there={name: found_there.get(name, "") for name in there},
         )
         for qemu in qemus:
             await qemu.set_capabilities(CAPABILITIES)
         await self._source.qemu.execute("migrate-set-parameters", parameters)
+        if there:
+            await self._destination.qemu.execute("migrate-set-parameters", there)
 
     async def restore_settings(self, *, destination: bool) -> None:
         """Give the QEMUs their capabilities and parameters back."""
         for qemu, found in self._settings:
             if destination or qemu is not self._destination.qemu:
                 await self.attempt(qemu.set_capabilities(found))
+        if self._parameters_there and destination:
+            restore = self._destination.qemu.execute("migrate-set-parameters", self._parameters_there)
+            await self.attempt(restore)
         if self._parameters:
             await self.attempt(self._source.qemu.execute("migrate-set-parameters", self._parameters))
 
@@ -125,16 +139,11 @@ class WayBack:
         runs = True
         await self._source.settle()
         await self._destination.settle()
-        cut = self._destination.cut is not None and (self.contexts or self.incoming)
-        if cut:
-            await self._destination.wait_until_quiet()
-            self._warnings.append(
-                f"{self._destination.cut}; the agent there puts right what the move touched, or"
-                " `vfu-migrate --recover` on that host does"
-            )
+        cut = await self._is_cut_off()
         if self.contexts and not cut:
             async with step("restore-destination"):
                 await asyncio.gather(*(self._restore(vf, found) for vf, found in self.contexts.items()))
+            cut = await self._is_cut_off()
         if self.recorded:
             async with step("activate-source"):
                 runs &= all(await asyncio.gather(*map(self._resume, self.recorded)))
@@ -150,6 +159,19 @@ class WayBack:
                     await self._destination.qemu.execute("quit")
         await self.restore_settings(destination=not (self.incoming or cut))
         return runs
+
+    async def _is_cut_off(self) -> bool:
+        """Whether the destination's side is out of reach; what it touched its agent puts right, then."""
+        if self._destination.cut is None or not (self.contexts or self.incoming):
+            return False
+        await self._destination.wait_until_quiet()
+        cut = self._destination.cut
+        if cut is not None:
+            self._warnings.append(
+                f"{cut}; the agent there puts right what the move touched, or `vfu-migrate --recover` on that"
+                " host does"
+            )
+        return cut is not None
 
     async def _restore(self, vf: Vf, found: Former) -> bool:
         return await self.attempt(self._destination.call(vf, Pf.restore, found))

@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from vfu_images.machine import Machine
-from tests.guest.moves.test_recovery import check_at_rest, check_settings
+from tests.guest.moves.test_recovery import KILLED, check_at_rest, check_settings
 from tests.guest.moves.traveller import Traveller, command
 from tests.server_process import ServerProcess
 from vfu_client.move.move import Move
@@ -26,6 +25,7 @@ from vfu_client.move.ram_channel import TcpChannel
 from vfu_client.move.remote import RemoteSide
 from vfu_client.move.report import STEPS, MoveError, Report
 from vfu_client.owner.owner import CONTEXT_OPCODES
+from vfu_images.machine import Machine
 
 AGENT = [sys.executable, "-m", "vfu_client.move.cli", "--agent"]
 RELAYED = shlex.join([sys.executable, str(Path(__file__).with_name("relay.py")), *AGENT])
@@ -179,17 +179,13 @@ def test_a_silent_network(traveller: Traveller, target: Machine) -> None:
     check_there(traveller, target, taken=True)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("heard", [False, True])
-def test_cut_over_the_last_command(
-    traveller: Traveller, target: Machine, monkeypatch: pytest.MonkeyPatch, *, heard: bool
-) -> None:
-    """`cont` is not answered, and was carried out or not: the guest is asked for anew, and runs there."""
+def cut_over(monkeypatch: pytest.MonkeyPatch, last: str, *, heard: bool) -> list[RemoteSide]:
+    """Have the way cut over a request, or a command of QEMU, before it is heard or before its answer."""
     real = RemoteSide.request
     cuts: list[RemoteSide] = []
 
     async def request(side: RemoteSide, do: str, progress: Any = None, **arguments: Any) -> Any:
-        if arguments.get("command") == "cont" and not cuts:
+        if last in (do, arguments.get("command")) and not cuts:
             cuts.append(side)
             if heard:
                 await real(side, do, **arguments)
@@ -199,12 +195,85 @@ def test_cut_over_the_last_command(
         return await real(side, do, progress, **arguments)
 
     monkeypatch.setattr(RemoteSide, "request", request)
+    return cuts
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("heard", [False, True])
+def test_cut_over_the_last_command(
+    traveller: Traveller, target: Machine, monkeypatch: pytest.MonkeyPatch, *, heard: bool
+) -> None:
+    """`cont` is not answered, and was carried out or not: the guest is asked for anew, and runs there."""
+    cuts = cut_over(monkeypatch, "cont", heard=heard)
     report = move(traveller, target)
     assert len(cuts) == 1
     assert report.warnings == []
     check_at_rest(traveller.here)
     traveller.arrived(target)
     traveller.check_runs()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("heard", [False, True])
+def test_cut_before_the_last_command(
+    traveller: Traveller, target: Machine, monkeypatch: pytest.MonkeyPatch, *, heard: bool
+) -> None:
+    """The agent leaves all as it is, or goes back by itself: nobody knows, so it is told anew to go back."""
+    cuts = cut_over(monkeypatch, "ready", heard=heard)
+    with pytest.raises(MoveError, match="the connection to the destination is cut") as caught:
+        move(traveller, target)
+    assert len(cuts) == 1
+    assert caught.value.source_runs, caught.value
+    traveller.check_runs()
+    check_there(traveller, target, taken=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("asked", ["settle", "restore"])
+def test_cut_on_the_way_back(
+    traveller: Traveller, target: Machine, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """The move fails when the VFs there run already: those stop first, asked by another agent."""
+    real = RemoteSide.request
+    cuts: list[RemoteSide] = []
+
+    async def request(side: RemoteSide, do: str, progress: Any = None, **arguments: Any) -> Any:
+        if do == asked and not cuts:
+            cuts.append(side)
+            os.close(cut(side))
+        return await real(side, do, progress, **arguments)
+
+    monkeypatch.setattr(RemoteSide, "request", request)
+
+    def fail(_there: RemoteSide, name: str) -> None:
+        if name == "continue":
+            raise RuntimeError("made to fail")
+
+    with pytest.raises(MoveError, match="made to fail") as caught:
+        move(traveller, target, fail)
+    assert caught.value.source_runs, caught.value
+    traveller.check_runs()
+    check_there(traveller, target, taken=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("step", ["copy-ram", "move-contexts", "continue"])
+def test_the_source_is_killed(traveller: Traveller, target: Machine, tmp_path: Path, step: str) -> None:
+    """The agent puts its side right, and `--recover` has the guest run at the source."""
+    words = command(traveller, target, "--to-command", RELAYED, "--ram-address", "127.0.0.1")
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    program = [sys.executable, "-c", KILLED, step, "", *words[3:]]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    recover = [*words[:3], "--recover", "--json", "--from-qmp", str(traveller.guest.qmp_path)]
+    done = subprocess.run(recover, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)
+    assert found["runs_at"] == "source"
+    traveller.check_runs()
+    check_settings(traveller.guest)
+    check_there(traveller, target, taken=step != "copy-ram")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.long
@@ -258,10 +327,11 @@ def test_memory_over_tls(
             with pytest.raises(MoveError, match=r"(?i)tls|credentials|endpoint") as caught:
                 asyncio.run(moving.run())
             assert caught.value.source_runs, caught.value
-            assert guest.qmp("query-migrate-parameters").get("tls-creds", "") == ""
         else:
             assert asyncio.run(moving.run()).warnings == []
             assert target.qmp("query-status")["status"] == "running"
+            assert target.qmp("query-migrate-parameters").get("tls-creds", "") == ""
+        assert guest.qmp("query-migrate-parameters").get("tls-creds", "") == ""
 
 
 def test_other_machines_are_refused(traveller: Traveller) -> None:

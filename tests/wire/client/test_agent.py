@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
+import socket
 import struct
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -15,14 +19,15 @@ import numpy as np
 import pytest
 
 from vfu_client.move import messages, remote
-from vfu_client.move.agent import Agent
+from vfu_client.move.agent import Agent, AgentNotes
+from vfu_client.move.journal import Journal
 from vfu_client.move.messages import CutError, Messages
 from vfu_client.move.moved_vf import Vf
 from vfu_client.move.pci_state import PciState
-from vfu_client.move.pf import Pf, SideError
+from vfu_client.move.pf import Former, Pf, SideError
 from vfu_client.move.plain import ADDRESS, FIELDS, PCI_STATE, STATE, VF
 from vfu_client.move.ram_channel import TcpChannel
-from vfu_client.move.remote import RemoteSide
+from vfu_client.move.remote import CutOffError, RemoteSide
 from vfu_client.owner.context import Field
 from vfu_client.qemu.address import Address
 from vfu_client.qemu.qtest import QTestError
@@ -148,6 +153,27 @@ def test_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(work())
 
 
+def test_a_send_that_is_cancelled(tmp_path: Path) -> None:
+    """Its message goes out whole all the same, and the next one behind it."""
+
+    async def work() -> None:
+        async with connected(tmp_path) as ends:
+            large = np.ones(32 << 20, np.uint8)
+            sending = asyncio.ensure_future(ends.there.send({"id": 1, "a": large}))
+            # A socket does not hold so much: it is in the middle of it.
+            await asyncio.sleep(0.05)
+            assert not sending.done()
+            sending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+            second = asyncio.ensure_future(ends.there.send({"id": 2}))
+            assert len((await ends.here.receive())["a"]) == large.size
+            assert await ends.here.receive() == {"id": 2}
+            await second
+
+    run(work())
+
+
 # --- what travels ----------------------------------------------------------------------------------
 
 
@@ -233,6 +259,104 @@ def test_an_agent_that_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     run(work())
     assert not list(tmp_path.glob("vfu-migrate-*"))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        struct.pack(">II", 100_000, 0) + b"[" * 100_000,
+        b"garbage!" * 4,
+    ],
+)
+def test_what_an_agent_does_not_understand(tmp_path: Path, message: bytes) -> None:
+    """It ends, as if the connection were cut, and puts its side right."""
+
+    async def work() -> None:
+        async with connected(tmp_path) as ends:
+            said: list[str] = []
+            agent = Agent(ends.here, said.append)
+            cuts: list[None] = []
+
+            async def cut() -> None:
+                cuts.append(None)
+
+            agent._cut = cut  # type: ignore[method-assign] # seen, not done
+            serving = asyncio.ensure_future(agent.serve())
+            ends.writer.write(message)
+            assert await serving == 1
+            assert (len(cuts), len(said)) == (1, 1)
+
+    run(work())
+
+
+def test_bytes_are_no_request(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with connected(tmp_path) as ends:
+            serving = asyncio.ensure_future(Agent(ends.here, print).serve())
+            await ends.there.send({"id": 1, "do": b"done"})
+            assert (await ends.there.receive())["error"][0] == "SideError"
+            await ends.there.send({"id": 2, "do": "done"})
+            assert (await ends.there.receive())["id"] == 2
+            assert await serving == 0
+
+    run(work())
+
+
+def test_an_agent_on_one_socket() -> None:
+    """As inetd, and some sshd, run a program."""
+
+    async def work() -> None:
+        ours, its = socket.socketpair()
+        command = [sys.executable, "-m", "vfu_client.move.cli", "--agent"]
+        process = await asyncio.create_subprocess_exec(*command, stdin=its.fileno(), stdout=its.fileno())
+        its.close()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        await reader.readuntil(b"vfu-migrate-agent ")
+        await reader.readline()
+        there = Messages(reader, writer)
+        for number in range(3):
+            await there.send({"id": number, "do": "time"})
+            assert (await there.receive())["id"] == number
+        await there.send({"id": 9, "do": "done"})
+        assert (await there.receive())["id"] == 9
+        assert await process.wait() == 0
+        there.close()
+
+    run(work())
+
+
+def test_an_agent_on_no_stream(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "vfu_client.move.cli", "--agent"]
+    with (tmp_path / "file").open() as file:
+        done = subprocess.run(
+            command, stdin=file, capture_output=True, text=True, check=False, timeout=SECONDS
+        )
+    assert done.returncode == 1
+    assert "--agent speaks with another vfu-migrate on pipes or a socket" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_an_earlier_agent_left_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second move to there before it is put right; its journal stays until then."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    journal = Journal.begin()
+    notes = AgentNotes()
+    notes.about = {**OPEN, "dialect": "context"}
+    notes.contexts = {Vf(1): Former(0)}
+    journal.write(notes.plain())
+    journal.close()
+
+    async def work() -> None:
+        async with connected(tmp_path) as ends:
+            serving = asyncio.ensure_future(Agent(ends.here, print).serve())
+            await ends.there.send({"id": 1, "do": "open", **OPEN, "dialect": "context"})
+            assert "an earlier move to here was cut" in (await ends.there.receive())["error"][1]
+            await ends.there.send({"id": 2, "do": "done"})
+            assert await serving == 0
+
+    run(work())
+    assert [folder.name for folder in tmp_path.glob("vfu-migrate-*")] == [journal.folder.name]
 
 
 # --- the way to it ---------------------------------------------------------------------------------
@@ -387,6 +511,58 @@ def test_a_large_state_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.M
         f"VF 1: {count} of 4 MiB are at the destination" for count in (1, 2, 3, 4)
     ]
     assert all("s more" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{"error": None}, {"error": ["a", "b", "c"]}, {"error": [{}, "b"]}, {"event": 5}, {"id": [1]}],
+)
+def test_answers_that_are_none(tmp_path: Path, answer: dict[str, Any]) -> None:
+    """Who waits for one hears that there will be none."""
+
+    async def work() -> None:
+        async with connected(tmp_path) as ends:
+            there = side("false")
+            there._messages = ends.here
+            listening = asyncio.ensure_future(there._listen(ends.here))
+
+            async def reply() -> None:
+                asked = await ends.there.receive()
+                await ends.there.send({"id": asked["id"], **answer})
+
+            answering = asyncio.ensure_future(reply())
+            with pytest.raises(CutOffError, match="cut"):
+                await there.call(Vf(1), Pf.activate)
+            await answering
+            await listening
+
+    run(work())
+
+
+def test_the_other_clock(tmp_path: Path) -> None:
+    """However long the agent takes to open its side."""
+
+    async def work() -> None:
+        async with connected(tmp_path) as ends:
+            there = side("false")
+            there._messages = ends.here
+            listening = asyncio.ensure_future(there._listen(ends.here))
+
+            async def answer() -> None:
+                asked = await ends.there.receive()
+                assert asked["do"] == "time"
+                await ends.there.send({"id": asked["id"], "result": time.time() + 1000})
+                asked = await ends.there.receive()
+                await asyncio.sleep(0.5)
+                await ends.there.send({"id": asked["id"], "result": []})
+
+            answering = asyncio.ensure_future(answer())
+            await there._begin("open_what_is_there")
+            await answering
+            assert abs(there.ahead - 1000) < 0.2
+            listening.cancel()
+
+    run(work())
 
 
 # --- the memory's address --------------------------------------------------------------------------

@@ -31,10 +31,12 @@ def notes(folder: Path, **changes: Any) -> dict[str, Any]:
         "vfs": [[[1, ""], [1, ""]]],
         "settings": {},
         "parameters": {},
+        "parameters_there": {},
         "contexts": [],
         "recorded": [[1, ""]],
         "places": [[1, "", 1, 0, 0]],
         "incoming": True,
+        "asked": False,
         "continued": False,
     }
     return noted | changes
