@@ -95,6 +95,7 @@ def test_a_source_distribution(tmp_path: Path) -> None:
     assert {"LICENSE", "LICENSE.json-c", "LICENSE.libvfio-user", "PKG-INFO"} <= names
     assert {
         "subprojects/libvfio-user/lib/libvfio-user.c",
+        "subprojects/libvfio-user/include/pci_caps/pm.h",
         "subprojects/libvfio-user/meson.build",
         "subprojects/json-c/json_object.c",
         "subprojects/json-c/meson.build",

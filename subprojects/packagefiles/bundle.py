@@ -19,7 +19,7 @@ from vfu_images import libvfio_user  # noqa: E402 - of this clone
 from vfu_images.workspace import SetupError, locked  # noqa: E402
 
 NEEDED = {
-    "libvfio-user": ("meson.build", "LICENSE", "lib/*.[ch]", "include/*.h"),
+    "libvfio-user": ("meson.build", "LICENSE", "lib/*.[ch]", "include/**/*.h"),
     "json-c": ("meson.build", "COPYING", "*.[ch]", "json.h.cmakein"),
 }
 """The files of each that its build needs."""
