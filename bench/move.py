@@ -21,6 +21,7 @@ from bench.processes import make_disk, scratch, server, vfio_user
 from vfu_client.move.move import DOWNTIME_LIMIT_MS, MAX_BANDWIDTH, Move
 from vfu_client.move.moved_vf import MovedVf, Vf
 from vfu_client.move.qemu import Qemu
+from vfu_client.move.ram_channel import UnixChannel
 from vfu_client.move.side import Side
 from vfu_images.machine import Machine
 
@@ -155,7 +156,7 @@ class GuestOfOurs(Guest):
         here = self._side("source", source, self._moves - 1)
         there = self._side("destination", destination, self._moves)
         socket = self.folder / f"ram{self._moves}.sock"
-        await Move(here, there, [MovedVf(Vf(1), Vf(1))], ram_socket=socket).run()
+        await Move(here, there, [MovedVf(Vf(1), Vf(1))], ram=UnixChannel(socket)).run()
 
     def _side(self, name: str, machine: Machine, number: int) -> Side:
         return Side(name, Qemu(name, machine.qmp_path, machine.qtest_path), {"": self._server(number)})

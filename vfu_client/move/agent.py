@@ -21,9 +21,8 @@ from vfu_client.move.messages import VERSION, CutError, Messages
 from vfu_client.move.moved_vf import Vf
 from vfu_client.move.pci_state import PciStateError
 from vfu_client.move.pf import Former, Pf, SideError
-from vfu_client.move.plain import ADDRESS, CALLS, PCI_STATE, STATE, VF
-from vfu_client.move.qemu import Qemu
-from vfu_client.move.side import Side, reason
+from vfu_client.move.plain import ADDRESS, CALLS, CONTEXTS, PCI_STATE, STATE, VF
+from vfu_client.move.side import Side, attempt, reason
 from vfu_client.qemu.qtest import QTestError
 from vfu_client.qemu.running import QemuError
 
@@ -95,7 +94,7 @@ class Agent:
                 task = asyncio.ensure_future(self._answer(message))
                 self._answering.add(task)
                 task.add_done_callback(self._answering.discard)
-                if isinstance(message.get("do"), str) and message["do"] == "done":
+                if str(message.get("do")) == "done":
                     await task
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # this side is to be put right
             self._say("told to end" if isinstance(error, asyncio.CancelledError) else reason(error))
@@ -195,8 +194,7 @@ class Agent:
         if command == "migrate-set-capabilities" and self._notes.settings is None:
             self._note(settings=await qemu.capabilities())
         if command == "migrate-set-parameters" and self._notes.parameters is None:
-            found = await qemu.execute("query-migrate-parameters")
-            self._note(parameters={name: found.get(name, "") for name in arguments})
+            self._note(parameters=await qemu.parameters(arguments))
         if command == "stop":
             self._note(incoming=True)
         return await qemu.execute(command, arguments)
@@ -255,7 +253,7 @@ class Agent:
         if self._side is not None:
             with contextlib.suppress(Exception):
                 await self._side.close()
-        for journal in (*self._adopted, *([self._journal] if self._journal is not None else [])):
+        for journal in filter(None, (*self._adopted, self._journal)):
             if self._done:
                 journal.remove()
             else:
@@ -289,13 +287,7 @@ class AgentNotes:
 
     def side(self) -> Side:
         """The side that this is about."""
-        about = self.about
-        servers = {str(name): Path(folder) for name, folder in about["servers"].items()}
-        qemu = Qemu.at("destination", Path(about["qmp"]), Path(about["qtest"]))
-        return Side(
-            "destination", qemu, servers,
-            context_opcodes=int(about["context_opcodes"]), dialect=about["dialect"],
-        )  # fmt: skip
+        return Side.load("destination", self.about, int(self.about["context_opcodes"]), self.about["dialect"])
 
     def take_over(self, other: AgentNotes) -> None:
         """Add what an agent before noted."""
@@ -309,7 +301,7 @@ class AgentNotes:
         """For a journal."""
         return {
             "agent": self.about,
-            "contexts": [[vf.number, vf.server, former.mode] for vf, former in self.contexts.items()],
+            "contexts": CONTEXTS.there(self.contexts),
             "settings": self.settings,
             "parameters": self.parameters,
             "incoming": self.incoming,
@@ -321,9 +313,7 @@ class AgentNotes:
         """Those of a journal; states are forgotten. Raises LookupError, TypeError or ValueError."""
         loaded = cls()
         loaded.about = dict(notes["agent"])
-        loaded.contexts = {
-            Vf(number, server): Former(mode, forgotten=True) for number, server, mode in notes["contexts"]
-        }
+        loaded.contexts = CONTEXTS.back(notes["contexts"])
         loaded.settings = None if notes["settings"] is None else dict(notes["settings"])
         loaded.parameters = None if notes["parameters"] is None else dict(notes["parameters"])
         loaded.incoming, loaded.ready = bool(notes["incoming"]), bool(notes["ready"])
@@ -337,17 +327,11 @@ async def put_right(side: Side, notes: AgentNotes) -> list[str]:
     """
     warnings: list[str] = []
 
-    async def attempt(work: Awaitable[Any]) -> None:
-        try:
-            await work
-        except Exception as error:  # noqa: BLE001  # what comes after it must be done too
-            warnings.append(reason(error))
-
     async def restore_settings() -> None:
         if notes.settings is not None:
-            await attempt(side.qemu.set_capabilities(notes.settings))
+            await attempt(side.qemu.set_capabilities(notes.settings), warnings)
         if notes.parameters is not None:
-            await attempt(side.qemu.execute("migrate-set-parameters", notes.parameters))
+            await attempt(side.qemu.set_parameters(notes.parameters), warnings)
 
     with contextlib.suppress(Exception):
         await side.settle()
@@ -369,13 +353,13 @@ async def put_right(side: Side, notes: AgentNotes) -> list[str]:
     # All stand still before anything takes its time: they may share a disk with the source's.
     await asyncio.gather(
         *(
-            attempt(side.call(vf, Pf.freeze))
+            attempt(side.call(vf, Pf.freeze), warnings)
             for vf, former in notes.contexts.items()
             if former.mode is not None
         )
     )
     for vf, former in notes.contexts.items():
-        await attempt(side.call(vf, Pf.restore, former))
+        await attempt(side.call(vf, Pf.restore, former), warnings)
     if notes.incoming:
         # It has a part of the guest, or all of it, which must not run here by mistake.
         with contextlib.suppress(QemuError):

@@ -90,7 +90,6 @@ async def _move(options: argparse.Namespace) -> tuple[int, Report, dict[str, obj
         source,
         destination,
         options.moved,
-        ram_socket=options.ram_socket,
         ram=options.ram,
         timeout=options.timeout,
         downtime_limit_ms=options.downtime_limit,

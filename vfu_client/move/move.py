@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import Any
 
 from vfu_client.move.journal import Journal
@@ -51,7 +50,6 @@ class Move:
         destination: Side,
         vfs: Sequence[MovedVf],
         *,
-        ram_socket: Path | None = None,
         ram: RamChannel | None = None,
         timeout: float = 120.0,
         downtime_limit_ms: int = DOWNTIME_LIMIT_MS,
@@ -64,8 +62,6 @@ class Move:
         self.timeout = timeout
         self.downtime_limit_ms = downtime_limit_ms
         self.report = Report(dialect=source.dialect)
-        # QEMU would take a relative one for a file of its own folder.
-        self._ram_socket = None if ram_socket is None else ram_socket.absolute()
         self._ram_channel = ram
         self._before_step = before_step
         self._listener = say
@@ -132,9 +128,7 @@ class Move:
     async def _go(self) -> None:
         self._journal = Journal.begin()
         self._way_back.keep = self._keep
-        ram = self._ram_channel
-        if ram is None:
-            ram = UnixChannel(self._ram_socket or self._journal.folder / "ram.sock")
+        ram = self._ram_channel or UnixChannel(self._journal.folder / "ram.sock")
         ram.check()
         await self._check()
         await self._prepare(ram)
@@ -411,6 +405,8 @@ class Move:
         Where it does not answer, nobody knows whether it does so or goes back by itself. The guest was not
         told to go on there, but its VFs may run: it is asked anew, and told to go back.
         """
+        if not self.destination.elsewhere:
+            return
         self._way_back.note(asked=True)
         try:
             await self.destination.ready()

@@ -12,7 +12,7 @@ from pymodel import __version__
 from vfu_client.move.dialect import CONTEXT, DIALECTS
 from vfu_client.move.move import DOWNTIME_LIMIT_MOST_MS, DOWNTIME_LIMIT_MS
 from vfu_client.move.moved_vf import MovedVf, Vf
-from vfu_client.move.ram_channel import TcpChannel
+from vfu_client.move.ram_channel import TcpChannel, UnixChannel
 from vfu_client.owner.owner import CONTEXT_OPCODES
 from vfu_client.owner.subcommand import opcodes
 
@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         return options
     if missing:
         command.error(f"the following arguments are required: {', '.join(missing)}")
-    options.ram = None
+    options.ram = None if options.ram_socket is None else UnixChannel(options.ram_socket)
     if options.to_command is not None and options.ram_socket is not None:
         command.error(
             "--ram-socket is for a move on one host: give --ram-address, which the source can reach"

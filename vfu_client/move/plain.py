@@ -10,7 +10,7 @@ import numpy as np
 
 from vfu_client.move.moved_vf import Vf
 from vfu_client.move.pci_state import PciState
-from vfu_client.move.pf import Pf
+from vfu_client.move.pf import Former, Pf
 from vfu_client.owner.context import Field
 from vfu_client.qemu.address import Address
 from vfu_client.vfio.memory import Bytes
@@ -60,6 +60,12 @@ ADDRESS: Final = Shape(
 FIELDS: Final = Shape(
     lambda fields: [[each.type, bytes(each.value), each.offset, each.device_type] for each in fields], _fields
 )
+CONTEXTS: Final = Shape(
+    lambda contexts: [[vf.number, vf.server, former.mode] for vf, former in contexts.items()],
+    lambda plain: {Vf(number, server): Former(mode, forgotten=True) for number, server, mode in plain},
+)
+"""What VFs at the destination had before; their states are forgotten."""
+
 STATE: Final = Shape(list, _state)
 """The pieces of a VF's state."""
 

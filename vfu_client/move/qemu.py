@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -136,3 +136,12 @@ class Qemu(RunningQemu):
         """Switch migration capabilities."""
         rows = [{"capability": name, "state": state} for name, state in states.items()]
         await self.execute("migrate-set-capabilities", {"capabilities": rows})
+
+    async def parameters(self, names: Iterable[str]) -> dict[str, Any]:
+        """Migration parameters as they are, so that `set_parameters` gives them back."""
+        found = await self.execute("query-migrate-parameters")
+        return {name: found.get(name, "") for name in names}
+
+    async def set_parameters(self, values: Mapping[str, Any]) -> None:
+        """Set migration parameters."""
+        await self.execute("migrate-set-parameters", values)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from vfu_client.move.agent import AgentNotes, put_right_after
@@ -12,7 +11,6 @@ from vfu_client.move.dialect import DIALECTS
 from vfu_client.move.journal import Journal, JournalError
 from vfu_client.move.moved_vf import MovedVf, Vf
 from vfu_client.move.pf import Pf, SideError
-from vfu_client.move.qemu import Qemu
 from vfu_client.move.remote import RemoteSide
 from vfu_client.move.side import Side, reason
 from vfu_client.move.way_back import WayBack
@@ -143,12 +141,7 @@ class Recovery:
 
 
 def _side(name: str, notes: dict[str, Any], base: int, dialect: str) -> Side:
-    servers = {server: Path(folder) for server, folder in notes["servers"].items()}
-    if "command" in notes:
-        qmp, qtest = Path(notes["qmp"]), Path(notes["qtest"])
-        return RemoteSide(name, notes["command"], qmp, qtest, servers, context_opcodes=base, dialect=dialect)
-    qemu = Qemu(name, Path(notes["qmp"]), Path(notes["qtest"]))
-    return Side(name, qemu, servers, context_opcodes=base, dialect=dialect)
+    return (RemoteSide if "command" in notes else Side).load(name, notes, base, dialect)
 
 
 @contextlib.asynccontextmanager

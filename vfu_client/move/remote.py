@@ -62,6 +62,8 @@ class RemoteSide(Side):
     `say` hears how far large states are on their way.
     """
 
+    elsewhere = True
+
     def __init__(
         self,
         name: str,
@@ -94,6 +96,15 @@ class RemoteSide(Side):
         self._next = 1
         self._activated = False
         self._cut_at = 0.0
+
+    @classmethod
+    def load(cls, name: str, notes: Mapping[str, Any], context_opcodes: int, dialect: str) -> RemoteSide:
+        """See `Side`."""
+        servers = {str(server): Path(folder) for server, folder in notes["servers"].items()}
+        qmp, qtest = Path(notes["qmp"]), Path(notes["qtest"])
+        return cls(
+            name, notes["command"], qmp, qtest, servers, context_opcodes=context_opcodes, dialect=dialect
+        )
 
     # -- the connection
 
@@ -137,12 +148,7 @@ class RemoteSide(Side):
         there = float(await self.request("time"))
         self.ahead = there - (asked + time.time()) / 2
         return await self.request(
-            request,
-            qmp=str(self.qemu.qmp_path),
-            qtest=str(self.qemu.qtest_path),
-            servers={server: str(pf.folder) for server, pf in self._pfs.items()},
-            context_opcodes=self.context_opcodes,
-            dialect=self.dialect,
+            request, **self._places(), context_opcodes=self.context_opcodes, dialect=self.dialect
         )
 
     async def _connect(self) -> None:
@@ -164,13 +170,12 @@ class RemoteSide(Side):
         try:
             async with asyncio.timeout(GREETING_SECONDS):
                 await self._greet(self._process.stdout)
-        except TimeoutError:
+        except BaseException as error:
             self._terminate()
-            raise SideError(
-                f"no agent answered to `{shlex.join(words)}` within {GREETING_SECONDS:g} s"
-            ) from None
-        except BaseException:
-            self._terminate()
+            if isinstance(error, TimeoutError):
+                raise SideError(
+                    f"no agent answered to `{shlex.join(words)}` within {GREETING_SECONDS:g} s"
+                ) from None
             raise
         self.cut = None
         self._messages = Messages(self._process.stdout, self._process.stdin)
@@ -282,12 +287,11 @@ class RemoteSide(Side):
         if self._messages is not None:
             self._messages.close()
             self._messages = None
+        if self.cut is not None or not greeted:
+            self._terminate()
         process, self._process = self._process, None
         if process is None:
             return
-        if self.cut is not None or not greeted:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
         try:
             async with asyncio.timeout(LEASE_SECONDS):
                 await process.wait()
@@ -299,8 +303,11 @@ class RemoteSide(Side):
 
     def plain(self) -> dict[str, Any]:
         """See `Side`; paths are those of the other host."""
+        return {"command": self.command, **self._places()}
+
+    def _places(self) -> dict[str, Any]:
+        """Where QEMU and the servers are on the other host."""
         return {
-            "command": self.command,
             "qmp": str(self.qemu.qmp_path),
             "qtest": str(self.qemu.qtest_path),
             "servers": {server: str(pf.folder) for server, pf in self._pfs.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
@@ -51,6 +51,16 @@ def reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+async def attempt(work: Awaitable[Any], warnings: list[str]) -> bool:
+    """Do something whose failure must not keep the rest from being done; whether it was done."""
+    try:
+        await work
+    except Exception as error:  # noqa: BLE001  # whatever it is, what comes after it must be done too
+        warnings.append(reason(error))
+        return False
+    return True
+
+
 class Side:
     """A QEMU and its servers: the folder of each by its name, which is empty where there is only one.
 
@@ -81,6 +91,13 @@ class Side:
         }
         self._qtest_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-qtest")
 
+    @classmethod
+    def load(cls, name: str, notes: Mapping[str, Any], context_opcodes: int, dialect: str) -> Side:
+        """The side that `plain` told of. Raises LookupError, TypeError or ValueError for what it did not."""
+        servers = {str(server): Path(folder) for server, folder in notes["servers"].items()}
+        qemu = Qemu.at(name, Path(notes["qmp"]), Path(notes["qtest"]))
+        return cls(name, qemu, servers, context_opcodes=context_opcodes, dialect=dialect)
+
     async def open(self) -> None:
         """Connect to QEMU and to the PFs. Raises QemuError, QTestError or SideError; `close` is due in any
         case.
@@ -103,6 +120,9 @@ class Side:
                         f"the {self.name} QEMU has the PF of {pf.folder} as its device {name!r}: a guest that"
                         " owns its PF cannot move. Give the guest VFs only, and the server --sriov owner"
                     )
+
+    elsewhere = False
+    """Whether a side is on another host, and may be cut off."""
 
     cut: Exception | None = None
     """Why nothing can be asked of a side any more; never of one on this host."""

@@ -11,8 +11,9 @@ from typing import Any
 
 from vfu_client.move.moved_vf import MovedVf, Vf
 from vfu_client.move.pf import Former, Pf
+from vfu_client.move.plain import CONTEXTS
 from vfu_client.move.qemu import CAPABILITIES, Qemu
-from vfu_client.move.side import Side, reason
+from vfu_client.move.side import Side, attempt
 from vfu_client.qemu.address import Address
 from vfu_client.qemu.running import QemuError
 
@@ -62,7 +63,7 @@ class WayBack:
             "settings": {qemu.name: found for qemu, found in self._settings},
             "parameters": self._parameters,
             "parameters_there": self._parameters_there,
-            "contexts": [[vf.number, vf.server, found.mode] for vf, found in self.contexts.items()],
+            "contexts": CONTEXTS.there(self.contexts),
             "recorded": [[vf.number, vf.server] for vf in self.recorded],
             "places": [
                 [vf.number, vf.server, place.bus, place.slot, place.function]
@@ -79,9 +80,7 @@ class WayBack:
         self._settings = [(qemus[name], dict(found)) for name, found in notes["settings"].items()]
         self._parameters = dict(notes["parameters"])
         self._parameters_there = dict(notes["parameters_there"])
-        self.contexts = {
-            Vf(number, server): Former(mode, forgotten=True) for number, server, mode in notes["contexts"]
-        }
+        self.contexts = CONTEXTS.back(notes["contexts"])
         self.recorded = [Vf(number, server) for number, server in notes["recorded"]]
         self.places = {Vf(number, server): Address(*place) for number, server, *place in notes["places"]}
         self.incoming, self.continued = bool(notes["incoming"]), bool(notes["continued"])
@@ -91,18 +90,16 @@ class WayBack:
         """Give both QEMUs the capabilities of a move, and their parameters. Raises QemuError."""
         qemus = (self._source.qemu, self._destination.qemu)
         settings = [(qemu, await qemu.capabilities()) for qemu in qemus]
-        found = await self._source.qemu.execute("query-migrate-parameters")
-        found_there = await self._destination.qemu.execute("query-migrate-parameters") if there else {}
         self.note(
             _settings=settings,
-            _parameters={name: found.get(name, "") for name in parameters},
-            _parameters_there={name: found_there.get(name, "") for name in there},
+            _parameters=await self._source.qemu.parameters(parameters),
+            _parameters_there=await self._destination.qemu.parameters(there) if there else {},
         )
         for qemu in qemus:
             await qemu.set_capabilities(CAPABILITIES)
-        await self._source.qemu.execute("migrate-set-parameters", parameters)
+        await self._source.qemu.set_parameters(parameters)
         if there:
-            await self._destination.qemu.execute("migrate-set-parameters", there)
+            await self._destination.qemu.set_parameters(there)
 
     async def restore_settings(self, *, destination: bool) -> None:
         """Give the QEMUs their capabilities and parameters back."""
@@ -110,10 +107,9 @@ class WayBack:
             if destination or qemu is not self._destination.qemu:
                 await self.attempt(qemu.set_capabilities(found))
         if self._parameters_there and destination:
-            restore = self._destination.qemu.execute("migrate-set-parameters", self._parameters_there)
-            await self.attempt(restore)
+            await self.attempt(self._destination.qemu.set_parameters(self._parameters_there))
         if self._parameters:
-            await self.attempt(self._source.qemu.execute("migrate-set-parameters", self._parameters))
+            await self.attempt(self._source.qemu.set_parameters(self._parameters))
 
     async def release(self, vfs: Sequence[MovedVf]) -> None:
         """The guest runs at the destination: give back the source's VFs, as after a reset, and settings."""
@@ -122,13 +118,8 @@ class WayBack:
         await self.restore_settings(destination=True)
 
     async def attempt(self, work: Coroutine[Any, Any, Any]) -> bool:
-        """Do something whose failure must not keep the rest from being done; whether it was done."""
-        try:
-            await work
-        except Exception as error:  # noqa: BLE001  # whatever it is, what comes after it must be done too
-            self._warnings.append(reason(error))
-            return False
-        return True
+        """See `side.attempt`; a failure becomes one of the warnings."""
+        return await attempt(work, self._warnings)
 
     async def go(self, step: Callable[[str], AbstractAsyncContextManager[None]]) -> bool:
         """Undo all; whether the guest runs at the source as before, with all of its VFs.

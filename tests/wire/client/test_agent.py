@@ -369,6 +369,13 @@ def side(command: str, say: Callable[[str], None] | None = None) -> RemoteSide:
     )  # fmt: skip
 
 
+def reached(ends: Ends, say: Callable[[str], None] | None = None) -> tuple[RemoteSide, asyncio.Task[None]]:
+    """One whose agent is the test, at the other end, and what listens to it."""
+    there = side("false", say)
+    there._messages = ends.here
+    return there, asyncio.ensure_future(there._listen(ends.here))
+
+
 WAIT = "import time; time.sleep(60)"
 
 
@@ -380,7 +387,7 @@ def saying(text: str, then: str = WAIT) -> str:
 @pytest.mark.parametrize(
     ("command", "why"),
     [
-        ("no-such-command-here b", "no-such-command-here can't be run: No such file"),
+        ("/no/such/command b", "/no/such/command can't be run: No such file"),
         ("false", "ended .status 1. before an agent answered: it is to run `vfu-migrate --agent`"),
         (saying("Password:", "pass"), "ended .status 0. before an agent answered"),
         (saying("x" * 70000 + chr(10)), "says other things than an agent does"),
@@ -464,9 +471,7 @@ def test_the_words_that_are_appended(
 def test_errors_come_back_as_they_were(tmp_path: Path, name: str, kind: type[Exception]) -> None:
     async def work() -> None:
         async with connected(tmp_path) as ends:
-            there = side("false")
-            there._messages = ends.here
-            listening = asyncio.ensure_future(there._listen(ends.here))
+            there, listening = reached(ends)
 
             async def answer() -> None:
                 asked = await ends.there.receive()
@@ -489,9 +494,7 @@ def test_a_large_state_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.M
     async def work() -> list[str]:
         async with connected(tmp_path) as ends:
             said: list[str] = []
-            there = side("false", said.append)
-            there._messages = ends.here
-            listening = asyncio.ensure_future(there._listen(ends.here))
+            there, listening = reached(ends, said.append)
 
             async def answer() -> None:
                 for length in (2 << 20, 4 << 20):
@@ -522,9 +525,7 @@ def test_answers_that_are_none(tmp_path: Path, answer: dict[str, Any]) -> None:
 
     async def work() -> None:
         async with connected(tmp_path) as ends:
-            there = side("false")
-            there._messages = ends.here
-            listening = asyncio.ensure_future(there._listen(ends.here))
+            there, listening = reached(ends)
 
             async def reply() -> None:
                 asked = await ends.there.receive()
@@ -544,9 +545,7 @@ def test_the_other_clock(tmp_path: Path) -> None:
 
     async def work() -> None:
         async with connected(tmp_path) as ends:
-            there = side("false")
-            there._messages = ends.here
-            listening = asyncio.ensure_future(there._listen(ends.here))
+            there, listening = reached(ends)
 
             async def answer() -> None:
                 asked = await ends.there.receive()
