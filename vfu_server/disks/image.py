@@ -39,7 +39,7 @@ _KINDS: Final = {
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
 # linux/fs.h
 BLKPBSZGET = 0x127B
-_PHYSICAL_MAX: Final = 4096
+PHYSICAL_MAX: Final = 4096
 # As many writes as there can't be.
 _NEVER: Final = (1 << 64) - 1
 _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOSYS)
@@ -111,11 +111,7 @@ class Image:
             physical, frees = self._ask(BLKPBSZGET), True
         else:
             physical, frees = status.st_blksize, self._frees()
-        if physical & (physical - 1):
-            physical = _PHYSICAL_MAX
-        # The block of a network's file system is what it transfers, not what it can write alone.
-        optimal = physical if physical > _PHYSICAL_MAX else 0
-        return Shape(block, max(min(physical, _PHYSICAL_MAX), block), optimal, frees)
+        return shape_of(block, physical, frees=frees)
 
     def take(self) -> bool:
         """Lock the file against other programs. False where one has it. Raises OSError."""
@@ -168,8 +164,8 @@ class Image:
 
     def _direct_block(self) -> int:
         """The least that O_DIRECT reads here. Python 3.11 has no statx(2), so it is tried."""
-        room = memoryview(mmap.mmap(-1, _PHYSICAL_MAX))
-        for block in (SECTOR, 1024, 2048, _PHYSICAL_MAX):
+        room = memoryview(mmap.mmap(-1, PHYSICAL_MAX))
+        for block in (SECTOR, 1024, 2048, PHYSICAL_MAX):
             try:
                 os.preadv(self.fd, [room[:block]], 0)
                 if self.size > block:
@@ -316,6 +312,15 @@ class Image:
         end = job.offset + job.length
         for offset in range(job.offset, end, len(_ZEROES)):
             _transfer(os.pwritev, self.fd, offset, _ZEROES[: min(end - offset, len(_ZEROES))])
+
+
+def shape_of(block: int, preferred: int, *, frees: bool) -> Shape:
+    """What a driver is told where `block` bytes are the least and `preferred` is what the storage likes."""
+    if preferred & (preferred - 1):
+        preferred = PHYSICAL_MAX
+    # The block of a network's storage is what it transfers, not what it can write alone.
+    optimal = preferred if preferred > PHYSICAL_MAX else 0
+    return Shape(block, max(min(preferred, PHYSICAL_MAX), block), optimal, frees)
 
 
 def check_kind(path: Path, status: os.stat_result) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import errno
 import os
 import select
@@ -16,6 +15,7 @@ from typing import Final
 
 import numpy as np
 
+from pymodel.devices.block.disk import Kind
 from pymodel.memory import Bytes
 from vfu_server.disks import libnbd
 from vfu_server.disks.image import SECTOR
@@ -47,21 +47,11 @@ class LostError(OSError):
     """The connection is not there any more."""
 
 
-class Request(enum.Enum):
-    """What a server is asked for."""
-
-    READ = enum.auto()
-    WRITE = enum.auto()
-    FLUSH = enum.auto()
-    TRIM = enum.auto()
-    ZERO = enum.auto()
-
-
 @dataclass(slots=True, eq=False)
 class Command:
     """One request; `data` is to fill or to send, in bytes at `offset`. It has ended when `ended` is set."""
 
-    request: Request
+    kind: Kind
     offset: int = 0
     length: int = 0
     data: Bytes | None = None
@@ -191,16 +181,16 @@ class Connection:
         nbd, handle, offset, length = self._nbd, self._handle, command.offset, command.length
         flags = command.flags
         place = command.data.ctypes.data if command.data is not None else None
-        match command.request:
-            case Request.READ:
+        match command.kind:
+            case Kind.READ:
                 cookie = nbd.nbd_aio_pread(handle, place, length, offset, NO_COMPLETION, flags)
-            case Request.WRITE:
+            case Kind.WRITE:
                 cookie = nbd.nbd_aio_pwrite(handle, place, length, offset, NO_COMPLETION, flags)
-            case Request.FLUSH:
+            case Kind.FLUSH:
                 cookie = nbd.nbd_aio_flush(handle, NO_COMPLETION, flags)
-            case Request.TRIM:
+            case Kind.DISCARD:
                 cookie = nbd.nbd_aio_trim(handle, length, offset, NO_COMPLETION, flags)
-            case Request.ZERO:
+            case Kind.ZERO:
                 cookie = nbd.nbd_aio_zero(handle, length, offset, NO_COMPLETION, flags)
         if cookie < 0:
             error = libnbd.failure()
@@ -253,7 +243,7 @@ class Connection:
     def read(self, offset: int, length: int) -> bytes:
         """Read up to so many bytes, with nothing else under way. Raises OSError."""
         data = np.zeros(max(min(length, self.export.size - offset), 0), np.uint8)
-        command = Command(Request.READ, offset, data.size, data)
+        command = Command(Kind.READ, offset, data.size, data)
         self.issue(command)
         until = time.monotonic() + CONNECT_SECONDS
         while not command.ended.is_set():

@@ -8,15 +8,13 @@ from typing import Final
 
 from pymodel.devices.block.disk import Shape
 from vfu_server.disks.formats import recognized
-from vfu_server.disks.image import SECTOR
+from vfu_server.disks.image import PHYSICAL_MAX, SECTOR, shape_of
 from vfu_server.disks.nbd_connection import Connection, Export
 from vfu_server.disks.nbd_export import NbdExport
 from vfu_server.disks.shared_disk import SharedDisk
 
 WORKERS: Final = 16
 """Requests under way at a time."""
-
-BLOCK_MAX: Final = 4096
 
 
 class NbdDisk(SharedDisk):
@@ -60,15 +58,12 @@ class NbdDisk(SharedDisk):
 def _shape(uri: str, export: Export) -> Shape:
     """What a driver is told. Raises ValueError for what is no disk."""
     block = max(export.minimum, SECTOR)
-    if block > BLOCK_MAX or block & (block - 1):
+    if block > PHYSICAL_MAX or block & (block - 1):
         raise ValueError(
-            f"{uri} has blocks of {block} bytes; up to {BLOCK_MAX}, by powers of two, can be served"
+            f"{uri} has blocks of {block} bytes; up to {PHYSICAL_MAX}, by powers of two, can be served"
         )
     if not export.payload:
         raise ValueError(f"{uri} takes less than a block of {block} bytes at a time")
     if export.size == 0 or export.size % block:
         raise ValueError(f"{uri} has {export.size} bytes, which is no multiple of {block} above 0")
-    preferred = export.preferred if export.preferred & (export.preferred - 1) == 0 else 0
-    physical = max(min(preferred or BLOCK_MAX, BLOCK_MAX), block)
-    optimal = preferred if preferred > BLOCK_MAX else 0
-    return Shape(block, physical, optimal, export.trims)
+    return shape_of(block, export.preferred or PHYSICAL_MAX, frees=export.trims)

@@ -16,7 +16,7 @@ import numpy as np
 from pymodel.devices.block.disk import Job, Kind
 from pymodel.memory import Bytes
 from vfu_server.disks.libnbd import FUA, NO_HOLE
-from vfu_server.disks.nbd_connection import Command, Connection, Export, LostError, Request
+from vfu_server.disks.nbd_connection import Command, Connection, Export, LostError
 
 AGAIN_FIRST_SECONDS: Final = 0.05
 AGAIN_MOST_SECONDS: Final = 1.0
@@ -31,7 +31,7 @@ REASONS_MAX: Final = 4
 RANGE_MAX: Final = 1 << 30
 """Bytes of a TRIM or ZERO: their length is a number of 32 bits."""
 
-_WRITES: Final = frozenset({Request.WRITE, Request.ZERO, Request.TRIM})
+_WRITES: Final = frozenset({Kind.WRITE, Kind.ZERO, Kind.DISCARD})
 
 _ZEROES: Final = np.zeros(1 << 20, np.uint8)
 
@@ -103,7 +103,7 @@ class NbdExport:
         """See `Medium`."""
         match job.kind:
             case Kind.READ if job.data is not None:
-                self._move(Request.READ, job, job.data)
+                self._move(job, job.data)
                 return
             case Kind.FLUSH:
                 self.flush()
@@ -111,11 +111,11 @@ class NbdExport:
         flags = FUA if job.durable and self._export.durable_writes else 0
         match job.kind:
             case Kind.WRITE if job.data is not None:
-                self._move(Request.WRITE, job, job.data, flags)
+                self._move(job, job.data, flags)
             case Kind.ZERO:
                 self._zero(job, flags)
             case Kind.DISCARD:
-                self._range(Request.TRIM, job, flags)
+                self._range(job, flags)
         if job.durable and not flags:
             self.flush()
 
@@ -130,7 +130,7 @@ class NbdExport:
                 return
             if self._export.flushes:
                 try:
-                    self._carry_out(Command(Request.FLUSH))
+                    self._carry_out(Command(Kind.FLUSH))
                 except AwayError:
                     raise
                 except OSError as error:
@@ -162,28 +162,28 @@ class NbdExport:
         self._thread.join()
         os.close(self._wake)
 
-    def _move(self, request: Request, job: Job, data: Bytes, flags: int = 0) -> None:
+    def _move(self, job: Job, data: Bytes, flags: int = 0) -> None:
         for start in range(0, job.length, self._export.payload):
             piece = data[start : start + self._export.payload]
-            self._carry_out(Command(request, job.offset + start, len(piece), piece, flags))
+            self._carry_out(Command(job.kind, job.offset + start, len(piece), piece, flags))
 
-    def _range(self, request: Request, job: Job, flags: int = 0) -> None:
+    def _range(self, job: Job, flags: int = 0) -> None:
         for start in range(0, job.length, RANGE_MAX):
             length = min(job.length - start, RANGE_MAX)
-            self._carry_out(Command(request, job.offset + start, length, flags=flags))
+            self._carry_out(Command(job.kind, job.offset + start, length, flags=flags))
 
     def _zero(self, job: Job, flags: int) -> None:
         if self._export.zeroes:
-            self._range(Request.ZERO, job, flags | (0 if job.unmap else NO_HOLE))
+            self._range(job, flags | (0 if job.unmap else NO_HOLE))
             return
         most = min(len(_ZEROES), self._export.payload)
         for start in range(0, job.length, most):
             piece = _ZEROES[: min(job.length - start, most)]
-            self._carry_out(Command(Request.WRITE, job.offset + start, len(piece), piece, flags))
+            self._carry_out(Command(Kind.WRITE, job.offset + start, len(piece), piece, flags))
 
     def _carry_out(self, command: Command) -> None:
         with self._guard:
-            if self._ended or (self._impatient and command.request is not Request.FLUSH):
+            if self._ended or (self._impatient and command.kind is not Kind.FLUSH):
                 raise AwayError(errno.EIO, "the disk was let go")
             self._waiting.append(command)
             os.eventfd_write(self._wake, 1)
@@ -236,7 +236,7 @@ class NbdExport:
 
     def _done(self, command: Command, error: OSError | None) -> None:
         """A command has ended. What was written and may be lost counts before its writer hears of it."""
-        if error is None and command.request in _WRITES and not command.flags & FUA:
+        if error is None and command.kind in _WRITES and not command.flags & FUA:
             with self._counting:
                 self._acknowledged += 1
         command.end(error)

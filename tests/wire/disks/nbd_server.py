@@ -184,10 +184,7 @@ class NbdServer:
 
 
 def _take(client: socket.socket, length: int) -> bytes:
-    data = bytearray()
-    while len(data) < length:
-        piece = client.recv(length - len(data))
-        if not piece:
-            raise EOFError
-        data += piece
-    return bytes(data)
+    data = client.recv(length, socket.MSG_WAITALL)
+    if len(data) < length:
+        raise EOFError
+    return data

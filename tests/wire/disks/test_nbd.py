@@ -91,6 +91,12 @@ def kinds(server: NbdServer) -> list[tuple[int, int]]:
     return [(each.kind, each.flags) for each in server.asked]
 
 
+def await_back(user: User) -> None:
+    """Until reads are answered again."""
+    while user.do(Kind.READ, 0, filled(512, 0)).error is not None:
+        pass
+
+
 # --- a real server ---------------------------------------------------------------------------------
 
 
@@ -288,8 +294,7 @@ def test_requests_fail_while_it_is_away(users: Callable[..., User], server: NbdS
     assert user.do(Kind.READ, 0, filled(512, 0)).error is not None
     server.answer = lambda _: 0
     server.start()
-    while user.do(Kind.READ, 0, filled(512, 0)).error is not None:
-        pass
+    await_back(user)
     assert [each.kind for each in server.asked] == [WRITE] * 4 + [READ]
 
 
@@ -298,8 +303,7 @@ def test_a_flush_tells_of_a_loss(users: Callable[..., User], server: NbdServer) 
     user = users()
     user.do(Kind.WRITE, 0, filled(512, 1))
     server.hang_up()
-    while user.do(Kind.READ, 0, filled(512, 0)).error is not None:
-        pass
+    await_back(user)
     assert user.do(Kind.FLUSH).error is not None
 
 
@@ -338,8 +342,7 @@ def test_no_loss_on_a_server_that_can_not_flush(users: Callable[..., User], serv
     user = users()
     user.do(Kind.WRITE, 0, filled(512, 1))
     server.hang_up()
-    while user.do(Kind.READ, 0, filled(512, 0)).error is not None:
-        pass
+    await_back(user)
     assert user.do(Kind.FLUSH).error is None
 
 
@@ -354,8 +357,7 @@ def test_a_server_that_does_nothing_but_greet(users: Callable[..., User], server
     user.open()
     assert server.connections - before < 30
     server.answer = lambda _: 0
-    while user.do(Kind.READ, 0, filled(512, 0)).error is not None:
-        pass
+    await_back(user)
 
 
 def test_a_server_that_is_shutting_down(users: Callable[..., User], server: NbdServer) -> None:
@@ -394,8 +396,7 @@ def test_flushes_that_found_nobody(users: Callable[..., User], server: NbdServer
     server.stop()
     assert user.do(Kind.FLUSH).error is not None
     server.start()
-    while user.do(Kind.READ, 0, filled(512, 0)).error is not None:
-        pass
+    await_back(user)
     assert user.do(Kind.FLUSH).error is None
 
 
@@ -439,8 +440,7 @@ def test_descriptors_of_large_numbers(users: Callable[..., User], server: NbdSer
     server.stop()
     assert user.do(Kind.READ, 0, filled(512, 0)).error is not None
     server.start()
-    while user.do(Kind.READ, 0, filled(512, 0)).error is not None:
-        pass
+    await_back(user)
 
 
 def test_requests_wait_for_it(users: Callable[..., User], server: NbdServer) -> None:
@@ -476,8 +476,7 @@ def test_patience_ends(users: Callable[..., User], server: NbdServer) -> None:
     assert time.monotonic() - started > 0.1
     assert user.do(Kind.READ, 0, filled(512, 0)).error is not None
     server.start()
-    while user.do(Kind.READ, 0, filled(512, 0)).error is not None:
-        pass
+    await_back(user)
 
 
 def test_a_reset_does_not_wait_for_it(users: Callable[..., User], server: NbdServer) -> None:
@@ -552,8 +551,7 @@ def test_garbage_is_no_answer(users: Callable[..., User], server: NbdServer, gar
     server.hang_up()
     user.wait_for([job])
     assert job.error is not None
-    while user.do(Kind.READ, 0, filled(512, 0)).error is not None:
-        pass
+    await_back(user)
 
 
 # --- what there is no disk for ---------------------------------------------------------------------
