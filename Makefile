@@ -1,4 +1,4 @@
-# Everything from a fresh clone: `make test`, `make demo`, `make demo-sriov`, `make demo-nested`, `make test-long`, `make test-asan`, `make bench`, `make compat`, `make check`, `make man`, `make dist`, `make clean`.
+# Everything from a fresh clone: `make test`, `make demo`, `make demo-sriov`, `make demo-nested`, `make test-long`, `make test-asan`, `make bench`, `make soak`, `make compat`, `make check`, `make man`, `make dist`, `make clean`.
 #
 # Each target makes what it needs and is quick when that is there. Nothing is installed outside this folder.
 #
@@ -19,11 +19,12 @@ ASAN_ENV = LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_
 COMPILED ?= yes
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+MINUTES ?= 10
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: all demo demo-sriov demo-nested test test-long test-asan bench compat check man dist clean venv ext images drivers nested
+.PHONY: all demo demo-sriov demo-nested test test-long test-asan bench soak compat check man dist clean venv ext images drivers nested
 .DELETE_ON_ERROR:
 
 all: ext
@@ -71,6 +72,11 @@ bench: ext images
 	@$(BIN)/ninja -C $(EXT) --quiet bench/mmio-sample bench/vf-load
 	@echo "bench: running"
 	$(BIN)/python -m bench $(BENCH_ARGS)
+
+## A guest moves to and fro under traffic, while all that takes part is killed at random: make soak MINUTES=60.
+soak: ext images
+	@echo "soak: running"
+	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 ## All drivers that can be had, also those that take minutes, and what became of them: docs/compatibility.md.
 compat: ext images

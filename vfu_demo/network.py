@@ -68,7 +68,7 @@ class Network(Protocol):
         """What `--uplink` of that host's server is."""
 
     def listen(self, rate_kib: int) -> None:
-        """Start `netverify receive` at PEER_ADDRESS, which sends so much a second itself."""
+        """Start `netverify receive` at PEER_ADDRESS, which sends so much a second; another one ends."""
 
     def figures(self) -> Figures:
         """What it said last; empty before it began."""
@@ -153,6 +153,8 @@ class Bridged:
         return f"tap:{self._tap(host)}"
 
     def listen(self, rate_kib: int) -> None:
+        if self._verifier is not None:
+            kill(self._verifier)
         command = [str(IMAGES / "netverify"), *receive(rate_kib)]
         with self._log.open("wb") as log:
             self._verifier = subprocess.Popen(
@@ -212,8 +214,11 @@ class Hubbed:
         return f"stream:{self._sockets[host]}"
 
     def listen(self, rate_kib: int) -> None:
-        self._peer.wait_ready()
-        self._peer.check(f"/bin/ip address add {PEER_ADDRESS}/24 dev eth0; /bin/ip link set eth0 up")
+        if self._job is not None:
+            self._job.stop("KILL")
+        else:
+            self._peer.wait_ready()
+            self._peer.check(f"/bin/ip address add {PEER_ADDRESS}/24 dev eth0; /bin/ip link set eth0 up")
         self._clock = Clock.of(self._peer.check)
         self._job = self._peer.start(" ".join(["netverify", *receive(rate_kib)]))
 

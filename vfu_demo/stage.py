@@ -40,6 +40,16 @@ class Server:
             raise StageError(f"server {folder.name} did not start:\n{error}") from error
 
     @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process.poll() is None
+
+    @property
     def log(self) -> str:
         """What it logged so far."""
         return self._log.read_text(errors="replace")

@@ -46,7 +46,10 @@ class Traffic:
         self._guest = guest
         self._lan = lan
         lan.listen(RATE_KIB)
-        guest.check(f"/bin/ip address add {GUEST_ADDRESS}/24 dev eth0; /bin/ip link set eth0 up")
+        guest.check(
+            f"/bin/ip address flush dev eth0; /bin/ip address add {GUEST_ADDRESS}/24 dev eth0;"
+            " /bin/ip link set eth0 up"
+        )
         self._disk = guest.start(IOVERIFY)
         self._tcp = guest.start(NETVERIFY)
 

@@ -1,0 +1,1 @@
+"""Hours of a guest's life: moves of it, under traffic, while all that takes part is killed at random."""
