@@ -22,6 +22,7 @@ from vfu_client.move.moved_vf import Vf
 from vfu_client.move.pci_state import PciStateError
 from vfu_client.move.pf import Former, Pf, SideError
 from vfu_client.move.plain import ADDRESS, CALLS, CONTEXTS, PCI_STATE, STATE, VF
+from vfu_client.move.progress import nobody
 from vfu_client.move.side import Side, attempt, reason
 from vfu_client.qemu.qtest import QTestError
 from vfu_client.qemu.running import QemuError
@@ -137,7 +138,7 @@ class Agent:
         about: dict[str, Any] = {name: str(Path(message[name]).absolute()) for name in ("qmp", "qtest")}
         about["servers"] = {name: str(Path(path).absolute()) for name, path in message["servers"].items()}
         self._notes.about = about | {name: message[name] for name in ("context_opcodes", "dialect")}
-        self._side = self._notes.side()
+        self._side = self._notes.side(self._say)
         return self._side
 
     def _left(self) -> Iterator[AgentNotes]:
@@ -285,9 +286,10 @@ class AgentNotes:
         self.incoming = False
         self.ready = False
 
-    def side(self) -> Side:
+    def side(self, say: Callable[[str], None] = nobody) -> Side:
         """The side that this is about."""
-        return Side.load("destination", self.about, int(self.about["context_opcodes"]), self.about["dialect"])
+        about = self.about
+        return Side.load("destination", about, int(about["context_opcodes"]), about["dialect"], say)
 
     def take_over(self, other: AgentNotes) -> None:
         """Add what an agent before noted."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pymodel.spec import context
 from vfu_client.move.carrier import Carrier
 from vfu_client.move.fitness import unfit
+from vfu_client.move.progress import silent
 from vfu_client.owner.context import Field
 from vfu_client.owner.context_parts import as_reset, common_part
 from vfu_client.vfio.memory import Bytes
@@ -38,9 +39,14 @@ class ByContext(Carrier):
     def fields(self, state: Sequence[Bytes]) -> list[Field]:
         return common_part(memoryview(state[0][:FIRST_LOOK].tobytes()))
 
-    def read(self, vf: int) -> list[Bytes]:
+    def read(self, vf: int, progress: Callable[[int, int], None] = silent) -> list[Bytes]:
         self.owner.context_discard(vf)
-        return list(self.owner.context_read(vf))
+        state, done, whole = [], 0, self.owner.context_size(vf)
+        for piece in self.owner.context_read(vf):
+            state.append(piece)
+            done += len(piece)
+            progress(done, whole)
+        return state
 
     def freeze_and_read_rest(self, vf: int) -> list[Bytes]:
         with self.owner.room(FIRST_LOOK) as room:
@@ -48,10 +54,10 @@ class ByContext(Carrier):
             first = room.view[:size].copy()
         return [first, *(self.owner.context_read(vf) if left else ())]
 
-    def write(self, vf: int, state: Sequence[Bytes]) -> None:
+    def write(self, vf: int, state: Sequence[Bytes], progress: Callable[[int, int], None] = silent) -> None:
         if self.owner.partly_written(vf):
             self.owner.context_discard(vf)
-        self.owner.context_write(vf, state)
+        self.owner.context_write(vf, state, progress=progress)
 
     def write_reset(self, vf: int) -> None:
         self.owner.context_write(vf, as_reset(self.peek(vf)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from pymodel.spec import admin, context
 from vfu_client.move.carrier import Carrier
 from vfu_client.move.fitness import unfit
+from vfu_client.move.progress import silent
 from vfu_client.owner.context import Field
 from vfu_client.owner.owner import PARTS_COMMANDS, OwnerDriver
 from vfu_client.owner.part_set import as_reset, common_fields
@@ -58,14 +59,14 @@ class ByParts(Carrier):
     def fields(self, state: Sequence[Bytes]) -> list[Field]:
         return common_fields(state[0])
 
-    def read(self, vf: int) -> list[Bytes]:
+    def read(self, vf: int, progress: Callable[[int, int], None] = silent) -> list[Bytes]:  # is small
         return [np.frombuffer(self._get(vf), np.uint8)]
 
     def freeze_and_read_rest(self, vf: int) -> list[Bytes]:
         self.mode_set(vf, context.MODE_FREEZE)
         return self.read(vf)
 
-    def write(self, vf: int, state: Sequence[Bytes]) -> None:
+    def write(self, vf: int, state: Sequence[Bytes], progress: Callable[[int, int], None] = silent) -> None:
         self._set(vf, b"".join(piece.tobytes() for piece in state))
 
     def write_reset(self, vf: int) -> None:

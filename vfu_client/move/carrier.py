@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from vfu_client.move.progress import silent
 from vfu_client.owner.context import Field
 from vfu_client.owner.owner import OwnerDriver
 from vfu_client.vfio.memory import Bytes
@@ -44,15 +45,15 @@ class Carrier(ABC):
         """The same of a state that was read."""
 
     @abstractmethod
-    def read(self, vf: int) -> list[Bytes]:
-        """All of a VF's state, whatever was read before."""
+    def read(self, vf: int, progress: Callable[[int, int], None] = silent) -> list[Bytes]:
+        """All of a VF's state, whatever was read before. `progress` hears of bytes, and of how many."""
 
     @abstractmethod
     def freeze_and_read_rest(self, vf: int) -> list[Bytes]:
         """Have a VF stand still; what is new in its state since `read`, or all where they can't tell."""
 
     @abstractmethod
-    def write(self, vf: int, state: Sequence[Bytes]) -> None:
+    def write(self, vf: int, state: Sequence[Bytes], progress: Callable[[int, int], None] = silent) -> None:
         """Give a VF that stands still a state. Raises `AdminError` where it does not take it."""
 
     @abstractmethod

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def _move(options: argparse.Namespace) -> tuple[int, Report, dict[str, object]]:
     """The exit status, and what to show. Signals are blocked when this returns: see `_end_with`."""
-    alike = {"context_opcodes": options.context_opcodes, "dialect": options.dialect}
+    alike = {"context_opcodes": options.context_opcodes, "dialect": options.dialect, "say": _say}
     source = Side(
         "source", Qemu.at("source", options.from_qmp, options.from_qtest), options.from_server, **alike
     )
@@ -84,7 +84,7 @@ async def _move(options: argparse.Namespace) -> tuple[int, Report, dict[str, obj
     else:
         destination = RemoteSide(
             "destination", options.to_command, options.to_qmp, options.to_qtest, options.to_server,
-            say=_say, **alike,
+            **alike,
         )  # fmt: skip
     move = Move(
         source,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from pymodel.spec import context
 from vfu_client.move.carrier import Carrier
 from vfu_client.move.dialect import CONTEXT, DIALECTS
+from vfu_client.move.progress import Progress, nobody
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.context import Field
 from vfu_client.owner.owner import OwnerDriver
@@ -40,13 +42,24 @@ class Former:
 
 
 class Pf:
-    """The owner of the PF in `folder`. `name` is what messages call its server. VFs go by their numbers."""
+    """The owner of the PF in `folder`. `name` is what messages call its server. VFs go by their numbers.
 
-    def __init__(self, name: str, folder: Path, context_opcodes: int, dialect: str = CONTEXT) -> None:
+    `say` hears how far large states are.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        context_opcodes: int,
+        dialect: str = CONTEXT,
+        say: Callable[[str], None] = nobody,
+    ) -> None:
         self.name = name
         self.folder = folder
         self._opcodes = context_opcodes
         self._dialect = dialect
+        self._say = say
         self._carrier: Carrier | None = None
 
     def open(self) -> None:
@@ -71,6 +84,9 @@ class Pf:
     def owner(self) -> OwnerDriver:
         """The owner driver. Raises SideError before `open` made it."""
         return self.carrier.owner
+
+    def _progress(self, what: str, vf: int) -> Progress:
+        return Progress(f"{what} VF {vf} of the {self.name}", self._say)
 
     def _attach(self, patience: float) -> None:
         path = self.folder / "pf.sock"
@@ -138,7 +154,7 @@ class Pf:
 
     def read_first(self, vf: int) -> list[Bytes]:
         """Read the whole state of a running VF. The one that `read_last` reads may build on it."""
-        return self.carrier.read(vf)
+        return self.carrier.read(vf, self._progress("reading", vf))
 
     def prepare(self, vf: int, former: Former, first: list[Bytes]) -> None:
         """Freeze a VF, note how it was, and write a first state of the source's VF.
@@ -146,9 +162,9 @@ class Pf:
         Raises SideError with the differences when it does not take it.
         """
         self.carrier.mode_set(vf, context.MODE_FREEZE)
-        former.state = self.carrier.read(vf)
+        former.state = self.carrier.read(vf, self._progress("keeping what is in", vf))
         try:
-            self.carrier.write(vf, first)
+            self.carrier.write(vf, first, self._progress("writing", vf))
         except AdminError as error:
             why = self.carrier.unfit(self.carrier.fields(first), self.carrier.fields(former.state))
             raise self._unfit(vf, why or ["the server's log says more"]) from error
@@ -199,7 +215,7 @@ class Pf:
         Raises SideError where the VF does not take it, as when its disk is not what `prepare` left.
         """
         try:
-            self.carrier.write(vf, state)
+            self.carrier.write(vf, state, self._progress("writing", vf))
         except AdminError as error:
             raise SideError(
                 f"VF {vf} of the {self.name} took the source's first state, and does not take the last one:"
@@ -249,7 +265,7 @@ class Pf:
         self.owner.device.connection.device_info(timeout=STOP_SECONDS)
         self.carrier.mode_set(vf, context.MODE_FREEZE)
         if former.state is not None:
-            self.carrier.write(vf, former.state)
+            self.carrier.write(vf, former.state, self._progress("restoring", vf))
         elif former.forgotten:
             self.carrier.write_reset(vf)
         self.carrier.mode_set(vf, former.mode)

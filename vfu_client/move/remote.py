@@ -17,6 +17,7 @@ from vfu_client.move.moved_vf import Vf
 from vfu_client.move.pci_state import PciState
 from vfu_client.move.pf import Pf, SideError
 from vfu_client.move.plain import ADDRESS, CALLS, PCI_STATE, STATE, VF
+from vfu_client.move.progress import Progress, nobody
 from vfu_client.move.qemu import Qemu
 from vfu_client.move.side import Side
 from vfu_client.qemu.address import Address
@@ -47,10 +48,6 @@ AGAIN_SECONDS: Final = 1.0
 RESUME_SECONDS: Final = 1.0
 """For QEMU to say that the guest goes on, after it has answered that."""
 
-PROGRESS_BYTES: Final = 64 << 20
-PROGRESS_SECONDS: Final = 1.0
-"""States from so many bytes on are told of, so often."""
-
 
 class CutOffError(SideError, QemuError):
     """The agent, or the way to it, is gone."""
@@ -74,7 +71,7 @@ class RemoteSide(Side):
         *,
         context_opcodes: int,
         dialect: str,
-        say: Callable[[str], None] | None = None,
+        say: Callable[[str], None] = nobody,
     ) -> None:
         super().__init__(
             name,
@@ -88,7 +85,7 @@ class RemoteSide(Side):
         """Why the agent can't be asked any more, once that is so."""
         self.ahead = 0.0
         """Seconds by which the clock of the other host is ahead of this one's."""
-        self._say = say or _nobody
+        self._say = say
         self._process: asyncio.subprocess.Process | None = None
         self._messages: Messages | None = None
         self._answers: dict[int, asyncio.Future[Any]] = {}
@@ -98,13 +95,21 @@ class RemoteSide(Side):
         self._cut_at = 0.0
 
     @classmethod
-    def load(cls, name: str, notes: Mapping[str, Any], context_opcodes: int, dialect: str) -> RemoteSide:
+    def load(
+        cls,
+        name: str,
+        notes: Mapping[str, Any],
+        context_opcodes: int,
+        dialect: str,
+        say: Callable[[str], None] = nobody,
+    ) -> RemoteSide:
         """See `Side`."""
         servers = {str(server): Path(folder) for server, folder in notes["servers"].items()}
         qmp, qtest = Path(notes["qmp"]), Path(notes["qtest"])
         return cls(
-            name, notes["command"], qmp, qtest, servers, context_opcodes=context_opcodes, dialect=dialect
-        )
+            name, notes["command"], qmp, qtest, servers,
+            context_opcodes=context_opcodes, dialect=dialect, say=say,
+        )  # fmt: skip
 
     # -- the connection
 
@@ -332,18 +337,10 @@ class RemoteSide(Side):
     async def _send_state(self, vf: Vf, do: str, state: Sequence[Bytes], **more: Any) -> Any:
         """Send a state, and tell how far it is where that takes a while."""
         whole = sum(len(piece) for piece in state)
-        began = told = time.monotonic()
+        told = Progress(f"sending {vf} to the {self.name}", self._say)
 
         def progress(done: int) -> None:
-            nonlocal told
-            now = time.monotonic()
-            if whole < PROGRESS_BYTES or now - told < PROGRESS_SECONDS or not done:
-                return
-            told = now
-            left = (whole - done) * (now - began) / done
-            self._say(
-                f"{vf}: {done >> 20} of {whole >> 20} MiB are at the {self.name}, about {left:.0f} s more"
-            )
+            told(done, whole)
 
         key = "state" if do == "prepare" else "arguments"
         value: Any = STATE.there(state) if do == "prepare" else [STATE.there(state)]
@@ -439,7 +436,3 @@ def _version(text: bytes) -> object:
         return json.loads(text).get("version")
     except (ValueError, AttributeError):
         return None
-
-
-def _nobody(_line: str) -> None:
-    """Nobody to tell."""

@@ -12,6 +12,7 @@ from vfu_client.move.dialect import CONTEXT
 from vfu_client.move.moved_vf import Vf
 from vfu_client.move.pci_state import NobodyAnswersError, PciState, identity
 from vfu_client.move.pf import Pf, SideError
+from vfu_client.move.progress import nobody
 from vfu_client.move.qemu import Qemu
 from vfu_client.owner.admin import AdminError
 from vfu_client.owner.explain import explain
@@ -65,7 +66,7 @@ class Side:
     """A QEMU and its servers: the folder of each by its name, which is empty where there is only one.
 
     What blocks runs in threads: one for each PF and one for qtest, one call at a time in each. A call that is
-    cancelled runs on in its thread; calls that follow come after it.
+    cancelled runs on in its thread; calls that follow come after it. `say` hears how far large states are.
     """
 
     def __init__(
@@ -76,13 +77,14 @@ class Side:
         *,
         context_opcodes: int = CONTEXT_OPCODES,
         dialect: str = CONTEXT,
+        say: Callable[[str], None] = nobody,
     ) -> None:
         self.name = name
         self.qemu = qemu
         self.context_opcodes = context_opcodes
         self.dialect = dialect
         self._pfs = {
-            server: Pf(f"{name} server {server}".strip(), folder, context_opcodes, dialect)
+            server: Pf(f"{name} server {server}".strip(), folder, context_opcodes, dialect, say)
             for server, folder in servers.items()
         }
         self._threads = {
@@ -92,11 +94,18 @@ class Side:
         self._qtest_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-qtest")
 
     @classmethod
-    def load(cls, name: str, notes: Mapping[str, Any], context_opcodes: int, dialect: str) -> Side:
+    def load(
+        cls,
+        name: str,
+        notes: Mapping[str, Any],
+        context_opcodes: int,
+        dialect: str,
+        say: Callable[[str], None] = nobody,
+    ) -> Side:
         """The side that `plain` told of. Raises LookupError, TypeError or ValueError for what it did not."""
         servers = {str(server): Path(folder) for server, folder in notes["servers"].items()}
         qemu = Qemu.at(name, Path(notes["qmp"]), Path(notes["qtest"]))
-        return cls(name, qemu, servers, context_opcodes=context_opcodes, dialect=dialect)
+        return cls(name, qemu, servers, context_opcodes=context_opcodes, dialect=dialect, say=say)
 
     async def open(self) -> None:
         """Connect to QEMU and to the PFs. Raises QemuError, QTestError or SideError; `close` is due in any

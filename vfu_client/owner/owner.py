@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Unpack
 
 import numpy as np
@@ -212,9 +212,16 @@ class OwnerDriver(Driver):
         return vf in self._written and self._written[vf].partial
 
     def context_write(
-        self, vf: int, data: ReadBytes | Iterable[ReadBytes], *, chunk_size: int = WRITE_SIZE
+        self,
+        vf: int,
+        data: ReadBytes | Iterable[ReadBytes],
+        *,
+        chunk_size: int = WRITE_SIZE,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Write complete contexts, in WRITEs of `chunk_size` bytes (the last one is shorter).
+
+        `progress` hears after each how many bytes are written, and how many there are.
 
         Raises `DriverRuleError` before anything is sent where the bytes are no complete contexts (DRV-03,
         DRV-07 to DRV-09), `AdminError` where the device refuses; then earlier WRITEs may have left a
@@ -224,7 +231,8 @@ class OwnerDriver(Driver):
         views = [as_view(piece) for piece in pieces]
         if self.obey:
             self._check_whole(vf, views)
-        with self._stage(min(chunk_size, max(sum(map(len, views)), 1))) as stage:
+        whole, done = sum(map(len, views)), 0
+        with self._stage(min(chunk_size, max(whole, 1))) as stage:
             filled = 0
             for view in views:
                 at = 0
@@ -234,7 +242,9 @@ class OwnerDriver(Driver):
                     at, filled = at + step, filled + step
                     if filled == stage.size:
                         self.context_write_part(vf, stage)
-                        filled = 0
+                        filled, done = 0, done + stage.size
+                        if progress is not None:
+                            progress(done, whole)
             if filled:
                 self.context_write_part(vf, stage.part(0, filled))
 

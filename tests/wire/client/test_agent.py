@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vfu_client.move import messages, remote
+from vfu_client.move import messages, progress, remote
 from vfu_client.move.agent import Agent, AgentNotes
 from vfu_client.move.journal import Journal
 from vfu_client.move.messages import CutError, Messages
@@ -362,14 +362,14 @@ def test_what_an_earlier_agent_left_comes_first(tmp_path: Path, monkeypatch: pyt
 # --- the way to it ---------------------------------------------------------------------------------
 
 
-def side(command: str, say: Callable[[str], None] | None = None) -> RemoteSide:
+def side(command: str, say: Callable[[str], None] = print) -> RemoteSide:
     return RemoteSide(
         "destination", command, Path("/nowhere/qmp"), Path("/nowhere/qtest"), {"": Path("/nowhere")},
         context_opcodes=0x40, dialect="context", say=say,
     )  # fmt: skip
 
 
-def reached(ends: Ends, say: Callable[[str], None] | None = None) -> tuple[RemoteSide, asyncio.Task[None]]:
+def reached(ends: Ends, say: Callable[[str], None] = print) -> tuple[RemoteSide, asyncio.Task[None]]:
     """One whose agent is the test, at the other end, and what listens to it."""
     there = side("false", say)
     there._messages = ends.here
@@ -488,8 +488,8 @@ def test_errors_come_back_as_they_were(tmp_path: Path, name: str, kind: type[Exc
 
 
 def test_a_large_state_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PROGRESS_BYTES", 3 << 20)
-    monkeypatch.setattr(remote, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LARGE_BYTES", 3 << 20)
+    monkeypatch.setattr(progress, "PERIOD_SECONDS", 0.0)
 
     async def work() -> list[str]:
         async with connected(tmp_path) as ends:
@@ -511,7 +511,7 @@ def test_a_large_state_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.M
 
     said = asyncio.run(work())
     assert [line.partition(",")[0] for line in said] == [
-        f"VF 1: {count} of 4 MiB are at the destination" for count in (1, 2, 3, 4)
+        f"sending VF 1 to the destination: {count} of 4 MiB" for count in (1, 2, 3, 4)
     ]
     assert all("s more" in line for line in said)
 
