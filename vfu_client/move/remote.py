@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import shlex
 import time
@@ -35,6 +36,9 @@ GREETING_SECONDS: Final = 60.0
 
 BEFORE_GREETING: Final = 1 << 16
 """Bytes of whatever a login says first."""
+
+PIPE_BYTES: Final = 1 << 20
+"""Of the pipe to the command. With Linux's 64 KiB a large state takes several times as long."""
 
 QUIET_SECONDS: Final = 5.0
 """How long an agent may take to stop its VFs."""
@@ -172,6 +176,10 @@ class RemoteSide(Side):
             raise SideError(f"{words[0]} can't be run: {error.strerror}") from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        with contextlib.suppress(OSError, ValueError):  # a user's pipes are limited; it may have ended
+            fcntl.fcntl(
+                self._process.stdin.transport.get_extra_info("pipe").fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES
+            )
         try:
             async with asyncio.timeout(GREETING_SECONDS):
                 await self._greet(self._process.stdout)
