@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +17,7 @@ from vfu_demo.traffic import Traffic
 from vfu_images.machine import Machine
 from vfu_images.qmp import QMPError
 
+OWNER: Final = (sys.executable, "-m", "vfu_client.owner.cli")
 SERVERS: Final = ("disk", "net")
 FILE_VF, MEMORY_VF = 1, 2
 """The VFs that are the guest's disk: one in a file that both hosts see, one in memory."""
@@ -43,6 +46,15 @@ class Host:
                     self.servers[kind].close()
                 folder = self._folder / f"{self.name}-{kind}"
                 self.servers[kind] = Server(folder, device, options, self._lan.inside)
+
+    def set_going(self) -> None:
+        """Have the VFs run that a guest's end in the middle of a move left standing, as users are told to."""
+        for kind, vfs in (("disk", (FILE_VF, MEMORY_VF)), ("net", (1,))):
+            for vf in vfs:
+                owner = [*OWNER, "--pf", str(self.servers[kind].folder), "mode", f"vf{vf}", "active"]
+                done = subprocess.run(owner, capture_output=True, text=True, timeout=60, check=False)
+                if done.returncode:
+                    raise BrokenError(f"{' '.join(owner)}: {done.stderr}")
 
     def devices(self, disk_vf: int) -> list[dict[str, Any]]:
         """The guest's VFs here."""
@@ -84,6 +96,8 @@ class World:
         self.here.start()
         self.there.start()
         if self.guest is None:
+            self.here.set_going()
+            self.there.set_going()
             self.disk_vf = self._chance.choice((FILE_VF, MEMORY_VF))
             self.guests += 1
             self.guest = Machine(devices=self.here.devices(self.disk_vf), spare_ports=0).__enter__()
