@@ -20,7 +20,7 @@ QUANTITIES: Final[Mapping[str, str]] = {
     "files": "file descriptors",
 }
 
-WIDTH, LEFT, RIGHT, PANEL, HEAD = 1100, 60, 20, 220, 70
+WIDTH, LEFT, RIGHT, PANEL, HEAD = 1100, 60, 40, 220, 70
 COLORS: Final = ("#4c78a8", "#e45756", "#54a24b", "#f2a541", "#9d9d9d")
 FONT: Final = 'font-family="sans-serif" font-size="12"'
 
