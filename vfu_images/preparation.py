@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from vfu_images import disk, firmware, initramfs, kernel_headers, libnbd, nested, qemu, variants
+from vfu_images import disk, firmware, initramfs, kernel_headers, libnbd, nested, openssh, qemu, variants
 from vfu_images.debian import Debian
 from vfu_images.workspace import IMAGES, locked
 
 STEPS: Final[Mapping[str, Callable[[Debian], object]]] = {
     "qemu": qemu.prepare,
     "libnbd": lambda _: libnbd.prepare(),
+    "openssh": openssh.prepare,
     "initramfs": initramfs.prepare,
     "disk": disk.prepare,
     "headers": kernel_headers.prepare,
@@ -26,13 +27,14 @@ STEPS: Final[Mapping[str, Callable[[Debian], object]]] = {
 
 _GUEST: Final = ("initramfs", "disk")
 _USUAL: Final = ("qemu", *_GUEST)
-_DRIVERS: Final = (*_USUAL, "libnbd", "headers", "firmware", "linux-6.1", "virtio-vfio")
+_DRIVERS: Final = (*_USUAL, "libnbd", "openssh", "headers", "firmware", "linux-6.1", "virtio-vfio")
 
 WANTED: Final[Mapping[str, tuple[str, ...]]] = {
     "libnbd": ("libnbd",),
     "qemu": ("qemu",),
     "guest": _GUEST,
     "usual": _USUAL,
+    "hosts": (*_USUAL, "openssh"),
     "headers": (*_GUEST, "headers"),
     "drivers": _DRIVERS,
     "nested": (*_USUAL, "virtio-vfio", "nested"),
@@ -42,6 +44,7 @@ WANTED: Final[Mapping[str, tuple[str, ...]]] = {
 
 PRESENT: Final = {
     "usual": ("qemu-system-x86_64", "vmlinux", "initramfs.cpio.gz"),
+    "hosts": ("qemu-system-x86_64", "vmlinux", "initramfs.cpio.gz", *openssh.FOLDERS),
     "nested": ("qemu-system-x86_64", "vmlinux", nested.DISK.name),
 }
 """Files in IMAGES that show that it was prepared."""
