@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +64,7 @@ class Report:
         """For programs."""
         return {
             "dialect": self.dialect,
+            "began_at_s": self.began,
             "downtime_ms": self.downtime_ms,
             "steps": {step.name: step.milliseconds for step in self.steps},
             "timeline": [
@@ -80,6 +82,23 @@ class Report:
             "context_bytes": self.context_bytes,
             "warnings": self.warnings,
         }
+
+    @classmethod
+    def load(cls, plain: Mapping[str, Any]) -> Report:
+        """What `plain` was made of, as far as it has it: times to a thousandth of a millisecond."""
+        return cls(
+            plain["dialect"],
+            plain["began_at_s"],
+            [
+                Step(step["name"], step["start_ms"] / 1e3, step["end_ms"] / 1e3, step["back"])
+                for step in plain["timeline"]
+            ],
+            _seconds(plain["stopped_at_ms"]),
+            _seconds(plain["resumed_at_ms"]),
+            plain["pages_sent_again"],
+            plain["context_bytes"],
+            list(plain["warnings"]),
+        )
 
 
 class MoveError(Exception):
@@ -99,3 +118,7 @@ class MoveError(Exception):
 
 def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1e3, 3)
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1e3
