@@ -22,6 +22,7 @@ from typing import Protocol, Self
 
 from vfu_demo.gaps import GAP_MS, Clock, Gap, gaps_in
 from vfu_demo.hub import Hub
+from vfu_demo.namespace import Namespace, NamespaceError
 from vfu_images import initramfs, private
 from vfu_images.job import Job
 from vfu_images.machine import Machine
@@ -91,70 +92,23 @@ def open_network(folder: Path, hosts: tuple[str, ...]) -> Iterator[Network]:
         yield network
 
 
-class Bridged:
-    """A network namespace with a bridge and a tap for each host; it ends with this process."""
+class Verified:
+    """What has the kernel's TCP for its other end: netverify runs `inside`, where PEER_ADDRESS is."""
 
-    def __init__(self, folder: Path, hosts: tuple[str, ...]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.inside: list[str] = []
-        self.about = (
-            "a bridge with a tap for each host, in a network namespace; the other end is this kernel's TCP"
-        )
         self._log = folder / "netverify.log"
-        self._script = folder / "bridge.ip"
-        taps = [command.format(tap=self._tap(host)) for host in hosts for command in TAP_COMMANDS]
-        self._script.write_text("\n".join([*BRIDGE_COMMANDS, *taps]) + "\n")
-        self._holder: subprocess.Popen[bytes] | None = None
         self._verifier: subprocess.Popen[bytes] | None = None
 
-    def possible(self) -> bool:
-        """Whether this user can have one, which is tried."""
-        try:
-            with self:
-                tap = [*self.inside, "sh", "-c", "exec 3<>/dev/net/tun"]
-                return subprocess.run(tap, stderr=subprocess.DEVNULL, check=False).returncode == 0
-        except (NetworkError, OSError):
-            return False
-
-    def __enter__(self) -> Self:
-        address = private.command(initramfs.ROOT, "usr/bin/ip", "-batch", str(self._script))
-        # Its standard input ends when this process does, and then it does too, and with it the namespace.
-        holding = ["sh", "-c", '"$@" && echo ready && exec cat', "hold", *address]
-        self._holder = subprocess.Popen(
-            ["unshare", "--user", "--map-root-user", "--net", *holding],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        assert self._holder.stdout is not None
-        assert self._holder.stderr is not None
-        if self._holder.stdout.readline() != b"ready\n":
-            said = self._holder.stderr.read().decode(errors="replace").strip()
-            self._close()
-            raise NetworkError(f"no network namespace with a bridge: {said}")
-        self.inside = [
-            "nsenter", "--target", str(self._holder.pid), "--user", "--net", "--preserve-credentials", "--",
-        ]  # fmt: skip
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        for process in (self._verifier, self._holder):
-            if process is not None:
-                kill(process)
-        self._verifier = self._holder = None
-
-    @staticmethod
-    def _tap(host: str) -> str:
-        return f"host-{host}"
-
-    def uplink(self, host: str) -> str:
-        return f"tap:{self._tap(host)}"
-
-    def listen(self, rate_kib: int) -> None:
+    def close(self) -> None:
+        """End netverify. May be called twice."""
         if self._verifier is not None:
             kill(self._verifier)
+        self._verifier = None
+
+    def listen(self, rate_kib: int) -> None:
+        """See `Network`."""
+        self.close()
         command = [str(IMAGES / "netverify"), *receive(rate_kib)]
         with self._log.open("wb") as log:
             self._verifier = subprocess.Popen(
@@ -167,17 +121,61 @@ class Bridged:
             time.sleep(0.02)
 
     def figures(self) -> Figures:
+        """See `Network`."""
         return last_figures(self._log.read_text(errors="replace"))
 
     def gaps(self) -> list[Gap]:
+        """See `Network`."""
         return gaps_in(self._log.read_text(errors="replace"))
 
     def finish(self) -> Figures:
+        """See `Network`."""
         assert self._verifier is not None
         self._verifier.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._verifier.wait(END_SECONDS)
         return done_figures(self._log.read_text(errors="replace"))
+
+
+class Bridged(Verified):
+    """A network namespace with a bridge and a tap for each host; it ends with this process."""
+
+    about = "a bridge with a tap for each host, in a network namespace; the other end is this kernel's TCP"
+
+    def __init__(self, folder: Path, hosts: tuple[str, ...]) -> None:
+        super().__init__(folder)
+        script = folder / "bridge.ip"
+        taps = [command.format(tap=self._tap(host)) for host in hosts for command in TAP_COMMANDS]
+        script.write_text("\n".join([*BRIDGE_COMMANDS, *taps]) + "\n")
+        self._namespace = Namespace("--net", first=ip("-batch", str(script)))
+
+    def possible(self) -> bool:
+        """Whether this user can have one, which is tried."""
+        try:
+            with self:
+                tap = [*self.inside, "sh", "-c", "exec 3<>/dev/net/tun"]
+                return subprocess.run(tap, stderr=subprocess.DEVNULL, check=False).returncode == 0
+        except NetworkError:
+            return False
+
+    def __enter__(self) -> Self:
+        try:
+            self.inside = self._namespace.__enter__().inside
+        except NamespaceError as error:
+            raise NetworkError(f"no network namespace with a bridge: {error}") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self._namespace.close()
+
+    @staticmethod
+    def _tap(host: str) -> str:
+        return f"host-{host}"
+
+    def uplink(self, host: str) -> str:
+        """See `Network`."""
+        return f"tap:{self._tap(host)}"
 
 
 class Hubbed:
@@ -234,6 +232,11 @@ class Hubbed:
         assert self._job is not None
         self._job.stop()
         return done_figures(self._job.wait(timeout=END_SECONDS).output)
+
+
+def ip(*arguments: str) -> list[str]:
+    """The command line of `ip`, which the guest's packages have where the machine may not."""
+    return private.command(initramfs.ROOT, "usr/bin/ip", *arguments)
 
 
 def receive(rate_kib: int) -> list[str]:
