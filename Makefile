@@ -1,4 +1,4 @@
-# Everything from a fresh clone: `make test`, `make demo`, `make demo-sriov`, `make demo-nested`, `make test-long`, `make test-asan`, `make bench`, `make soak`, `make compat`, `make check`, `make man`, `make dist`, `make clean`.
+# Everything from a fresh clone: `make test`, `make demo`, `make demo-sriov`, `make demo-nested`, `make demo-hosts`, `make test-long`, `make test-asan`, `make bench`, `make soak`, `make compat`, `make check`, `make man`, `make dist`, `make clean`.
 #
 # Each target makes what it needs and is quick when that is there. Nothing is installed outside this folder.
 #
@@ -24,7 +24,7 @@ MINUTES ?= 10
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: all demo demo-sriov demo-nested test test-long test-asan bench soak compat check man dist clean venv ext images drivers nested
+.PHONY: all demo demo-sriov demo-nested demo-hosts test test-long test-asan bench soak compat check man dist clean venv ext images drivers nested hosts
 .DELETE_ON_ERROR:
 
 all: ext
@@ -43,6 +43,11 @@ demo-sriov: ext images
 demo-nested: ext nested
 	@echo "demo-nested: running"
 	$(BIN)/python -m vfu_demo nested
+
+## A guest moves between two hosts that share a network only, by ssh.
+demo-hosts: ext hosts
+	@echo "demo-hosts: running"
+	$(BIN)/python -m vfu_demo hosts
 
 ## All tests but the long ones, one at a time on each processor. PYTEST_ARGS="tests/model -k ring" narrows them, "-n 0" is for a debugger.
 test: ext images drivers
@@ -190,3 +195,7 @@ drivers: images
 ## QEMU, the kernel module and a small guest for a guest, which only demo-nested needs.
 nested: $(VENV)/.stamp
 	@$(BIN)/python -m images nested
+
+## An SSH server and client where the machine has none, which demo-hosts needs.
+hosts: $(VENV)/.stamp
+	@$(BIN)/python -m images hosts

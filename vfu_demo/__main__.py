@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from pymodel import __version__
-from vfu_demo import moves, nested, show, sriov
-from vfu_images.preparation import ensure
+from vfu_demo import hosts, moves, nested, show, sriov
+from vfu_images.preparation import PRESENT, ensure
 
 DEMOS: Final[Mapping[str, tuple[Callable[[], None], str]]] = {
     "moves": (moves.play, "a guest moves between two hosts, under disk and network traffic"),
     "sriov": (sriov.play, "a stock guest enables VFs of its PF, uses them, and disables them"),
     "nested": (nested.play, "QEMU in a guest gives VFs to a guest of its own, and migrates that one"),
+    "hosts": (hosts.play, "a guest moves between two hosts that share a network only, by ssh"),
 }
 
 
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo = parser().parse_args(arguments).demo
 
     def play() -> None:
-        ensure("nested" if demo == "nested" else "usual")
+        ensure(demo if demo in PRESENT else "usual")
         DEMOS[demo][0]()
 
     return show.run(play)

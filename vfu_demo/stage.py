@@ -22,7 +22,7 @@ STOP_SECONDS = 10.0
 
 
 class StageError(Exception):
-    """A server did not start; the message has what it said."""
+    """Something on a host does not start or do its work; the message has what it said."""
 
 
 class Server:

@@ -56,6 +56,7 @@ class Machine:
     within       a command that runs QEMU elsewhere and becomes it, such as nsenter with its options
     accel        "tcg" or "kvm"; KVM works only where the processor really offers it
     folder       where console.log, kernel.log and qemu.log stay; else a temporary one, removed at the end
+    temporaries  where that one is made, which has QEMU's sockets too; by default where the system has its own
 
     QEMU dies with the thread that started it (PR_SET_PDEATHSIG), so start machines from a thread that
     outlives them.
@@ -75,6 +76,7 @@ class Machine:
         boots: bool = True,
         within: Sequence[str] = (),
         folder: Path | None = None,
+        temporaries: Path | None = None,
         images: Path = IMAGES,
     ) -> None:
         self.devices = [dict(device) for device in devices]
@@ -89,6 +91,7 @@ class Machine:
         self.within = list(within)
         self.images = images
         self._folder = folder
+        self._temporaries = temporaries
         self._temporary: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._console: Console | None = None
@@ -107,7 +110,7 @@ class Machine:
         for name in ("qemu-system-x86_64", "vmlinux", "initramfs.cpio.gz"):
             if not (self.images / name).exists():
                 raise SetupError(f"{self.images / name} is missing; run `{COMMAND} all` first")
-        self._temporary = Path(tempfile.mkdtemp(prefix="machine-"))
+        self._temporary = Path(tempfile.mkdtemp(prefix="machine-", dir=self._temporaries))
         self.folder = self._folder or self._temporary
         self.folder.mkdir(parents=True, exist_ok=True)
         self.qmp_path = self._temporary / "qmp.sock"
