@@ -91,8 +91,8 @@ def _hosts() -> Iterator[tuple[Place, Place, Network]]:
         except NamespaceError as error:
             raise SetupError(
                 "this demo needs namespaces of networks and mounts for its hosts, and here none may be made:"
-                f" {error}\nRun it as root, or where users may make namespaces (sysctl"
-                " user.max_user_namespaces). `vfu-demo moves` needs none."
+                f" {error}\nRun it as root, and outside of containers; sysctl user.max_user_namespaces must"
+                " not be 0. `vfu-demo moves` needs none."
             ) from error
         yield a, b, until.enter_context(a.joined(b))
 
