@@ -98,7 +98,7 @@ def _hosts() -> Iterator[tuple[Place, Place, Network]]:
 
 
 def _demo(a: SeparateHost, b: SeparateHost, lan: Network) -> None:
-    with show.step("each logs in at the other, and finds nothing of its own there"):
+    with show.step("each logs in at the other, and finds none of its own files there"):
         for here, there in ((a, b), (b, a)):
             _look(here, there)
     show.lines(f"{a.place.login.command('b')} ls -A {a.place.folder}")
@@ -117,9 +117,10 @@ def _demo(a: SeparateHost, b: SeparateHost, lan: Network) -> None:
 
 def _look(here: SeparateHost, there: SeparateHost) -> None:
     """Log in from one at the other. Raises LostError where that one sees this one's files, and StageError."""
-    folder = str(here.place.folder)
-    own = here.place.run("ls", "-A", folder)
-    theirs = here.place.run(*shlex.split(here.place.login.command(there.name)), "ls", "-A", folder)
+    look = ["ls", "-A", str(here.place.folder)]
+    own = here.place.run(*look)
+    # The shell there splits what ssh joined.
+    theirs = here.place.run(*shlex.split(here.place.login.command(there.name)), shlex.join(look))
     if theirs or not own:
         raise LostError(f"host {there.name} sees the files of {here.name}: {theirs.split()}")
 

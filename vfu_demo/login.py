@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,7 +85,7 @@ class Login:
 
     def command(self, host: str) -> str:
         """What logs in from here at that host."""
-        return f"{SSH} -F {self._folder / 'config'} {host}"
+        return shlex.join([SSH, "-F", str(self._folder / "config"), host])
 
     @contextlib.contextmanager
     def served(self, inside: Sequence[str]) -> Iterator[None]:
