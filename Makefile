@@ -188,7 +188,7 @@ subprojects/libvfio-user/.stamp: $(VENV)/.stamp $(wildcard subprojects/packagefi
 images: $(VENV)/.stamp
 	@$(BIN)/python -m images all
 
-## Firmware, an older kernel, a module for the usual one and what builds modules (build/images/kbuild).
+## QEMU for ARM, firmware, an older kernel, a module for the usual one and what builds modules (build/images/kbuild).
 drivers: images
 	@$(BIN)/python -m images drivers
 

@@ -53,7 +53,9 @@ def parser() -> argparse.ArgumentParser:
     )
     everything = commands.add_parser("all", help="all of these")
     commands.add_parser("headers", help="guest, and what builds modules for its kernel: build/images/kbuild")
-    commands.add_parser("drivers", help="qemu, headers, and the other drivers that `make test` tries")
+    commands.add_parser(
+        "drivers", help="qemu, also for ARM, headers, and the other drivers that `make test` tries"
+    )
     commands.add_parser("hosts", help="qemu, guest, and the SSH of `make demo-hosts`, where there is none")
     commands.add_parser("nested", help="qemu, guest, and what runs in a guest of `make demo-nested`")
     commands.add_parser("compat", help="drivers, and those that only `make compat` tries")

@@ -11,6 +11,7 @@ from vfu_images.workspace import IMAGES, locked
 
 STEPS: Final[Mapping[str, Callable[[Debian], object]]] = {
     "qemu": qemu.prepare,
+    "qemu-arm": qemu.prepare_arm,
     "libnbd": lambda _: libnbd.prepare(),
     "openssh": openssh.prepare,
     "initramfs": initramfs.prepare,
@@ -27,7 +28,16 @@ STEPS: Final[Mapping[str, Callable[[Debian], object]]] = {
 
 _GUEST: Final = ("initramfs", "disk")
 _USUAL: Final = ("qemu", *_GUEST)
-_DRIVERS: Final = (*_USUAL, "libnbd", "openssh", "headers", "firmware", "linux-6.1", "virtio-vfio")
+_DRIVERS: Final = (
+    *_USUAL,
+    "qemu-arm",
+    "libnbd",
+    "openssh",
+    "headers",
+    "firmware",
+    "linux-6.1",
+    "virtio-vfio",
+)
 
 WANTED: Final[Mapping[str, tuple[str, ...]]] = {
     "libnbd": ("libnbd",),
