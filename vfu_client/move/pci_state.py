@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from pymodel.spec import pci
 from vfu_client.qemu.address import Address
-from vfu_client.qemu.qtest import CONFIG_ADDRESS, CONFIG_DATA, QTest
+from vfu_client.qemu.config_space import ConfigSpace
+from vfu_client.qemu.qtest import QTest, Step
 from vfu_client.vfio.pci import Capability
 
 ROM_ADDRESS = 0x30
@@ -36,9 +37,6 @@ CAPABILITY_WORDS = {
 }
 """The words of capabilities that are read besides the first, which has MSI-X control."""
 
-SELECTED = f"inl {CONFIG_ADDRESS:#x}"
-"""The command that reads the address register."""
-
 
 class PciStateError(Exception):
     """The function at the destination is not the one that was read, or does not take its registers."""
@@ -48,14 +46,14 @@ class NobodyAnswersError(PciStateError):
     """Nobody serves the function, or none is there."""
 
 
-def identity(qtest: QTest, address: Address) -> int:
+def identity(qtest: QTest, space: ConfigSpace, address: Address) -> int:
     """Vendor and device ID, asked of whoever serves the function; all ones where nobody does.
 
     QEMU keeps no copy of these, so an answer shows that it is still attached to the server. The machine must
     be stopped. Raises QTestError.
     """
-    selected, _, found = qtest.run([SELECTED, *_words(address, [0])])
-    qtest.run([_restore(selected)])
+    begun, found = qtest.run_steps([space.begin(), space.read(address, 0)])
+    qtest.run_steps([space.end(begun)])
     return found
 
 
@@ -73,68 +71,67 @@ class PciState:
     table: bytearray
 
     @classmethod
-    def read(cls, qtest: QTest, address: Address, likely: Sequence[Capability] = ()) -> PciState:
+    def read(
+        cls, qtest: QTest, space: ConfigSpace, address: Address, likely: Sequence[Capability] = ()
+    ) -> PciState:
         """Read them; the machine must be stopped. Raises QTestError, and NobodyAnswersError.
 
         Each question takes time, so what is where a function of its kind has its capabilities, `likely`, is
         asked for at once. What is elsewhere is found all the same.
-
-        The guest may stand between its own write of the address register and that of the data, so the
-        register gets its old value back.
         """
         state = cls(address, {}, {}, bytearray())
         first = {capability.id: capability.offset for capability in reversed(likely)}
         ahead = [*HEADER_WORDS, *(capability.offset for capability in likely), *_wanted(first)]
-        selected, *answers = qtest.run([SELECTED, *_words(address, ahead)])
+        begun, *words = qtest.run_steps([space.begin(), *_reads(space, address, ahead)])
         try:
-            state._take_words(ahead, answers)
-            state._read_capabilities(qtest)
+            state.words.update(zip(ahead, words, strict=True))
+            state._read_capabilities(qtest, space)
         except BaseException:
-            qtest.run([_restore(selected)])
+            qtest.run_steps([space.end(begun)])
             raise
         place = state._table_place()
-        _, *table = qtest.run([_restore(selected), *([_read(*place)] if place else [])])
+        _, table = qtest.run_steps([space.end(begun), _read_memory(*place) if place else ()])
         if place:
-            state.table.extend(table[0].to_bytes(place[1]))
+            state.table.extend(table.to_bytes(place[1]))
         return state
 
-    def _read_capabilities(self, qtest: QTest) -> None:
+    def _read_capabilities(self, qtest: QTest, space: ConfigSpace) -> None:
         """Find the capabilities, and read the words that are wanted of them, unless that was done ahead."""
         if self.register(0, 2) == 0xFFFF:
             raise NobodyAnswersError(f"no function answers at {self.address}")
         offset, seen = self.register(CAPABILITIES, 1) & 0xFC, set[int]()
         while offset >= FIRST_CAPABILITY and offset not in seen:
             seen.add(offset)
-            self._read_missing(qtest, [offset])
+            self._read_missing(qtest, space, [offset])
             self.capabilities.setdefault(self.register(offset, 1), offset)
             offset = self.register(offset + 1, 1) & 0xFC
-        self._read_missing(qtest, _wanted(self.capabilities))
+        self._read_missing(qtest, space, _wanted(self.capabilities))
 
-    def _read_missing(self, qtest: QTest, offsets: Sequence[int]) -> None:
+    def _read_missing(self, qtest: QTest, space: ConfigSpace, offsets: Sequence[int]) -> None:
         missing = [offset for offset in offsets if offset not in self.words]
         if missing:
-            self._take_words(missing, qtest.run(_words(self.address, missing)))
+            words = qtest.run_steps(_reads(space, self.address, missing))
+            self.words.update(zip(missing, words, strict=True))
 
-    def _take_words(self, offsets: Sequence[int], answers: Sequence[int]) -> None:
-        """Keep what was answered to `_words`."""
-        self.words.update(zip(offsets, answers[1::2], strict=True))
-
-    def write(self, qtest: QTest) -> None:
+    def write(self, qtest: QTest, space: ConfigSpace) -> None:
         """Give the registers to the same function of a machine that is stopped; MSI-X control comes last.
 
         QEMU then gives the device its interrupts. Raises PciStateError where the function is another one or
         its BARs do not answer where they should, QTestError; some registers are written then.
         """
         address = self.address
-        commands = [SELECTED, *_words(address, [0])]
-        for offset, size in self._plain():
-            commands += address.write(offset, size, self.register(offset, size))
-        commands += _words(address, BARS)
+        plain = self._writes(space, self._plain())
         place = self._table_place()
-        if place:
-            commands += [f"write {place[0]:#x} {place[1]:#x} 0x{self.table.hex()}", _read(*place)]
-        selected, _, identity, *answers = qtest.run(commands)
-        last: list[str] = []
+        begun, identity, *answers, table = qtest.run_steps(
+            [
+                space.begin(),
+                space.read(address, 0),
+                *plain,
+                *_reads(space, address, BARS),
+                (_write_memory(place[0], self.table), *_read_memory(*place)) if place else (),
+            ]
+        )
+        last: list[Step] = []
         try:
             if identity != self.register(0, 4):
                 expected = f"{self.register(0, 2):04x}:{self.register(2, 2):04x}"
@@ -142,21 +139,25 @@ class PciState:
                     f"at {address} is {identity & 0xFFFF:04x}:{identity >> 16:04x}, at the source there was"
                     f" {expected}: start the destination with the source's options"
                 )
-            bars_at = 2 * len(self._plain())
-            bars = answers[bars_at : bars_at + 2 * len(BARS)][1::2]
+            bars = answers[len(plain) :]
             if any(bar != self.words[offset] for offset, bar in zip(BARS, bars, strict=True)):
                 raise PciStateError(
                     f"the function at {address} has other BARs than at the source: start both servers with"
                     " the same options (--legacy)"
                 )
-            if place and answers[-1].to_bytes(place[1]) != self.table:
+            if place and table.to_bytes(place[1]) != self.table:
                 raise PciStateError(
                     f"the BARs of {address} do not answer: the bridges above it differ from the source's"
                 )
-            for offset, size in self._last():
-                last += address.write(offset, size, self.register(offset, size))
+            last = self._writes(space, self._last())
         finally:
-            qtest.run([*last, _restore(selected)])
+            qtest.run_steps([*last, space.end(begun)])
+
+    def _writes(self, space: ConfigSpace, registers: Iterable[tuple[int, int]]) -> list[Step]:
+        """What gives registers, each (offset, size), their values."""
+        return [
+            space.write(self.address, offset, size, self.register(offset, size)) for offset, size in registers
+        ]
 
     def register(self, offset: int, size: int) -> int:
         """A register as it was read; bits that start something are 0."""
@@ -214,19 +215,14 @@ def _wanted(capabilities: Mapping[int, int]) -> list[int]:
     ]
 
 
-def _words(address: Address, offsets: Iterable[int]) -> list[str]:
-    """The commands that read words of configuration space; each second answer is one."""
-    commands: list[str] = []
-    for offset in offsets:
-        commands += [address.select(offset), f"inl {CONFIG_DATA:#x}"]
-    return commands
+def _reads(space: ConfigSpace, address: Address, offsets: Iterable[int]) -> list[Step]:
+    """What reads words of configuration space."""
+    return [space.read(address, offset) for offset in offsets]
 
 
-def _restore(selected: int) -> str:
-    """The command that gives the address register back what `SELECTED` answered."""
-    return f"outl {CONFIG_ADDRESS:#x} {selected:#x}"
+def _read_memory(address: int, size: int) -> Step:
+    return (f"read {address:#x} {size:#x}",)
 
 
-def _read(address: int, size: int) -> str:
-    """The command that reads memory."""
-    return f"read {address:#x} {size:#x}"
+def _write_memory(address: int, data: bytearray) -> str:
+    return f"write {address:#x} {len(data):#x} 0x{data.hex()}"

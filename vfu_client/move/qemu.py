@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from vfu_client.qemu.config_space import ConfigSpace
 from vfu_client.qemu.qtest import QTest
 from vfu_client.qemu.running import QemuError, RunningQemu, socket_in
 
@@ -34,18 +35,29 @@ class Qemu(RunningQemu):
         self.qtest_path = qtest
         self._stamps: dict[str, float] = {}
         self._qtest: QTest | None = None
+        self._registers: ConfigSpace | None = None
 
     async def connect(self) -> None:
-        """Connect to monitor and qtest. Raises QemuError, QTestError; nothing of the machine is changed."""
+        """Connect to monitor and qtest, and find the way to PCI registers: nobody asks while the guest stands
+        still. Raises QemuError, QTestError; nothing of the machine is changed.
+        """
         await super().connect()
+        self._registers = await self.config_space()
         self._qtest = QTest(self.qtest_path)
-        await asyncio.to_thread(self._qtest.run, ["inl 0xcf8"])
+        # Whatever is read: does anybody answer?
+        await asyncio.to_thread(self._qtest.run, ["read 0x0 0x1"])
 
     @property
     def qtest(self) -> QTest:
         """The qtest connection."""
         assert self._qtest is not None, "not connected"
         return self._qtest
+
+    @property
+    def registers(self) -> ConfigSpace:
+        """The way to PCI registers."""
+        assert self._registers is not None, "not connected"
+        return self._registers
 
     async def close(self) -> None:
         """Hang up; the machine goes on."""

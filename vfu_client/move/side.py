@@ -192,17 +192,18 @@ class Side:
 
         QEMU itself is silent about it: it hangs up on a server that does not answer in time, for good.
         """
-        if await self.outside(identity, self.qemu.qtest, address) == NOBODY:
+        if await self.outside(identity, self.qemu.qtest, self.qemu.registers, address) == NOBODY:
             raise self._lost(vf)
 
     async def write_pci(self, state: PciState) -> None:
         """`PciState.write`, into the machine of this side. Raises as that does."""
-        await self.outside(state.write, self.qemu.qtest)
+        await self.outside(state.write, self.qemu.qtest, self.qemu.registers)
 
     async def read_pci(self, vf: Vf, address: Address, likely: Sequence[Capability]) -> PciState:
         """`PciState.read` of a VF. Raises SideError as `check_attached`."""
+        qemu = self.qemu
         try:
-            return await self.outside(PciState.read, self.qemu.qtest, address, likely)
+            return await self.outside(PciState.read, qemu.qtest, qemu.registers, address, likely)
         except NobodyAnswersError as error:
             raise self._lost(vf) from error
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from pymodel.spec import pci
 from vfu_client.plug.server import Bar, Served, Server, ServerError
 from vfu_client.qemu.address import Address
-from vfu_client.qemu.qtest import CONFIG_ADDRESS, CONFIG_DATA, QTest
+from vfu_client.qemu.config_space import CONFIG_ADDRESS, CONFIG_DATA, Ecam, selected
+from vfu_client.qemu.qtest import QTest
 from vfu_client.qemu.running import QemuError, RunningQemu, same_socket
 
 Say = Callable[[str], None]
@@ -79,7 +80,7 @@ async def place(server: Server, qemu: RunningQemu, qtest: Path | None, say: Say)
             for bar in misplaced
             for half in (0, 1)
         ]
-        ecam = await _ecam(qemu) if qtest is not None else None
+        ecam = await _ecam(qemu, qtest)
         if qtest is not None and ecam is not None:
             say(f"programming {len(misplaced)} BARs through qtest")
             await asyncio.to_thread(_write_ecam, qtest, ecam, writes)
@@ -131,27 +132,34 @@ async def _addresses(served: Served, qemu: RunningQemu, vfs: Sequence[str]) -> d
 # -- two ways to write configuration space
 
 
-async def _ecam(qemu: RunningQemu) -> int | None:
-    """Where the guest has ECAM, None for nowhere."""
+async def _ecam(qemu: RunningQemu, qtest: Path | None) -> Ecam | None:
+    """Where ECAM is, None on a PC without qtest or whose guest has it nowhere. Raises QemuError."""
+    space = await qemu.config_space()
+    if not isinstance(space, Ecam):
+        return None if qtest is None else await _guests_ecam(qemu)
+    if qtest is None:
+        raise QemuError(
+            f"{qemu.name}: this machine's PCI registers are reached through qtest alone: start it with"
+            " -qtest unix:QTEST,server=on,wait=off -qtest-log none, and give --qtest QTEST"
+        )
+    return space
+
+
+async def _guests_ecam(qemu: RunningQemu) -> Ecam | None:
+    """Where the guest of a PC has ECAM, None for nowhere."""
     machine = await qemu.execute("qom-list", {"path": "/machine"})
     for entry in machine:
         if entry["type"] == "child<q35-pcihost>":
             path = f"/machine/{entry['name']}"
             address = int(await qemu.execute("qom-get", {"path": path, "property": "MCFG"}))
-            return None if address == ECAM_NOWHERE else address
+            return None if address == ECAM_NOWHERE else Ecam(address)
     return None
 
 
-def _write_ecam(path: Path, ecam: int, writes: Sequence[tuple[Address, int, int]]) -> None:
+def _write_ecam(path: Path, ecam: Ecam, writes: Sequence[tuple[Address, int, int]]) -> None:
     """Each register in one access, so that the guest can go on."""
-    commands = []
-    for at, register, value in writes:
-        address = ecam + (
-            at.bus << pci.ECAM_BUS_SHIFT | (at.slot << 3 | at.function) << pci.ECAM_FUNCTION_SHIFT | register
-        )
-        commands.append(f"writel {address:#x} {value:#x}")
     with QTest(path) as qtest:
-        qtest.run(commands)
+        qtest.run_steps([ecam.write(at, register, 4, value) for at, register, value in writes])
 
 
 async def _write_ports(qemu: RunningQemu, writes: Sequence[tuple[Address, int, int]]) -> None:
@@ -170,7 +178,7 @@ async def _write_ports(qemu: RunningQemu, writes: Sequence[tuple[Address, int, i
 
 def _port_writes(writes: Sequence[tuple[Address, int, int]]) -> Iterator[str]:
     for at, register, value in writes:
-        yield f"o /w {CONFIG_ADDRESS:#x} {at.selected(register):#x}"
+        yield f"o /w {CONFIG_ADDRESS:#x} {selected(at, register):#x}"
         yield f"o /w {CONFIG_DATA:#x} {value:#x}"
 
 

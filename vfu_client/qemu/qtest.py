@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from itertools import islice
 from typing import Self
 
-CONFIG_ADDRESS = 0xCF8
-CONFIG_DATA = 0xCFC
-ENABLE = 1 << 31
+Step = tuple[str, ...]
+"""Commands that belong together; the value of the last is that of the step. Without any it is 0."""
 
 # Lines on their way at once. QEMU blocks in writing an answer that nobody reads, so that a client which goes
 # on sending instead of reading would wait for ever: the answers to these fit a socket's buffer.
@@ -86,6 +86,11 @@ class QTest:
                 raise self._gone() from error
             raise QTestError(f"qtest at {self.path}: {error.strerror or error}") from error
         return values
+
+    def run_steps(self, steps: Sequence[Step]) -> list[int]:
+        """As `run`, at once; the value of each step."""
+        values = iter(self.run([command for step in steps for command in step]))
+        return [[0, *islice(values, len(step))][-1] for step in steps]
 
     def _gone(self) -> QTestError:
         return QTestError(f"QEMU hung up on {self.path}: did it end?")

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from vfu_client.qemu.address import Address
+from vfu_client.qemu.config_space import ConfigSpace, Ecam, Ports
 from vfu_client.qemu.monitor import Monitor, MonitorError
 
 DRIVER = "vfio-user-pci"
@@ -18,6 +19,18 @@ PORT_DRIVERS = frozenset({"pcie-root-port", "ioh3420", "xio3130-downstream"})
 
 PERIPHERALS = ("/machine/peripheral", "/machine/peripheral-anon")
 """Where QEMU keeps devices, those with an id and those without."""
+
+UNATTACHED: Final = "/machine/unattached"
+"""Where QEMU keeps what a board is made of and has no name."""
+
+PC_HOSTS: Final = frozenset({"i440FX-pcihost", "q35-pcihost"})
+"""The PCI host bridges of PCs, which have the ports; where ECAM is, if anywhere, is for the guest to say."""
+
+GENERIC_HOST: Final = "gpex-pcihost"
+"""That of most other boards, `virt` among them, and of microvm: ECAM is where the board has it."""
+
+GENERIC_ECAM: Final = "pcie-ecam[0]"
+"""The part of the board's memory that is the generic host bridge's ECAM."""
 
 CHILD = re.compile(r"child<(.+)>")
 REGION = re.compile(r"vfio-user:(.+?)(?: base)? BAR \d")
@@ -128,6 +141,22 @@ class RunningQemu(Monitor):
                 f"{self.name}: {', '.join(missing)} is not on any PCI bus that the guest has set up"
             )
         return [Address(found[name]["bus"], found[name]["slot"], found[name]["function"]) for name in devices]
+
+    async def config_space(self) -> ConfigSpace:
+        """The way to configuration space: ECAM where the board has a place for it, else a PC's ports.
+
+        Raises QemuError where there is neither.
+        """
+        hosts = {kind: path for path, kind in await self._children("/machine", UNATTACHED)}
+        if GENERIC_HOST in hosts:
+            path = f"{hosts[GENERIC_HOST]}/{GENERIC_ECAM}"
+            return Ecam(int(await self.execute("qom-get", {"path": path, "property": "addr"})))
+        if PC_HOSTS & hosts.keys():
+            return Ports()
+        raise QemuError(
+            f"{self.name}: this machine has neither a PC's ports nor ECAM of QEMU's generic host bridge"
+            f" ({GENERIC_HOST}) to reach PCI registers by: use -machine q35, or virt on ARM and RISC-V"
+        )
 
     async def _functions(self) -> list[Mapping[str, Any]]:
         buses = await self.execute("query-pci")

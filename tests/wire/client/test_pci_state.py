@@ -1,4 +1,4 @@
-"""PCI registers that a move carries, by few questions: on a machine whose qtest a test plays."""
+"""PCI registers that a move carries, by few questions, either way: on a machine whose qtest a test plays."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ import pytest
 
 from vfu_client.move.pci_state import NobodyAnswersError, PciState, PciStateError, identity
 from vfu_client.qemu.address import Address
+from vfu_client.qemu.config_space import ConfigSpace, Ecam, Ports
 from vfu_client.qemu.qtest import QTest
 from vfu_client.vfio.pci import Capability
 
 PLACE = Address(1, 2, 0)
 SELECT = 0x80011000
+ECAM = 0x40_1000_0000
+IN_ECAM = ECAM + 0x11_0000
+"""The same place: bus 1, device 2."""
+
 GUESTS = 0x8000F8DC
 """What the guest had selected when it was stopped."""
 
@@ -29,7 +34,8 @@ TABLE_AT = 0xFE002000
 class Played(QTest):
     """One function's configuration space and MSI-X table; `asked` counts the questions.
 
-    `written` are writes to the function, in order, each (offset, value). BARs are what `fixed` says.
+    `written` are writes to the function, in order, each (offset, value). BARs are what `fixed` says. ECAM is
+    there as well as the ports.
     """
 
     def __init__(self, *, gone: bool = False, fixed: dict[int, int] | None = None) -> None:
@@ -73,11 +79,16 @@ class Played(QTest):
             assert (address, int(rest[0], 0)) == (TABLE_AT, 32)
             self.table = bytes.fromhex(rest[1].removeprefix("0x"))
             return 0
-        assert self.selected & ~0xFC == SELECT
+        if verb.startswith(("read", "write")):
+            offset = address - IN_ECAM
+            assert 0 <= offset < 0x100
+        else:
+            assert self.selected & ~0xFC == SELECT
+            offset += address - 0xCFC
         assert offset != VENDOR + 16, "virtio's PCI_CFG data, of which a read does something"
-        if verb == "inl":
+        if verb in ("inl", "readl"):
             return 0xFFFFFFFF if self._is_gone else self.words.get(offset, 0)
-        return self._take(offset + address - 0xCFC, {"outb": 1, "outw": 2, "outl": 4}[verb], int(rest[0], 0))
+        return self._take(offset, {"b": 1, "w": 2, "l": 4}[verb[-1]], int(rest[0], 0))
 
     def _take(self, offset: int, size: int, value: int) -> int:
         self.written.append((offset, value))
@@ -85,6 +96,13 @@ class Played(QTest):
         word = self.words.get(offset & ~3, 0) & ~(mask << shift) | value << shift
         self.words[offset & ~3] = self._fixed.get(offset & ~3, word)
         return 0
+
+
+@pytest.fixture(params=[Ports(), Ecam(ECAM)], ids=["ports", "ecam"])
+def space(request: pytest.FixtureRequest) -> ConfigSpace:
+    """Each way."""
+    found: ConfigSpace = request.param
+    return found
 
 
 @pytest.mark.parametrize(
@@ -96,10 +114,10 @@ class Played(QTest):
     ],
     ids=["right", "none", "in part"],
 )
-def test_read(likely: list[Capability], asked: int) -> None:
+def test_read(space: ConfigSpace, likely: list[Capability], asked: int) -> None:
     """The same is read wherever capabilities were thought to be, by two questions where it is right."""
     source = Played().with_driver()
-    state = PciState.read(source, PLACE, likely)
+    state = PciState.read(source, space, PLACE, likely)
     assert state.capabilities == {0x10: EXPRESS, 0x11: MSIX, 0x09: VENDOR, 1: PM}
     assert (state.register(4, 2), state.register(0x18, 4)) == (6, 0xFE002000)
     assert (state.register(EXPRESS + 8, 2), state.register(MSIX + 2, 2)) == (0x2810, 0x8001)
@@ -109,26 +127,31 @@ def test_read(likely: list[Capability], asked: int) -> None:
     assert source.asked == asked
 
 
-def test_read_of_a_list_that_loops() -> None:
+def test_read_of_a_list_that_loops(space: ConfigSpace) -> None:
     source = Played()
     source.words[PM] |= EXPRESS << 8
-    assert PciState.read(source, PLACE).capabilities == {0x10: EXPRESS, 0x11: MSIX, 0x09: VENDOR, 1: PM}
+    assert PciState.read(source, space, PLACE).capabilities == {
+        0x10: EXPRESS,
+        0x11: MSIX,
+        0x09: VENDOR,
+        1: PM,
+    }
 
 
-def test_nobody_answers() -> None:
+def test_nobody_answers(space: ConfigSpace) -> None:
     source = Played(gone=True)
     with pytest.raises(NobodyAnswersError):
-        PciState.read(source, PLACE, CAPABILITIES)
+        PciState.read(source, space, PLACE, CAPABILITIES)
     assert source.selected == GUESTS
-    assert identity(source, PLACE) == 0xFFFFFFFF
+    assert identity(source, space, PLACE) == 0xFFFFFFFF
     assert source.selected == GUESTS
 
 
-def test_write() -> None:
+def test_write(space: ConfigSpace) -> None:
     """The command register after the BARs, MSI-X control at the very end, in two questions."""
-    state = PciState.read(Played().with_driver(), PLACE, CAPABILITIES)
+    state = PciState.read(Played().with_driver(), space, PLACE, CAPABILITIES)
     target = Played()
-    state.write(target)
+    state.write(target, space)
     offsets = [offset for offset, _ in target.written]
     assert offsets.index(0x18) < offsets.index(4) < offsets.index(MSIX + 2) == len(offsets) - 1
     assert target.words[MSIX] >> 16 == 0x8001
@@ -137,21 +160,21 @@ def test_write() -> None:
     assert target.asked == 2
 
 
-def test_write_to_other_bars() -> None:
+def test_write_to_other_bars(space: ConfigSpace) -> None:
     """Refused before MSI-X is on; the guest's selection is restored."""
-    state = PciState.read(Played().with_driver(), PLACE, CAPABILITIES)
+    state = PciState.read(Played().with_driver(), space, PLACE, CAPABILITIES)
     target = Played(fixed={0x18: 0})
     with pytest.raises(PciStateError, match="other BARs"):
-        state.write(target)
+        state.write(target, space)
     assert target.words[MSIX] >> 16 == 1
     assert target.selected == GUESTS
 
 
-def test_write_to_another_function() -> None:
-    state = PciState.read(Played().with_driver(), PLACE, CAPABILITIES)
+def test_write_to_another_function(space: ConfigSpace) -> None:
+    state = PciState.read(Played().with_driver(), space, PLACE, CAPABILITIES)
     target = Played()
     target.words[0] = 0x10411AF4
     with pytest.raises(PciStateError, match=r"at 01:02\.0 is 1af4:1041, at the source there was 1af4:1042"):
-        state.write(target)
+        state.write(target, space)
     assert target.words[MSIX] >> 16 == 1
     assert target.selected == GUESTS
