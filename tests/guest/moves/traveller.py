@@ -93,9 +93,15 @@ class Traveller:
 
 def command(traveller: Traveller, target: Machine, *options: str) -> list[str]:
     """The command line of `vfu-migrate` for a move to the other server."""
-    ends = (("from", traveller.guest, traveller.here), ("to", target, traveller.there))
+    return command_line((traveller.guest, traveller.here), (target, traveller.there), *options)
+
+
+def command_line(
+    source: tuple[Machine, ServerProcess], destination: tuple[Machine, ServerProcess], *options: str
+) -> list[str]:
+    """The command line of `vfu-migrate` for VF 1."""
     words = [sys.executable, "-m", "vfu_client.move.cli", "--vf", "vf1", *options]
-    for end, machine, server in ends:
+    for end, (machine, server) in (("from", source), ("to", destination)):
         words += [f"--{end}-qmp", str(machine.qmp_path), f"--{end}-qtest", str(machine.qtest_path)]
         words += [f"--{end}-server", str(server.folder)]
     return words
