@@ -76,10 +76,11 @@ inside() {
     ' inside "${@:2}"
 }
 
-# as_builder ROOT COMMAND...: as the ordinary user.
+# as_builder ROOT COMMAND...: as the ordinary user. Another user's process forgets what --kill-child told it, so again.
 as_builder() {
     inside "$1" chown -R builder: /home/builder
-    inside "$1" setpriv --reuid=builder --regid=builder --init-groups --no-new-privs env HOME=/home/builder "${@:2}"
+    inside "$1" setpriv --reuid=builder --regid=builder --init-groups --no-new-privs \
+        setpriv --pdeathsig KILL env HOME=/home/builder "${@:2}"
 }
 
 # try SUITE VARIANT: build and test a fresh copy there, or install and use it.
