@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Final, Self
 from xml.sax.saxutils import escape
@@ -64,10 +65,9 @@ class Sampler:
         """Of the process of each name that lived longest: its figures early in its life, and at its end."""
         lives: dict[str, dict[str, float]] = {}
         for name, samples in self.found.items():
-            by_pid: dict[int, list[Sample]] = {}
-            for each in samples:
-                by_pid.setdefault(each.pid, []).append(each)
-            life = max(by_pid.values(), key=lambda one: one[-1].at - one[0].at)
+            # Numbers of processes come again.
+            found = (list(one) for _, one in groupby(samples, lambda each: each.pid))
+            life = max(found, key=lambda one: one[-1].at - one[0].at)
             first, last = life[len(life) // 10], life[-1]
             lives[name] = {"seconds": round(life[-1].at - life[0].at)}
             for quantity in QUANTITIES:

@@ -73,15 +73,17 @@ def test_samples() -> None:
 def test_the_picture() -> None:
     """A line for each quantity and name, which breaks where another process took the place."""
     lives = [
-        Sample(at, pid, 50.0 + at, 8, 20) for at, pid in ((2.0, 1), (4.0, 1), (6.0, 2), (8.0, 2), (20.0, 2))
+        Sample(at, pid, 50.0 + at, 8, 20)
+        for at, pid in ((2.0, 1), (4.0, 1), (6.0, 2), (8.0, 2), (20.0, 2), (28.0, 1))
     ]
     picture = svg({"disk a": lives}, "a <title>")
     assert "a &lt;title&gt;" in picture
     paths = re.findall(r'<path d="([^"]*)"', picture)
     assert len(paths) == 3
-    assert all(re.fullmatch(r"M[\d. ]+ L[\d. ]+ M[\d. ]+ L[\d. ]+ L[\d. ]+", path) for path in paths)
+    assert all(re.fullmatch(r"M[\d. ]+ L[\d. ]+ M[\d. ]+ L[\d. ]+ L[\d. ]+ M[\d. ]+", path) for path in paths)
     sampler = Sampler(dict)
     sampler.found = {"disk a": lives}
+    # The number of the first was given to another one at the end.
     life = sampler.longest_lives()["disk a"]
     assert (life["seconds"], life["rss_early"], life["rss_late"]) == (14, 56.0, 70.0)
 
