@@ -23,6 +23,16 @@ SCRIPT = """\
 # Kbuild for the guest's kernel {release}.
 root=$(dirname "$(readlink -f "$0")")
 kernel=$root/lib/modules/{release}
+# Beside the source, if no MO= says otherwise: Kbuild would build in the folder where it is called, and
+# write over a Makefile there.
+source= output=
+for word; do
+    case $word in
+    M=*) source=${{word#M=}} ;;
+    MO=*) output=$word ;;
+    esac
+done
+test -n "$output" || test -z "$source" || set -- "$@" "MO=$source"
 # Neither the machine's compiler nor the settings of a make around this one.
 exec env -i PATH="$root/usr/bin:$PATH" HOME="$HOME" TMPDIR="${{TMPDIR:-/tmp}}" LC_ALL=C.UTF-8 \
     make -f "$kernel/source/Makefile" KBUILD_OUTPUT="$kernel/build" "$@"

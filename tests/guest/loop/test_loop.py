@@ -54,12 +54,12 @@ def boot(disk: ServerProcess, tmp_path: Path) -> Boot:
     return run
 
 
-def build(source: Path, output: Path, *settings: str) -> None:
+def build(source: Path, *settings: str, where: Path | None = None) -> None:
     """Build the modules of a folder with the headers of the guest's kernel."""
     if not (IMAGES / KBUILD).exists():
         raise SetupError(f"{IMAGES / KBUILD} is missing; run `python3 -m images drivers` first")
-    command = [str(IMAGES / KBUILD), f"M={source}", f"MO={output}", *settings, "modules"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [str(IMAGES / KBUILD), f"M={source}", *settings, "modules"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=where)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -76,7 +76,7 @@ def loop(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.CompletedPro
                 assert text.count(before) == 1
                 text = text.replace(before, after)
             (source / "counter.c").write_text(text)
-            build(source, tmp_path / "out")
+            build(source, f"MO={tmp_path}/out")
             command = [*BOOT, server.folder, "--function", "vf1", "--script", source / "try.sh"]
             command += ["--module", tmp_path / "out" / "counter.ko"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
@@ -98,6 +98,17 @@ def test_an_edit_that_is_wrong(loop: Callable[..., Any]) -> None:
     done, broken = loop({"	virtqueue_kick(counter->queue);\n": ""})
     assert (done.returncode, done.stdout) == (1, "sh: write error: Connection timed out\n"), done.stderr
     assert broken == {"FEAT-06", "KICK-09"}
+
+
+def test_it_is_built_beside_its_source(tmp_path: Path) -> None:
+    """Where nobody says MO=, and not over what is in the folder where one is."""
+    source = tmp_path / "source"
+    shutil.copytree(DRIVER, source)
+    (tmp_path / "Makefile").write_text("mine")
+    build(Path("source"), where=tmp_path)
+    assert (source / "counter.ko").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "Makefile"}
+    assert (tmp_path / "Makefile").read_text() == "mine"
 
 
 def test_the_status_is_that_of_the_script(boot: Boot) -> None:
@@ -130,7 +141,7 @@ def test_a_module_that_does_not_load(boot: Boot, tmp_path: Path) -> None:
     source.mkdir()
     (source / "stray.c").write_text(NO_SUCH_SYMBOL)
     (source / "Kbuild").write_text("obj-m := stray.o\n")
-    build(source, tmp_path / "out", "KBUILD_MODPOST_WARN=1")
+    build(source, f"MO={tmp_path}/out", "KBUILD_MODPOST_WARN=1")
     done = boot("echo ran", "--module", tmp_path / "out" / "stray.ko")
     assert (done.returncode, done.stdout) == (125, "")
     assert "insmod: can't insert '/boot/stray.ko': unknown symbol in module" in done.stderr
