@@ -13,12 +13,14 @@ from pathlib import Path
 from pymodel import __version__
 from vfu_images import libvfio_user
 from vfu_images.preparation import prepare
-from vfu_images.workspace import COMMAND, INSTALLED, SetupError, locked, say
+from vfu_images.workspace import COMMAND, IMAGES, INSTALLED, SetupError, locked, say
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; returns the exit status, 1 with the reason on stderr when something is amiss."""
     options = parser().parse_args(arguments)
+    if options.command == "where":
+        return _tell_where()
     try:
         with locked():
             _prepare(options)
@@ -29,6 +31,14 @@ def main(arguments: list[str] | None = None) -> int:
         say("interrupted; nothing half-made was left")
         return 130
     return 0
+
+
+def _tell_where() -> int:
+    print(IMAGES)
+    if IMAGES.is_dir():
+        return 0
+    say(f"there is nothing yet; run `{COMMAND} all` first")
+    return 1
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -46,19 +56,20 @@ def parser() -> argparse.ArgumentParser:
     sources = []
     if not INSTALLED:
         sources.append(commands.add_parser("libvfio-user", help="its and json-c's sources in subprojects/"))
-    commands.add_parser("qemu", help="a QEMU with vfio-user-pci in build/images")
-    commands.add_parser("guest", help="the guest's kernel, initramfs and disk in build/images")
+    commands.add_parser("qemu", help="a QEMU with vfio-user-pci")
+    commands.add_parser("guest", help="the guest's kernel, initramfs and disk")
+    everything = commands.add_parser("all", help="all of these")
     commands.add_parser(
         "libnbd", help="what `vfu-server` needs for disks of NBD servers, where there is none"
     )
-    everything = commands.add_parser("all", help="all of these")
-    commands.add_parser("headers", help="guest, and what builds modules for its kernel: build/images/kbuild")
+    commands.add_parser("headers", help="guest, and `kbuild`, which builds modules for its kernel")
     commands.add_parser(
         "drivers", help="qemu, also for ARM, headers, and the other drivers that `make test` tries"
     )
-    commands.add_parser("hosts", help="qemu, guest, and the SSH of `make demo-hosts`, where there is none")
-    commands.add_parser("nested", help="qemu, guest, and what runs in a guest of `make demo-nested`")
+    commands.add_parser("hosts", help="qemu, guest, and the SSH of `vfu-demo hosts`, where there is none")
+    commands.add_parser("nested", help="qemu, guest, and what runs in a guest of `vfu-demo nested`")
     commands.add_parser("compat", help="drivers, and those that only `make compat` tries")
+    commands.add_parser("where", help="print the folder where all of it is; make nothing")
     if not INSTALLED:
         sources.append(everything)
     for command in sources:

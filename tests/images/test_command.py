@@ -1,9 +1,12 @@
-"""`python3 -m images`: what it says of options that it does not take there."""
+"""`python3 -m images`: what it says of options that it does not take there, and where images are."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import vfu_images.__main__
 from vfu_images.__main__ import main
 
 
@@ -23,3 +26,16 @@ def test_wrong_options(words: list[str], why: str, capsys: pytest.CaptureFixture
         main(words)
     assert ended.value.code == 2
     assert why in capsys.readouterr().err
+
+
+def test_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder alone on standard output, also before there is anything; then status 1, and what to do."""
+    images = tmp_path / "images"
+    monkeypatch.setattr(vfu_images.__main__, "IMAGES", images)
+    assert main(["where"]) == 1
+    out, err = capsys.readouterr()
+    assert out == f"{images}\n"
+    assert "all` first" in err
+    images.mkdir()
+    assert main(["where"]) == 0
+    assert capsys.readouterr() == (f"{images}\n", "")
