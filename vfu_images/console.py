@@ -159,8 +159,9 @@ class Console:
                     raise ConsoleClosedError(f"{complaint}: the console was closed\n{self.tail()}")
                 left = deadline - time.monotonic()
                 if left <= 0:
+                    seconds = round(timeout, 1)
                     raise TimeoutError(
-                        f"{complaint} within {timeout:g} s on the console, which says:\n{self.tail()}"
+                        f"{complaint} within {seconds:g} s on the console, which says:\n{self.tail()}"
                     )
                 self._changed.wait(min(left, WAIT_SECONDS))
 
