@@ -4,8 +4,9 @@
 #
 # The extension and the compiled modules are built by Meson and put next to their sources, and .venv/bin gets the
 # commands as wrappers that run the package in this folder: an edit of a .py file counts at once, but for the few that
-# have a .pxd beside them. Those are compiled (COMPILED=no leaves them as they are). It is not an editable install, because that
-# of meson-python runs a build whenever the package is imported, and server processes that start together would race.
+# have a .pxd beside them. Those are compiled (COMPILED=no leaves them as they are). Its Python has this folder by a .pth
+# file. It is not an editable install, because that of meson-python runs a build whenever the package is imported, and
+# server processes that start together would race.
 # `pip install .` works too, for use rather than development, once `python3 -m images libvfio-user` has brought the library.
 
 PYTHON ?= python3
@@ -135,13 +136,15 @@ $(VENV)/.stamp: pyproject.toml
 	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	  print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
+	@$(BIN)/python -c 'import pathlib, sys, sysconfig; \
+	  (pathlib.Path(sysconfig.get_path("purelib")) / "vfu-virtio.pth").write_text(sys.argv[1])' "$(CURDIR)"
 	@# Each lets SIGINT through when it has its modules: while Python starts, it would be a traceback.
 	@hold='env --block-signal=INT '; $${hold}true 2>/dev/null || hold=; \
 	for command in server:vfu_server.__main__ owner:vfu_client.owner.cli migrate:vfu_client.move.cli \
 	    qemu:vfu_client.plug.cli boot:vfu_images.boot demo:vfu_demo.__main__ images:vfu_images.__main__; do \
 	  script="$(BIN)/vfu-$${command%%:*}"; \
-	  printf '#!/bin/sh\nPYTHONPATH="%s$${PYTHONPATH:+:$$PYTHONPATH}" exec %s"%s/python" -m %s "$$@"\n' \
-	    "$(CURDIR)" "$$hold" "$(CURDIR)/$(BIN)" "$${command#*:}" > "$$script" && chmod +x "$$script" || exit 1; \
+	  printf '#!/bin/sh\nexec %s"%s/python" -m %s "$$@"\n' \
+	    "$$hold" "$(CURDIR)/$(BIN)" "$${command#*:}" > "$$script" && chmod +x "$$script" || exit 1; \
 	done
 	@touch $@
 

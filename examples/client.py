@@ -1,4 +1,4 @@
-"""What a VMM says to a function, in order: python -m examples.client DIR/vf1.sock."""
+"""What a VMM says to a function, in order: python examples/client.py DIR/vf1.sock."""
 
 import sys
 
