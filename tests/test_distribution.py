@@ -66,6 +66,9 @@ def test_it_runs_from_there(installed: Path, tmp_path: Path) -> None:
         str(installed / "vfu_images" / "guest"),
         "vfu-images",
     ]
+    # What one of them unpacks another one looks for.
+    code = "from vfu_images.libnbd import ROOT; from vfu_server.disks.libnbd import UNPACKED"
+    assert python("-c", f"{code}; print(ROOT / 'usr' / 'lib' in UNPACKED)") == "True\n"
     assert "libvfio-user" not in python("-m", "vfu_images", "--help")
     for module in (
         "vfu_server",

@@ -1,4 +1,4 @@
-"""libnbd as a table of its functions: the system's, else the one that `python3 -m images libnbd` unpacked.
+"""libnbd as a table of its functions: the system's, else the one that `vfu-images libnbd` unpacked.
 
 It is loaded when a disk wants it, and needs no compiler, as its authors keep its binary interface stable.
 Meanings and errors of the functions are in libnbd(3).
@@ -16,8 +16,12 @@ from typing import Any, Final
 
 SONAME: Final = "libnbd.so.0"
 
-UNPACKED: Final = Path(__file__).parents[2] / "build" / "cache" / "libnbd" / "usr" / "lib"
-"""Where a clone of the project keeps one of Debian, with all that it needs."""
+_BUILDS: Final = (
+    Path(__file__).parents[2] / "build",
+    Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "vfu-virtio"),
+)
+UNPACKED: Final = tuple(build / "cache" / "libnbd" / "usr" / "lib" for build in _BUILDS)
+"""Where a clone, and an installed package, keep one of Debian, with all that it needs."""
 
 READ, WRITE = 1, 2
 """Bits of `nbd_aio_get_direction`."""
@@ -81,7 +85,8 @@ def library() -> ctypes.CDLL:
         loaded = _load(SONAME)
     except OSError as error:
         raise MissingError(
-            f"disks of NBD servers need libnbd: apt-get install libnbd0, or dnf install libnbd ({error})"
+            "disks of NBD servers need libnbd: apt-get install libnbd0, dnf install libnbd, or"
+            f" vfu-images libnbd ({error})"
         ) from None
     for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(loaded, name)
@@ -103,7 +108,7 @@ def _load(name: str) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(name)
     except OSError:
-        found = sorted(UNPACKED.glob(f"*/{name}"))
+        found = [path for folder in UNPACKED for path in sorted(folder.glob(f"*/{name}"))]
         if not found:
             raise
     for _ in range(64):
