@@ -79,11 +79,11 @@ def parser() -> argparse.ArgumentParser:
         origin.add_argument(
             "--archive", type=Path, help="or from this tar file, its own or one of QEMU's source"
         )
-    takers = dict.fromkeys(("--suite", "--folder", "--archive"), "`libvfio-user` and `all`")
+    misplaced = () if INSTALLED else ("--suite", "--folder", "--archive")
     for each in (parser, *commands.choices.values()):
-        for option, where in takers.items():
+        for option in misplaced:
             if option not in each.format_usage():
-                each.add_argument(option, action=_Misplaced, const=where)
+                each.add_argument(option, action=_Misplaced, const="`libvfio-user` and `all`")
     return parser
 
 
