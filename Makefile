@@ -126,7 +126,14 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ## The virtual environment with all that building and testing needs.
-venv: $(VENV)/.stamp
+venv: $(VENV)/.path
+
+# Its Python finds this folder's packages from any folder.
+$(VENV)/.path: $(VENV)/.stamp
+	@$(BIN)/python -c 'import pathlib, sys, sysconfig; \
+	  (pathlib.Path(sysconfig.get_path("purelib")) / "vfu-virtio.pth").write_text(sys.argv[1])' "$(CURDIR)"
+	@touch $@
+
 $(VENV)/.stamp: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' || \
 	  { echo "$(PYTHON) is not Python 3.11 to 3.14: set PYTHON=python3.x" >&2; exit 1; }
@@ -136,8 +143,6 @@ $(VENV)/.stamp: pyproject.toml
 	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	  print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
-	@$(BIN)/python -c 'import pathlib, sys, sysconfig; \
-	  (pathlib.Path(sysconfig.get_path("purelib")) / "vfu-virtio.pth").write_text(sys.argv[1])' "$(CURDIR)"
 	@# Each lets SIGINT through when it has its modules: while Python starts, it would be a traceback.
 	@hold='env --block-signal=INT '; $${hold}true 2>/dev/null || hold=; \
 	for command in server:vfu_server.__main__ owner:vfu_client.owner.cli migrate:vfu_client.move.cli \
@@ -149,7 +154,7 @@ $(VENV)/.stamp: pyproject.toml
 	@touch $@
 
 ## The extension. Ninja decides what is out of date.
-ext: $(EXT)/build.ninja
+ext: $(VENV)/.path $(EXT)/build.ninja
 	@$(BIN)/ninja -C $(EXT) --quiet
 	@for old in $$(find pymodel vfu_server -name '*.so'); do \
 	  case "$(COMPILED) $$old" in no*/vfio/*) ;; no*) rm "$$old" ;; *) test -e "$(EXT)/$$old" || rm "$$old" ;; esac; \

@@ -37,13 +37,13 @@ class SeparateHost(Host):
         """Start its servers. Raises StageError."""
         self.place = place
         self._until = until
-        disk, net = (
-            Server(place.folder / device, device, ["--vfs", "2", *options], place.inside)
-            for device, options in (("blk", ["--disk", DISK]), ("net", ["--uplink", lan.uplink(place.name)]))
-        )
-        for server in (disk, net):
-            until.callback(server.close)
-        super().__init__(place.name, disk, net)
+        disk = self._server("blk", "--disk", DISK)
+        super().__init__(place.name, disk, self._server("net", "--uplink", lan.uplink(place.name)))
+
+    def _server(self, device: str, *options: str) -> Server:
+        server = Server(self.place.folder / device, device, ["--vfs", "2", *options], self.place.inside)
+        self._until.callback(server.close)
+        return server
 
     def machine(self, *, incoming: bool = False) -> Machine:
         """Start a QEMU here; its guest is booting, or it waits for one to move in."""

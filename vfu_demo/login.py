@@ -75,7 +75,9 @@ class Login:
 
     def lets_in(self, other: Login) -> None:
         """The other host's user may log in here: each side gets the other's public key."""
-        (self._folder / "authorized_keys").write_text((other._folder / "key.pub").read_text())
+        keys = self._folder / "authorized_keys"
+        keys.write_text((other._folder / "key.pub").read_text())
+        keys.chmod(0o600)  # sshd takes none that others can write
         (other._folder / "known_hosts").write_text(
             f"{self.name} {(self._folder / 'host_key.pub').read_text()}"
         )

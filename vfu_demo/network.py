@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -38,7 +38,7 @@ END_SECONDS = 30.0
 
 BRIDGE_COMMANDS = (
     f"link add {BRIDGE} type bridge forward_delay 0",
-    f"address add {PEER_ADDRESS}/24 dev {BRIDGE}",
+    f"address add {{address}}/24 dev {BRIDGE}",
     f"link set {BRIDGE} up",
     "link set lo up",
 )
@@ -145,16 +145,16 @@ class Bridged(Verified):
     def __init__(self, folder: Path, hosts: tuple[str, ...]) -> None:
         super().__init__(folder)
         script = folder / "bridge.ip"
+        bridge = [command.format(address=PEER_ADDRESS) for command in BRIDGE_COMMANDS]
         taps = [command.format(tap=self._tap(host)) for host in hosts for command in TAP_COMMANDS]
-        script.write_text("\n".join([*BRIDGE_COMMANDS, *taps]) + "\n")
+        script.write_text("\n".join([*bridge, *taps]) + "\n")
         self._namespace = Namespace("--net", first=ip("-batch", str(script)))
 
     def possible(self) -> bool:
         """Whether this user can have one, which is tried."""
         try:
             with self:
-                tap = [*self.inside, "sh", "-c", "exec 3<>/dev/net/tun"]
-                return subprocess.run(tap, stderr=subprocess.DEVNULL, check=False).returncode == 0
+                return has_taps(self.inside)
         except NetworkError:
             return False
 
@@ -213,7 +213,7 @@ class Hubbed:
 
     def listen(self, rate_kib: int) -> None:
         if self._job is not None:
-            self._job.stop("KILL")
+            self._peer.run(f"kill -KILL $(cat {self._job.folder}/pid)")  # which may have ended
         else:
             self._peer.wait_ready()
             self._peer.check(f"/bin/ip address add {PEER_ADDRESS}/24 dev eth0; /bin/ip link set eth0 up")
@@ -232,6 +232,12 @@ class Hubbed:
         assert self._job is not None
         self._job.stop()
         return done_figures(self._job.wait(timeout=END_SECONDS).output)
+
+
+def has_taps(inside: Sequence[str]) -> bool:
+    """Whether there may be taps where a command begins so."""
+    tap = [*inside, "sh", "-c", "exec 3<>/dev/net/tun"]
+    return subprocess.run(tap, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def ip(*arguments: str) -> list[str]:

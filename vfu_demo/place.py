@@ -17,8 +17,17 @@ from typing import Final, Self
 
 import vfu_demo
 from vfu_demo.login import NUMBER, USER, Login
-from vfu_demo.namespace import Namespace
-from vfu_demo.network import BRIDGE, PEER_ADDRESS, SETUP_SECONDS, Verified, ip
+from vfu_demo.namespace import Namespace, NamespaceError
+from vfu_demo.network import (
+    BRIDGE,
+    BRIDGE_COMMANDS,
+    PEER_ADDRESS,
+    SETUP_SECONDS,
+    TAP_COMMANDS,
+    Verified,
+    has_taps,
+    ip,
+)
 from vfu_demo.stage import StageError
 from vfu_images.openssh import SSH
 from vfu_images.workspace import IMAGES
@@ -31,15 +40,10 @@ PASSWD = f"root:x:0:0:root:/root:/bin/sh\n{USER}:x:{NUMBER}:{NUMBER}::{{home}}:/
 
 MOUNTS = 'mount -t tmpfs none "$1" && mount --bind "$2" /etc/passwd'
 BRIDGED = (
-    f"link add {BRIDGE} type bridge forward_delay 0",
-    f"tuntap add dev {TAP} mode tap",
-    f"link set {TAP} master {BRIDGE}",
-    f"link set {TAP} up",
+    *BRIDGE_COMMANDS,
+    *TAP_COMMANDS,
     f"link set {CABLE} master {BRIDGE}",
     f"link set {CABLE} up",
-    f"address add {{address}}/24 dev {BRIDGE}",
-    f"link set {BRIDGE} up",
-    "link set lo up",
 )
 
 
@@ -74,6 +78,9 @@ class Place:
     def __enter__(self) -> Self:
         """Raises NamespaceError."""
         self.namespace.__enter__()
+        if not has_taps(self.namespace.inside):
+            self.namespace.close()
+            raise NamespaceError("no tap can be made: /dev/net/tun can't be opened")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -107,8 +114,8 @@ class Place:
         """
         cable = f"link add {CABLE} type veth peer name {CABLE} netns {other.namespace.pid}"
         peer = f"address add {PEER_ADDRESS}/24 dev {BRIDGE}"
-        self._ip(cable, *(command.format(address=self.address) for command in BRIDGED), peer)
-        other._ip(*(command.format(address=other.address) for command in BRIDGED))
+        self._ip(cable, *self._bridged(), peer)
+        other._ip(*other._bridged())
         for place in (self, other):
             place.login.make_keys(place.inside)
         self.login.lets_in(other.login)
@@ -119,6 +126,9 @@ class Place:
             contextlib.closing(Cable(self)) as lan,
         ):
             yield lan
+
+    def _bridged(self) -> list[str]:
+        return [command.format(address=self.address, tap=TAP) for command in BRIDGED]
 
     def _ip(self, *commands: str) -> None:
         self.run(*ip("-batch", "-"), given="\n".join(commands) + "\n")

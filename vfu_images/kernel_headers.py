@@ -40,7 +40,7 @@ exec env -i PATH="$root/usr/bin:$PATH" HOME="$HOME" TMPDIR="${{TMPDIR:-/tmp}}" L
 
 
 def prepare(debian: Debian) -> None:
-    """Leave HEADERS (500 MB) and `build/images/kbuild`. `initramfs.prepare` goes before.
+    """Leave HEADERS (300 MB) and `build/images/kbuild`. `initramfs.prepare` goes before.
 
     Raises SetupError when a package or make is missing.
     """

@@ -16,6 +16,7 @@ import pytest
 
 from vfu_demo import hosts, outcome
 from vfu_demo.namespace import Namespace, NamespaceError
+from vfu_demo.network import has_taps
 from vfu_demo.place import Place
 from vfu_demo.stage import StageError
 from vfu_images.openssh import FOLDERS
@@ -32,8 +33,9 @@ FORBIDDEN = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
 def namespaces() -> None:
     """Skip where none may be made."""
     try:
-        with Namespace("--net", "--mount", first=["true"]):
-            pass
+        with Namespace("--net", "--mount", first=["true"]) as namespace:
+            if not has_taps(namespace.inside):
+                pytest.skip("no taps: /dev/net/tun can't be opened")
     except NamespaceError as error:
         pytest.skip(f"no namespaces of networks and mounts: {error}")
 

@@ -1,7 +1,7 @@
 """`python -m tests.soak --minutes N [--seed S] [--kind NAME]`: moves of a guest, and kills at random.
 
 Leaves build/soak.json and build/soak.svg, and logs of what failed in build/soak. A run with the same seed
-makes the same choices; what comes of them is a matter of time.
+makes the same choices, of what happens and when; what comes of them is a matter of time.
 
 Exit status: 0 all that must hold held, 1 not, 2 wrong options, 130 it was interrupted.
 """
@@ -16,6 +16,7 @@ import random
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -37,42 +38,53 @@ from vfu_images.qmp import QMPError
 from vfu_images.workspace import BUILD, SetupError, shown
 
 FAILED = "FAILED"
+KEPT = BUILD / "soak"
+"""Where logs of what failed are, of the last run."""
+
 OUTCOMES = (MOVED, STAYED, LOST, FAILED)
 TOO_LATE = "too late"
 """Beside an outcome: the move was over before the signal."""
 
 VERIFY_EVERY = 6
 """After so many trials that a guest lived through it reads back all that it wrote."""
-FAILURES = (BrokenError, LostError, MachineError, NetworkError, QMPError, StageError, TimeoutError, OSError)
+FAILURES = (
+    BrokenError, LostError, MachineError, NetworkError, QMPError, StageError, TimeoutError, OSError,
+    subprocess.SubprocessError, ValueError,
+)  # fmt: skip
+"""What a trial may fail with; what is printed in part is a ValueError."""
 
 
 class Soak:
     """Trial after trial, and what became of them."""
 
     def __init__(self, seed: int, names: Sequence[str]) -> None:
-        self.chance = random.Random(seed)
+        self.seed = seed
         self.names = list(names)
         self.counts: dict[str, Counter[str]] = {name: Counter() for name in names}
         self.failures: list[dict[str, Any]] = []
         self.downtimes: list[float] = []
         self.verified = 0
         self.guests = 0
+        self.trials = 0
         self.began = time.monotonic()
         self._seconds = 3.0
         self._world: World | None = None
         self._sampler = Sampler(self._processes)
 
     def run(self, seconds: float) -> None:
-        """Go on until then; after a failure in a new world. Raises SetupError, NetworkError."""
+        """Go on until then; after a failure in a new world. Raises as `open_network` does."""
         with self._sampler:
             while self._left(seconds) > 0:
                 with contextlib.ExitStack() as until:
                     folder = Path(until.enter_context(tempfile.TemporaryDirectory(prefix="vfu-soak-")))
                     lan = until.enter_context(open_network(folder, ("a", "b")))
-                    self._world = World(folder, lan, self.chance)
-                    until.callback(self._world.close)
-                    self._live(self._world, seconds)
-                    self.guests += self._world.guests
+                    world = self._world = World(folder, lan, lambda: self._chance("guest", self.guests))
+                    until.callback(world.close)
+                    self._live(world, seconds)
+
+    def _chance(self, what: str, number: int) -> random.Random:
+        """That of one trial or guest: however the others went, its choices are those of the seed."""
+        return random.Random(f"{self.seed} {what} {number}")
 
     def _processes(self) -> dict[str, int]:
         return self._world.processes() if self._world is not None else {}
@@ -87,24 +99,28 @@ class Soak:
         try:
             while self._left(seconds) > 0:
                 name = "start"
+                self.guests += world.guest is None
                 world.restore()
-                name = self.chance.choices(self.names, [KINDS[name].weight for name in self.names])[0]
-                outcome = self._try(world, name)
+                self.trials += 1
+                chance = self._chance("trial", self.trials)
+                name = chance.choices(self.names, [KINDS[name].weight for name in self.names])[0]
+                outcome = self._try(world, name, chance)
                 lived = 0 if outcome.where == LOST else lived + 1
                 if lived >= VERIFY_EVERY:
                     lived = 0
+                    name = "read back"
                     world.verify()
                     self.verified += 1
             if world.guest is not None:
-                name = "the end"
+                name = "read back"
                 world.verify()
                 self.verified += 1
         except FAILURES as error:
             self._failed(world, name, error)
 
-    def _try(self, world: World, name: str) -> Outcome:
+    def _try(self, world: World, name: str, chance: random.Random) -> Outcome:
         began = time.monotonic()
-        outcome = Trial(world, KINDS[name], self.chance, self._seconds).run()
+        outcome = Trial(world, KINDS[name], chance, self._seconds).run()
         for host in (world.here, world.there):
             host.check_logs()
         took = time.monotonic() - began
@@ -121,16 +137,10 @@ class Soak:
 
     def _failed(self, world: World, name: str, error: Exception) -> None:
         """Keep what there is to look at."""
-        number = len(self.failures)
-        kept = BUILD / "soak" / f"failure-{number}"
-        shutil.rmtree(kept, ignore_errors=True)
+        kept = KEPT / f"failure-{len(self.failures)}"
         kept.mkdir(parents=True)
-        for file in (*world.folder.glob("*.log"), *world.folder.glob("*.json")):
-            shutil.copy(file, kept)
-        for role, machine in (("guest", world.guest), ("target", world.target)):
-            if machine is not None:
-                for file in machine.folder.glob("*.log"):
-                    shutil.copy(file, kept / f"{role}-{file.name}")
+        for file in (*world.folder.rglob("*.log"), *world.folder.glob("*.json")):
+            shutil.copy(file, kept / "-".join(file.relative_to(world.folder).parts))
         what = f"{type(error).__name__}: {error}"
         (kept / "error.txt").write_text(f"{name}\n{what}\n")
         self.failures.append({"kind": name, "what": what})
@@ -192,15 +202,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     print(f"soak: {options.minutes:g} minutes, seed {seed}", flush=True)
+    shutil.rmtree(KEPT, ignore_errors=True)
     soak = Soak(seed, options.kind or list(KINDS))
     status = 0
     try:
         soak.run(options.minutes * 60)
     except KeyboardInterrupt:
         status = 130
-    except (SetupError, NetworkError) as error:
-        print(f"soak: {error}", file=sys.stderr)
-        return 1
+    except (SetupError, *FAILURES) as error:
+        print(f"soak: no hosts to begin with: {error}", file=sys.stderr)
+        status = 1
     print(f"\n{soak.table()}")
     _leave(soak)
     return 1 if soak.failures else status

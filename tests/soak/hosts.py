@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import random
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,7 +78,7 @@ class Host:
 class World:
     """What is killed at random; `restore` makes it whole again."""
 
-    def __init__(self, folder: Path, lan: Network, chance: random.Random) -> None:
+    def __init__(self, folder: Path, lan: Network, chance: Callable[[], random.Random]) -> None:
         self.folder = folder
         self.lan = lan
         self._chance = chance
@@ -89,7 +90,6 @@ class World:
         self.guest: Machine | None = None
         self.target: Machine | None = None
         self.traffic: Traffic | None = None
-        self.guests = 0
 
     def restore(self) -> None:
         """Start what does not run, and boot a guest where there is none, which is busy then."""
@@ -98,19 +98,25 @@ class World:
         if self.guest is None:
             self.here.set_going()
             self.there.set_going()
-            self.disk_vf = self._chance.choice((FILE_VF, MEMORY_VF))
-            self.guests += 1
-            self.guest = Machine(devices=self.here.devices(self.disk_vf), spare_ports=0).__enter__()
+            self.disk_vf = self._chance().choice((FILE_VF, MEMORY_VF))
+            self.guest = self._machine(self.here)
             self.guest.wait_ready(timeout=120)
             self.traffic = Traffic(self.guest, self.lan)
             self.traffic.await_more()
 
+    def _machine(self, host: Host, **settings: Any) -> Machine:
+        """Start a QEMU there. Its logs stay until the next one but one."""
+        theirs = None if self.guest is None else self.guest.folder
+        folder = next(place for place in (self.folder / "qemu-0", self.folder / "qemu-1") if place != theirs)
+        shutil.rmtree(folder, ignore_errors=True)
+        return Machine(
+            devices=host.devices(self.disk_vf), spare_ports=0, folder=folder, **settings
+        ).__enter__()
+
     @contextlib.contextmanager
     def incoming(self) -> Iterator[Machine]:
         """A QEMU on the other host that waits for the guest; it ends unless that is the guest's now."""
-        self.target = Machine(
-            devices=self.there.devices(self.disk_vf), spare_ports=0, incoming=True
-        ).__enter__()
+        self.target = self._machine(self.there, incoming=True)
         try:
             yield self.target
         finally:

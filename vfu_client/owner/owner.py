@@ -247,6 +247,8 @@ class OwnerDriver(Driver):
                             progress(done, whole)
             if filled:
                 self.context_write_part(vf, stage.part(0, filled))
+                if progress is not None:
+                    progress(whole, whole)
 
     @contextlib.contextmanager
     def _stage(self, size: int) -> Iterator[Buffer]:

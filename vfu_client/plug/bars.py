@@ -23,8 +23,6 @@ SETTLE_SECONDS = 5.0
 
 POLL_SECONDS = 0.1
 
-ECAM_NOWHERE = (1 << 64) - 1
-
 ANSWER = re.compile(r"= 0x([0-9a-fA-F]+)")
 
 
@@ -136,24 +134,13 @@ async def _ecam(qemu: RunningQemu, qtest: Path | None) -> Ecam | None:
     """Where ECAM is, None on a PC without qtest or whose guest has it nowhere. Raises QemuError."""
     space = await qemu.config_space()
     if not isinstance(space, Ecam):
-        return None if qtest is None else await _guests_ecam(qemu)
+        return None if qtest is None else await qemu.guests_ecam()
     if qtest is None:
         raise QemuError(
             f"{qemu.name}: this machine's PCI registers are reached through qtest alone: start it with"
             " -qtest unix:QTEST,server=on,wait=off -qtest-log none, and give --qtest QTEST"
         )
     return space
-
-
-async def _guests_ecam(qemu: RunningQemu) -> Ecam | None:
-    """Where the guest of a PC has ECAM, None for nowhere."""
-    machine = await qemu.execute("qom-list", {"path": "/machine"})
-    for entry in machine:
-        if entry["type"] == "child<q35-pcihost>":
-            path = f"/machine/{entry['name']}"
-            address = int(await qemu.execute("qom-get", {"path": path, "property": "MCFG"}))
-            return None if address == ECAM_NOWHERE else Ecam(address)
-    return None
 
 
 def _write_ecam(path: Path, ecam: Ecam, writes: Sequence[tuple[Address, int, int]]) -> None:

@@ -23,8 +23,12 @@ PERIPHERALS = ("/machine/peripheral", "/machine/peripheral-anon")
 UNATTACHED: Final = "/machine/unattached"
 """Where QEMU keeps what a board is made of and has no name."""
 
-PC_HOSTS: Final = frozenset({"i440FX-pcihost", "q35-pcihost"})
+Q35_HOST: Final = "q35-pcihost"
+PC_HOSTS: Final = frozenset({"i440FX-pcihost", Q35_HOST})
 """The PCI host bridges of PCs, which have the ports; where ECAM is, if anywhere, is for the guest to say."""
+
+NOWHERE: Final = (1 << 64) - 1
+"""What QEMU says where that is as long as the guest has not said it."""
 
 GENERIC_HOST: Final = "gpex-pcihost"
 """That of most other boards, `virt` among them, and of microvm: ECAM is where the board has it."""
@@ -147,7 +151,7 @@ class RunningQemu(Monitor):
 
         Raises QemuError where there is neither.
         """
-        hosts = {kind: path for path, kind in await self._children("/machine", UNATTACHED)}
+        hosts = await self._hosts()
         if GENERIC_HOST in hosts:
             path = f"{hosts[GENERIC_HOST]}/{GENERIC_ECAM}"
             return Ecam(int(await self.execute("qom-get", {"path": path, "property": "addr"})))
@@ -157,6 +161,18 @@ class RunningQemu(Monitor):
             f"{self.name}: this machine has neither a PC's ports nor ECAM of QEMU's generic host bridge"
             f" ({GENERIC_HOST}) to reach PCI registers by: use -machine q35, or virt on ARM and RISC-V"
         )
+
+    async def guests_ecam(self) -> Ecam | None:
+        """Where the guest of a PC has put ECAM, None for nowhere. Raises QemuError."""
+        path = (await self._hosts()).get(Q35_HOST)
+        if path is None:
+            return None
+        address = int(await self.execute("qom-get", {"path": path, "property": "MCFG"}))
+        return None if address == NOWHERE else Ecam(address)
+
+    async def _hosts(self) -> dict[str, str]:
+        """The paths of what may be a PCI host bridge, by its kind."""
+        return {kind: path for path, kind in await self._children("/machine", UNATTACHED)}
 
     async def _functions(self) -> list[Mapping[str, Any]]:
         buses = await self.execute("query-pci")

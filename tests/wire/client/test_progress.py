@@ -54,6 +54,6 @@ def test_each_part_of_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.rpartition(",")[0] for line in said] == [
         "reading VF 1 of the source: 9 of 9 MiB",
         "keeping what is in VF 1 of the destination: 9 of 9 MiB",
-        *(f"writing VF 1 of the destination: {count} of 9 MiB" for count in (4, 8)),
-        *(f"restoring VF 1 of the destination: {count} of 9 MiB" for count in (4, 8)),
+        *(f"writing VF 1 of the destination: {count} of 9 MiB" for count in (4, 8, 9)),
+        *(f"restoring VF 1 of the destination: {count} of 9 MiB" for count in (4, 8, 9)),
     ]
