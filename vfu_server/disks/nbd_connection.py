@@ -195,7 +195,7 @@ class Connection:
         if cookie < 0:
             error = libnbd.failure()
             if self._gone:
-                raise LostError(errno.ENOTCONN, error.strerror)
+                raise _lost(error)
             self._done(command, error)
         else:
             self._under_way[cookie] = command
@@ -206,7 +206,7 @@ class Connection:
         try:
             self._wait(seconds)
         except OSError as error:
-            lost = LostError(errno.ENOTCONN, error.strerror)
+            lost = _lost(error)
         while (cookie := self._nbd.nbd_aio_peek_command_completed(self._handle)) > 0:
             ended = self._nbd.nbd_aio_command_completed(self._handle, cookie)
             failure = libnbd.failure() if ended < 0 else None
@@ -263,3 +263,9 @@ class Connection:
         left = list(self._under_way.values())
         self._under_way.clear()
         return left
+
+
+def _lost(error: OSError) -> LostError:
+    """What libnbd says of a connection that is gone; that it is, is to libnbd a fault of ours (EINVAL)."""
+    why = "the server closed the connection" if error.errno == errno.EINVAL else error.strerror
+    return LostError(errno.ENOTCONN, why)
