@@ -8,6 +8,7 @@ import re
 import select
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,6 +20,10 @@ import pytest
 from vfu_images.workspace import PROJECT
 
 SECONDS = 120.0
+END_SECONDS = 20.0
+
+ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"}
+"""As `. .venv/bin/activate` leaves it, which README.md has before the commands."""
 
 
 class Terminal:
@@ -28,6 +33,7 @@ class Terminal:
         self._process = subprocess.Popen(
             ["sh", "-c", command],
             cwd=PROJECT,
+            env=ENVIRONMENT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -40,6 +46,13 @@ class Terminal:
 
     def __exit__(self, *_: object) -> None:
         with self._process, contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGTERM)
+            # Until all of them are gone, who remove what they have in temporary folders; it has no event.
+            deadline = time.monotonic() + END_SECONDS
+            while time.monotonic() < deadline:
+                self._process.poll()
+                os.killpg(self._process.pid, 0)
+                time.sleep(0.02)
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def expect(self, pattern: str) -> None:
@@ -79,7 +92,13 @@ def blocks(page: str, heading: str, folder: Path) -> list[str]:
 def run(command: str) -> str:
     """A command that ends, and ends well."""
     done = subprocess.run(
-        ["sh", "-ec", command], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=SECONDS
+        ["sh", "-ec", command],
+        cwd=PROJECT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
