@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -240,7 +241,7 @@ class Trial:
         if done.returncode:
             # A journal whose QEMU or server is gone is kept: a person decides.
             for folder in self._homes[end].iterdir():
-                subprocess.run(["rm", "-r", str(folder)], check=True)
+                shutil.rmtree(folder)
         elif left := list(self._homes[end].iterdir()):
             raise BrokenError(f"--recover left {left}")
 

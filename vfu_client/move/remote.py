@@ -20,7 +20,7 @@ from vfu_client.move.pf import Pf, SideError
 from vfu_client.move.plain import ADDRESS, CALLS, PCI_STATE, STATE, VF
 from vfu_client.move.progress import Progress, nobody
 from vfu_client.move.qemu import Qemu
-from vfu_client.move.side import Side
+from vfu_client.move.side import Side, noted_servers
 from vfu_client.qemu.address import Address
 from vfu_client.qemu.running import QemuError
 from vfu_client.vfio.memory import Bytes
@@ -108,10 +108,9 @@ class RemoteSide(Side):
         say: Callable[[str], None] = nobody,
     ) -> RemoteSide:
         """See `Side`."""
-        servers = {str(server): Path(folder) for server, folder in notes["servers"].items()}
         qmp, qtest = Path(notes["qmp"]), Path(notes["qtest"])
         return cls(
-            name, notes["command"], qmp, qtest, servers,
+            name, notes["command"], qmp, qtest, noted_servers(notes),
             context_opcodes=context_opcodes, dialect=dialect, say=say,
         )  # fmt: skip
 

@@ -52,6 +52,11 @@ def reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def noted_servers(notes: Mapping[str, Any]) -> dict[str, Path]:
+    """The servers that `Side.plain` told of."""
+    return {str(server): Path(folder) for server, folder in notes["servers"].items()}
+
+
 async def attempt(work: Awaitable[Any], warnings: list[str]) -> bool:
     """Do something whose failure must not keep the rest from being done; whether it was done."""
     try:
@@ -103,8 +108,8 @@ class Side:
         say: Callable[[str], None] = nobody,
     ) -> Side:
         """The side that `plain` told of. Raises LookupError, TypeError or ValueError for what it did not."""
-        servers = {str(server): Path(folder) for server, folder in notes["servers"].items()}
         qemu = Qemu.at(name, Path(notes["qmp"]), Path(notes["qtest"]))
+        servers = noted_servers(notes)
         return cls(name, qemu, servers, context_opcodes=context_opcodes, dialect=dialect, say=say)
 
     async def open(self) -> None:
