@@ -114,7 +114,7 @@ man: ext
 	$(BIN)/python docs/manual.py build/share
 
 ## A source distribution, which builds by itself, and a wheel of it, in dist/.
-dist: venv subprojects/libvfio-user/.stamp
+dist: venv
 	$(BIN)/python -m build
 
 ## Remove all that was made, the virtual environment and what was downloaded included.

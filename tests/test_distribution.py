@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -105,3 +106,56 @@ def test_a_source_distribution(tmp_path: Path) -> None:
         "docs/migrate.md",
     } <= names
     assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
+
+
+@pytest.fixture
+def untouched(tmp_path: Path) -> Path:
+    """A copy of the project in which nothing was fetched or built."""
+    copy = tmp_path / "clone"
+    left_out = shutil.ignore_patterns(
+        ".*", "build", "dist", "libvfio-user", "json-c", "*.so", "__pycache__", "tests", "docs"
+    )
+    shutil.copytree(PROJECT, copy, ignore=left_out)
+    shutil.copytree(
+        PROJECT / "subprojects" / "packagefiles", copy / "subprojects" / "packagefiles", dirs_exist_ok=True
+    )
+    return copy
+
+
+def _configure(clone: Path, *options: str) -> tuple[int, str]:
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    command = [str(BIN / "meson"), "setup", *options, "build"]
+    done = subprocess.run(
+        command, cwd=clone, env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_sources_that_may_not_be_fetched(untouched: Path) -> None:
+    """Who builds packages forbids downloads, and is told what is missing."""
+    status, told = _configure(untouched, "--wrap-mode=nodownload")
+    assert status == 1
+    assert "libvfio-user: run `python3 -m images libvfio-user`, which fetches it." in told
+    assert not (untouched / "subprojects" / "libvfio-user").exists()
+
+
+def test_sources_are_fetched(untouched: Path) -> None:
+    """`python -m build` and `pip install` in a fresh clone configure it: what is missing comes before.
+
+    A script stands for `images`, which tests/images tries: there is no network in a test.
+    """
+    (untouched / "images" / "__main__.py").write_text(
+        "import sys\nprint('no such host', file=sys.stderr)\nsys.exit(1)\n"
+    )
+    status, told = _configure(untouched)
+    assert status == 1
+    assert "could not be fetched.\nno such host" in told
+
+    (untouched / "images" / "__main__.py").write_text(
+        "import shutil, sys\n"
+        "assert sys.argv[1:] == ['libvfio-user']\n"
+        f"for name in ('libvfio-user', 'json-c'):\n"
+        f"    shutil.copytree(f'{PROJECT}/subprojects/{{name}}', f'{untouched}/subprojects/{{name}}')\n"
+    )
+    status, told = _configure(untouched)
+    assert status == 0, told
