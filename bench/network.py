@@ -30,8 +30,8 @@ REFERENCE = "QEMU's virtio-net-pci on a tap interface of the same kind in the sa
 NETBENCH = IMAGES / "netbench"
 
 _STREAM = (
-    "some 26 us of the server for a frame of 64 KiB, most of them the kernel's copy and the host's network, "
-    "and a process more than with QEMU's own device to share the processors"
+    "the driver has Linux map each buffer, as a device with ACCESS_PLATFORM asks for: against QEMU's own "
+    "with iommu_platform=on it is 0.97 to 1.0; and there is a process more to share the processors"
 )
 _REQUEST = (
     "the way of one frame there and one back: a message that wakes the server for the kick, an eventfd that "

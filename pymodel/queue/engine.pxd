@@ -25,6 +25,7 @@ cdef class Engine:
     cdef long long request(self) except? -3 nogil
     cdef int marks(self, Chain chain, long long written) except -1 nogil
     cdef int perform(self) except -1 nogil
+    cdef int proceed(self) except -1 nogil
     cdef int land(self) except -1 nogil
     cdef int finish(self) except -1 nogil
     cdef int undo(self) except -1 nogil

@@ -58,7 +58,8 @@ class Engine:
         """Do what is there, up to a batch, and settle whether an interrupt is owed.
 
         EMPTY: the driver was asked to notify of what it adds. MORE: another run will find more. OTHER: the
-        next buffer is for the consumer. BEGUN: `perform`, without the lock, then `finish`, then another run.
+        next buffer is for the consumer. BEGUN: `perform`, without the lock, until `proceed` says no, then
+        `finish`, then another run.
         Raises `BrokenQueue`; then `undo` has the queue as the consumer expects it.
         """
         result = _MORE
@@ -104,6 +105,10 @@ class Engine:
 
     def perform(self) -> int:
         """Do what may take a moment, without the lock and on memory of the engine's own."""
+        return 0
+
+    def proceed(self) -> int:
+        """Whether there is more to `perform` of what was begun. To be called with the lock."""
         return 0
 
     def land(self) -> int:

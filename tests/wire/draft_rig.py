@@ -127,14 +127,16 @@ class Rig:
     are. Leaving it makes the VF Active and resets it, so that the next test finds it new, but for the disk.
     """
 
-    def __init__(self, server: ServerProcess, vf: int = 1, *, packed: bool = False) -> None:
+    def __init__(
+        self, server: ServerProcess, vf: int = 1, *, packed: bool = False, memory: int = MEMORY_SIZE
+    ) -> None:
         self.server = server
         self.vf = vf
         self.vq_state = VQ_PACKED_STATE if packed else VQ_SPLIT_STATE
         self.packed = packed
-        # Little, as it is compared byte by byte.
+        # Little by default, as it is compared byte by byte.
         self._memory = GuestMemory()
-        self._memory.add_region(MEMORY_SIZE)
+        self._memory.add_region(memory)
         self.owner = OwnerDriver.open(server.socket("pf"), obey=False, timeout=TIMEOUT)
         try:
             self._drive(server.socket(f"vf{vf}"))

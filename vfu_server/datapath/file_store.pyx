@@ -5,7 +5,9 @@
 
 A read, and a write where the file system can tell, goes straight to or from guest memory while the function's lock is
 held: RWF_NOWAIT has the kernel give up instead of waiting. Other writes are copied first, and then made without the
-lock, so that a reset has nothing of the guest's left in use, and nobody waits for the file but its own function.
+lock, so that a reset has nothing of the guest's left in use, and nobody waits for the file but its own function. A long
+one goes in parts, each copied with the lock and made without: a part is still in the processor's cache when it is
+written.
 """
 
 cimport cython
@@ -37,9 +39,12 @@ cdef extern from "<unistd.h>" nogil:
 cdef int DONE = stores.DONE, NOT_NOW = stores.NOT_NOW, BEGUN = stores.BEGUN
 
 cdef enum:
-    # Writes that are begun at a time, and bytes of them; a larger one is for the pool.
+    # Writes that are begun at a time, and bytes of them. One with more bytes than a part is begun alone, and one of more
+    # than LONGEST is for the pool.
     WRITES_MAX = 64
     BYTES_MAX = 1 << 20
+    PART = 1 << 18
+    LONGEST = 1 << 22
 
 cdef struct Write:
     char *data
@@ -61,6 +66,10 @@ cdef class FileStore(Store):
     cdef size_t used
     cdef Write begun[WRITES_MAX]
     cdef int count
+    # Of a long one, what is yet to be copied: so many bytes, from there in `vectors` on.
+    cdef u64 left
+    cdef int piece
+    cdef u64 within
     cdef readonly uint64_t written
     cdef readonly bint slow
     cdef public uint64_t others
@@ -105,7 +114,7 @@ cdef class FileStore(Store):
 
     cdef int read(self, GuestMemory memory, Chain chain, int first, u64 skip, u64 length, u64 offset) except -1 nogil:
         cdef Py_ssize_t count
-        if not self.reads or not self.gather(memory, chain, first, skip, length, True):
+        if self.left or not self.reads or not self.gather(memory, chain, first, skip, length, True):
             return NOT_NOW
         count = preadv2(self.fd, <iovec *>&self.vectors.pieces[0], self.vectors.count, <long long>offset, RWF_NOWAIT)
         if count < 0 and errno in (EOPNOTSUPP, ENOSYS):
@@ -114,7 +123,7 @@ cdef class FileStore(Store):
 
     cdef int write(self, GuestMemory memory, Chain chain, int first, u64 skip, u64 length, u64 offset) except -1 nogil:
         cdef Py_ssize_t count
-        if not (self.writes or self.copies) or lseek(self.fd, 0, SEEK_END) < self.least:
+        if self.left or not (self.writes or self.copies) or lseek(self.fd, 0, SEEK_END) < self.least:
             return NOT_NOW
         if not self.gather(memory, chain, first, skip, length, False):
             return NOT_NOW
@@ -130,21 +139,36 @@ cdef class FileStore(Store):
         return self.begin(length, <long long>offset) if self.copies else NOT_NOW
 
     cdef int begin(self, u64 length, long long offset) noexcept nogil:
-        """Copy what was gathered, for `perform`."""
-        cdef int piece
-        cdef Write *write = &self.begun[self.count]
+        """Copy what was gathered, or the first part of it, for `perform`."""
         if self.copy == NULL:
             self.copy = <char *>malloc(BYTES_MAX)
-        if self.copy == NULL or self.count == WRITES_MAX or length > BYTES_MAX - self.used:
+        if self.copy == NULL or self.count == WRITES_MAX or (self.count and length > BYTES_MAX - self.used):
             return NOT_NOW
-        write.data = self.copy + self.used
-        write.length = length
-        write.offset = offset
-        for piece in range(self.vectors.count):
-            memcpy(self.copy + self.used, <void *>self.vectors.pieces[2 * piece], self.vectors.pieces[2 * piece + 1])
-            self.used += self.vectors.pieces[2 * piece + 1]
+        if length > PART and (self.count or length > LONGEST):
+            return NOT_NOW
+        self.left = length
+        self.piece = 0
+        self.within = 0
+        self.copy_part(&self.begun[self.count], offset)
         self.count += 1
         return BEGUN
+
+    cdef void copy_part(self, Write *write, long long offset) noexcept nogil:
+        """Copy as much as is one write of what is `left`."""
+        cdef u64 count
+        write.data = self.copy + self.used
+        write.length = min(self.left, <u64>PART)
+        write.offset = offset
+        write.error = 0
+        self.left -= write.length
+        while self.used < <size_t>(write.data - self.copy) + write.length:
+            count = min(write.data + write.length - (self.copy + self.used), self.vectors.pieces[2 * self.piece + 1] - self.within)
+            memcpy(self.copy + self.used, <void *>(self.vectors.pieces[2 * self.piece] + self.within), count)
+            self.used += count
+            self.within += count
+            if self.within == self.vectors.pieces[2 * self.piece + 1]:
+                self.piece += 1
+                self.within = 0
 
     cdef int clean(self) except -1 nogil:
         return self.durable == self.written + self.others
@@ -161,6 +185,17 @@ cdef class FileStore(Store):
                 self.slow = True
                 self.copies = False
         return 0
+
+    cdef int proceed(self, bint wanted) except -1 nogil:
+        cdef Write *write = &self.begun[0]
+        if not self.left:
+            return False
+        if not wanted or write.error:
+            self.left = 0
+            return False
+        self.used = 0
+        self.copy_part(write, write.offset + <long long>write.length)
+        return True
 
     cdef int error(self, int number) except -1 nogil:
         return self.begun[number].error

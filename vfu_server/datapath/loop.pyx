@@ -112,10 +112,8 @@ cdef class Loop:
             engine = lane.engine
             engine.undo()
             # What was begun is done all the same, so that the disk is not kept; the model tells the driver.
-            self.lock.give()
             with nogil:
-                engine.perform()
-                self.lock.take()
+                self.perform(engine)
             engine.land()
             self.lock.give()
             result = MODEL
@@ -206,13 +204,21 @@ cdef class Loop:
             self.batch(lane, lane.engine)
         return self.work_on(lane.next) or lane.kicked
 
+    cdef int perform(self, Engine engine) except -1 nogil:
+        """Have an engine do what it has begun; the lock is held before and after it."""
+        cdef bint more = True
+        while more:
+            self.lock.give()
+            engine.perform()
+            self.lock.take()
+            more = engine.proceed()
+        return 0
+
     cdef int batch(self, Served lane, Engine engine) except -1 nogil:
         """One batch of a lane; the lock is held, though not all the time."""
         cdef int result = engine.run()
         if result == BEGUN:
-            self.lock.give()
-            engine.perform()
-            self.lock.take()
+            self.perform(engine)
             if self.lock.entries != self.entries:
                 # Somebody may wait for these requests.
                 self.armed = False

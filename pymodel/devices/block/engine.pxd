@@ -30,6 +30,7 @@ cdef class BlockEngine(Engine):
     cdef u64 status_at(self) except? 0xFFFFFFFFFFFFFFFF nogil
     cdef int marks(self, Chain chain, long long written) except -1 nogil
     cdef int perform(self) except -1 nogil
+    cdef int proceed(self) except -1 nogil
 
     @cython.locals(number=int)
     cdef int land(self) except -1 nogil

@@ -118,6 +118,10 @@ class BlockEngine(Engine):
         """See `Engine`."""
         return self.store.perform()
 
+    def proceed(self) -> int:
+        """See `Engine`."""
+        return self.store.proceed(self.queue.life == self.life)
+
     def land(self) -> int:
         """See `Engine`. The store is free for others then, and may be closed."""
         if self.begun and not self.landed:

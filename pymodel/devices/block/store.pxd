@@ -7,5 +7,6 @@ cdef class Store:
     cdef int write(self, GuestMemory memory, Chain chain, int first, u64 skip, u64 length, u64 offset) except -1 nogil
     cdef int clean(self) except -1 nogil
     cdef int perform(self) except -1 nogil
+    cdef int proceed(self, bint wanted) except -1 nogil
     cdef int error(self, int number) except -1 nogil
     cdef int landed(self) except -1 nogil

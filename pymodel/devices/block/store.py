@@ -34,6 +34,12 @@ class Store:
         """Do the writes that were begun, in their order. The function's lock is not held."""
         return 0
 
+    def proceed(self, wanted: int) -> int:
+        """Whether `perform` is to be called again, for more of a long write. With the lock; `wanted`: its
+        driver is still there.
+        """
+        return 0
+
     def error(self, number: int) -> int:
         """The error number of a write that was performed, counted from 0, or 0."""
         return 0

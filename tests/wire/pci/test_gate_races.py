@@ -10,6 +10,7 @@ import contextlib
 import struct
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Self
 
 import pytest
@@ -21,34 +22,47 @@ from vfu_client.vfio.memory import Buffer
 from vfu_client.virtio.split import SplitQueue
 
 ROUNDS = 8
-SIZE = 4096
+MEMORY = 8 << 20
 MASTER = 0x4
-# The ring of 256 entries of a block device; a request of the flood takes three descriptors.
-FLOOD = 64
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Requests of a flood: so many of so many bytes. Each takes three of the ring's 256 descriptors."""
+
+    type: int
+    size: int = 4096
+    count: int = 64
+
+
+READ, WRITE = Kind(T_IN), Kind(T_OUT)
+# In parts, where they go to a file.
+LONG_WRITE = Kind(T_OUT, 600 << 10, 8)
 
 
 class Flood:
     """A thread that has a ring full at all times, and kicks."""
 
-    def __init__(self, rig: Rig, kind: int) -> None:
+    def __init__(self, rig: Rig, kind: Kind) -> None:
         assert isinstance(rig.queue, SplitQueue)
         self.rig = rig
         self.queue = rig.queue
+        self.count = kind.count
         self.lock = threading.Lock()
         self.buffers: list[Buffer] = []
-        self.heads = [self._request(kind, 8 * (number % 4)) for number in range(FLOOD)]
+        self.heads = [self._request(kind, 8 * (number % 4)) for number in range(self.count)]
         for slot in range(self.queue.size):
-            self.queue.avail[2 + slot] = self.heads[slot % FLOOD]
+            self.queue.avail[2 + slot] = self.heads[slot % self.count]
         self._enough = threading.Event()
         self._thread = threading.Thread(target=self._main)
 
-    def _request(self, kind: int, sector: int) -> int:
-        head = self.rig.placed(struct.pack("<IIQ", kind, 0, sector))
-        data = self.rig.poisoned(SIZE)
+    def _request(self, kind: Kind, sector: int) -> int:
+        head = self.rig.placed(struct.pack("<IIQ", kind.type, 0, sector))
+        data = self.rig.poisoned(kind.size)
         status = self.rig.poisoned(1)
         self.buffers += [data, status]
         parts = ([head.segment], [data.segment, status.segment])
-        if kind == T_OUT:
+        if kind.type == T_OUT:
             parts = ([head.segment, data.segment], [status.segment])
         # Into the table only: what is in the available ring is this class's matter.
         before = self.queue._avail_idx
@@ -59,7 +73,7 @@ class Flood:
     def __enter__(self) -> Self:
         self._thread.start()
         mark = self.queue.device_used_idx
-        until(lambda: (self.queue.device_used_idx - mark) & 0xFFFF > 2 * FLOOD, "traffic")
+        until(lambda: (self.queue.device_used_idx - mark) & 0xFFFF > 2 * self.count, "traffic")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,7 +83,7 @@ class Flood:
     def _main(self) -> None:
         while not self._enough.is_set():
             # Never more than what is used and the size: that would break the queue.
-            self.queue.avail[1] = (self.queue.device_used_idx + FLOOD) & 0xFFFF
+            self.queue.avail[1] = (self.queue.device_used_idx + self.count) & 0xFFFF
             with self.lock, contextlib.suppress(OSError):
                 self.rig.device.notify(0)
 
@@ -117,13 +131,13 @@ CLOSERS: dict[str, Callable[[Rig, Flood], None]] = {
 
 
 @pytest.mark.spec("DEV-13", "DEV-14", "DEV-22")
-@pytest.mark.parametrize("kind", [T_IN, T_OUT], ids=["read", "write"])
+@pytest.mark.parametrize("kind", [READ, WRITE, LONG_WRITE], ids=["read", "write", "long-write"])
 @pytest.mark.parametrize("closer", CLOSERS.values(), ids=CLOSERS)
 def test_nothing_is_touched_after_it(
-    on_either_disk: ServerProcess, closer: Callable[[Rig, Flood], None], kind: int
+    on_either_disk: ServerProcess, closer: Callable[[Rig, Flood], None], kind: Kind
 ) -> None:
     for _ in range(ROUNDS):
-        with Rig(on_either_disk) as rig:
+        with Rig(on_either_disk, memory=MEMORY) as rig:
             with Flood(rig, kind) as flood:
                 closer(rig, flood)
                 flood.poison()
@@ -141,7 +155,7 @@ def test_what_was_answered_is_complete(on_either_disk: ServerProcess) -> None:
     """Stop in the middle of traffic, again and again: each request has one used element, and goes on after
     it.
     """
-    with Rig(on_either_disk) as rig, Flood(rig, T_IN) as flood:
+    with Rig(on_either_disk) as rig, Flood(rig, READ) as flood:
         for _ in range(50):
             rig.go(STOP)
             used = flood.queue.device_used_idx
