@@ -1,10 +1,11 @@
 """`python -m tests.fuzz TARGET --seconds N [--seed S] [--wire]`: attack the device, and tell what was found.
 
-Targets: `admin` (commands of every shape), `context` (written contexts), `chains` (a VF's rings), `net` (a
-network VF's rings, commands and context), `parts` and `parts-net` (device parts of a disk in a file, and of a
-network VF), `frames` (a network VF's rings where frames pass without the interpreter). Without `--wire` they
-run against the model in this process, with it against a server process; `frames` always has a server in this
-one. A finding is saved below build/fuzz; `--replay FILE` plays it again.
+Targets: `admin` (commands of every shape), `context` (written contexts), `chains` and `file-chains` (a VF's
+rings, with the disk in memory or in a file), `net` (a network VF's rings, commands and context), `parts` and
+`parts-net` (device parts of a disk in a file, and of a network VF), `frames` (a network VF's rings where
+frames pass without the interpreter). Without `--wire` they run against the model in this process, with it
+against a server process; `frames` always has a server in this one. A finding is saved below build/fuzz;
+`--replay FILE` plays it again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Final
 
 from tests.fuzz import campaign
 from tests.fuzz.admin import AdminTarget
-from tests.fuzz.chains import ChainsTarget
+from tests.fuzz.chains import ChainsTarget, FileChainsTarget
 from tests.fuzz.context import ContextTarget
 from tests.fuzz.frames import FramesTarget
 from tests.fuzz.local import LocalWorld
@@ -34,13 +35,19 @@ TARGETS: Final[Mapping[str, campaign.MakeTarget]] = {
     "admin": AdminTarget,
     "context": ContextTarget,
     "chains": ChainsTarget,
+    "file-chains": FileChainsTarget,
     "net": NetTarget,
     "frames": FramesTarget,
     "parts": PartsTarget,
     "parts-net": NetPartsTarget,
 }
 # What the functions are, where that is not a disk in memory.
-DEVICES: Final = {"net": NetTarget.device, "parts": PartsTarget.device, "parts-net": NetPartsTarget.device}
+DEVICES: Final = {
+    "file-chains": FileChainsTarget.device,
+    "net": NetTarget.device,
+    "parts": PartsTarget.device,
+    "parts-net": NetPartsTarget.device,
+}
 WORLDS: Final = {"model": LocalWorld, "wire": RemoteWorld}
 
 

@@ -1,4 +1,4 @@
-"""Target `chains`: what the driver of a VF can put into its rings.
+"""Targets `chains` and `file-chains`: what the driver of a VF can put into its rings.
 
 Every chain is used or the VF needs a reset; it takes one at any time, and works after it.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import struct
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.fuzz.campaign import Step
 from tests.fuzz.hands import (
@@ -53,7 +53,23 @@ PLACES = [
     (1 << 64) - 1,
     (1 << 64) - 16,
 ]
-LENGTHS = [0, 1, 2, 15, 16, 17, 512, 513, 528, 4096, 1 << 20, 1 << 24, (1 << 31) - 1, (1 << 32) - 1]
+LENGTHS = [
+    0,
+    1,
+    2,
+    15,
+    16,
+    17,
+    512,
+    513,
+    528,
+    4096,
+    300 << 10,
+    1 << 20,
+    1 << 24,
+    (1 << 31) - 1,
+    (1 << 32) - 1,
+]
 TABLE_LENGTHS = [0, 1, 15, 16, 17, 32, 16 * SIZE, 16 * (SIZE + 1), 1 << 20, (1 << 32) - 16]
 HEADS = [0, 1, SIZE - 1, SIZE, 0x7FFF, 0xFFFF]
 STEPS = [0, 1, 2, SIZE - 1, SIZE, SIZE + 1, 0x7FFF, 0x8000, 0xFFFF]
@@ -248,3 +264,9 @@ class ChainsTarget:
         if self.vf.packed is not None:
             return not self.vf.packed.sound or self.vf.packed.all_used()
         return self.vf.used_idx == self.vf.u16(AVAIL + 2)
+
+
+class FileChainsTarget(ChainsTarget):
+    """The same with the disk in a file, which longer writes go to in parts."""
+
+    device: ClassVar[str] = "file"
