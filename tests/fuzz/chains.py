@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from pymodel.spec import block
 from tests.fuzz.campaign import Step
 from tests.fuzz.hands import (
     AVAIL,
@@ -80,9 +82,11 @@ SECTORS = [0, 1, 5, 2047, 2048, (1 << 55) - 1, 1 << 55, (1 << 64) - 1]
 class ChainsTarget:
     """The request queue of VF 1, with its owner recording what it writes."""
 
+    features: ClassVar[Sequence[int]] = ()
+
     def __init__(self, world: World) -> None:
         self.owner = Owner(world)
-        self.vf = Hands(world, "vf1", 0, SIZE)
+        self.vf = Hands(world, "vf1", 0, SIZE, features=self.features)
         self.owner.must(BASE + 7, 1)
         self._rings_own = True
 
@@ -267,6 +271,7 @@ class ChainsTarget:
 
 
 class FileChainsTarget(ChainsTarget):
-    """The same with the disk in a file, which longer writes go to in parts."""
+    """The same with the disk in a file, by a driver that flushes: with `--wire` longer writes go in parts."""
 
     device: ClassVar[str] = "file"
+    features: ClassVar[Sequence[int]] = (block.F_FLUSH,)

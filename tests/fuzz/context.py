@@ -270,7 +270,7 @@ class ContextTarget:
         self.vf.poke(AVAIL + 2, avail.to_bytes(2, "little"))
         self.vf.map_loose(not loose)
         self.vf.kick()
-        self.vf.connection.region_read(7, 0, 4)
+        self.vf.settle()
         self.owner.set_mode(1, STOP)
         self.owner.set_mode(1, FREEZE)
         self._mode = FREEZE

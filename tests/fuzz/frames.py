@@ -225,6 +225,8 @@ class FramesTarget:
         self.vf.device.common.write("queue_select", 0)
 
     def _do_mode(self, mode: int) -> None:
+        # Behind what the driver has posted: in Freeze it would be lost (DEV-25).
+        self._do_look()
         self.owner.set_mode(1, mode)
         self.owner.set_mode(1, ACTIVE)
 

@@ -124,6 +124,10 @@ class Hands:
         offset = notify.offset + self.index * self.device.notify_multiplier
         self.device.function.bar_write(notify.bar, offset, 2, self.index)
 
+    def settle(self) -> None:
+        """Wait until the device has all that was posted, as the driver is not its owner's only client."""
+        self.connection.region_read(7, 0, 4)
+
     def map_loose(self, mapped: bool) -> None:
         """Map the loose region, or unmap it."""
         region = self.memory.regions[1]

@@ -203,6 +203,8 @@ class NetTarget:
         self._look()
 
     def _do_context(self, kind: int, value: str) -> None:
+        # What the driver has posted is in front of it: a write that comes in Freeze is lost (DEV-25).
+        self._look()
         self.owner.set_mode(1, FREEZE)
         before = self.owner.context(1)
         stream = encode([part(0), part(kind, bytes.fromhex(value)), part(1)])

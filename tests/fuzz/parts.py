@@ -110,6 +110,7 @@ class PartsTarget:
         return self._about(CREATE, id_, struct.pack("<QB7x", 0, operation))
 
     def _look(self) -> Look:
+        self.vf.settle()
         mode = self.owner.mode(1)
         made = self._create(LOOK, TO_GET)
         if made.status == WRONG_STATE:

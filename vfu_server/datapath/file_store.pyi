@@ -12,9 +12,9 @@ class FileStore(Store):
     lost something. `reads` and `writes`: the file system can tell whether it has to wait. Other writes are
     copied, and made without the lock, once that is allowed.
 
-    `written` counts writes that have ended, `others` those that others made; `durable` is what both were
-    together when all was made durable last. `slow`: a write that was copied took longer than `slow_after`
-    seconds.
+    `written` counts writes that have ended, each part of a long one by itself, `others` those that others
+    made; `durable` is what both were together when all was made durable last. `slow`: a write that was copied
+    took longer than `slow_after` seconds.
     """
 
     written: int

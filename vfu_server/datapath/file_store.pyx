@@ -70,6 +70,7 @@ cdef class FileStore(Store):
     cdef u64 left
     cdef int piece
     cdef u64 within
+    cdef long long taken          # nanoseconds of a write so far
     cdef readonly uint64_t written
     cdef readonly bint slow
     cdef public uint64_t others
@@ -142,30 +143,32 @@ cdef class FileStore(Store):
         """Copy what was gathered, or the first part of it, for `perform`."""
         if self.copy == NULL:
             self.copy = <char *>malloc(BYTES_MAX)
-        if self.copy == NULL or self.count == WRITES_MAX or (self.count and length > BYTES_MAX - self.used):
+        if self.copy == NULL or self.count == WRITES_MAX or length > LONGEST:
             return NOT_NOW
-        if length > PART and (self.count or length > LONGEST):
+        if self.count and (length > PART or length > BYTES_MAX - self.used):
             return NOT_NOW
         self.left = length
         self.piece = 0
         self.within = 0
+        self.taken = 0
         self.copy_part(&self.begun[self.count], offset)
         self.count += 1
         return BEGUN
 
     cdef void copy_part(self, Write *write, long long offset) noexcept nogil:
         """Copy as much as is one write of what is `left`."""
-        cdef u64 count
+        cdef u64 count, wanted = min(self.left, <u64>PART)
         write.data = self.copy + self.used
-        write.length = min(self.left, <u64>PART)
+        write.length = wanted
         write.offset = offset
         write.error = 0
-        self.left -= write.length
-        while self.used < <size_t>(write.data - self.copy) + write.length:
-            count = min(write.data + write.length - (self.copy + self.used), self.vectors.pieces[2 * self.piece + 1] - self.within)
+        self.left -= wanted
+        while wanted:
+            count = min(wanted, self.vectors.pieces[2 * self.piece + 1] - self.within)
             memcpy(self.copy + self.used, <void *>(self.vectors.pieces[2 * self.piece] + self.within), count)
             self.used += count
             self.within += count
+            wanted -= count
             if self.within == self.vectors.pieces[2 * self.piece + 1]:
                 self.piece += 1
                 self.within = 0
@@ -180,16 +183,21 @@ cdef class FileStore(Store):
             start = now()
             self.begun[number].error = put(self.fd, &self.begun[number])
             self.written += 1
-            if now() - start > self.slow_after:
+            self.taken += now() - start
+            if self.taken > self.slow_after:
                 # The next one is for the pool; the disk hears of it when it is asked for a store again.
                 self.slow = True
                 self.copies = False
+            if not self.left:
+                self.taken = 0
         return 0
 
     cdef int proceed(self, bint wanted) except -1 nogil:
         cdef Write *write = &self.begun[0]
         if not self.left:
             return False
+        if wanted and not write.error and lseek(self.fd, 0, SEEK_END) < self.least:
+            write.error = EIO
         if not wanted or write.error:
             self.left = 0
             return False
