@@ -30,30 +30,33 @@ class BarePacked:
         self._peek = peek
         self._at = 0
         self._wrap = 1
-        # Where the chains begin that are not seen to be used, with the flags that will say so.
-        self._begun: list[tuple[int, int]] = []
+        # Of the chains that are not seen to be used, id and descriptors; and where the next one will be.
+        self._offered: list[tuple[int, int]] = []
+        self._used_at = 0
+        self._used_wrap = 1
         self._free = size
         self._last = 0
         self.sound = True
 
     def offer(self, entries: Sequence[Entry]) -> None:
         """Put descriptors into the ring, the first one's flags last. AVAIL and USED in flags turn those."""
-        if self.all_used():
-            self._begun.clear()
-            self._free = self._size
+        self.all_used()
         self._free -= len(entries)
         ends = not entries[-1][2] & NEXT
         if self._free < 0 or not ends or any(flags & (AVAIL_BIT | USED_BIT) for _, _, flags, _ in entries):
             self.sound = False
-        begins = True
+        count = 0
         first: tuple[int, bytes] | None = None
         for address, length, flags, buffer_id in entries:
             place = self._ring + 16 * self._at
             state = AVAIL_BIT if self._wrap else USED_BIT
-            if begins:
-                self._last = self._at
-                self._begun.append((self._at, AVAIL_BIT | USED_BIT if self._wrap else 0))
-            begins = not flags & NEXT
+            self._last = self._at if count == 0 else self._last
+            count += 1
+            if not flags & NEXT:
+                # Which of two with one id was used nobody can tell.
+                self.sound &= all(other != buffer_id or many == count for other, many in self._offered)
+                self._offered.append((buffer_id, count))
+                count = 0
             raw = struct.pack("<QIHH", address, length, buffer_id, flags ^ state)
             if first is None:
                 first = place + 14, raw[14:]
@@ -66,12 +69,21 @@ class BarePacked:
         self._poke(*first)
 
     def all_used(self) -> bool:
-        """Whether every chain was used."""
-        return all(self._state(at) == flags for at, flags in self._begun)
-
-    def _state(self, at: int) -> int:
-        flags = int.from_bytes(self._peek(self._ring + 16 * at + 14, 2), "little")
-        return flags & (AVAIL_BIT | USED_BIT)
+        """Whether every chain was used, in whatever order."""
+        while self._offered:
+            place = self._ring + 16 * self._used_at
+            buffer_id, flags = struct.unpack("<HH", self._peek(place + 12, 4))
+            if flags & (AVAIL_BIT | USED_BIT) != (AVAIL_BIT | USED_BIT if self._used_wrap else 0):
+                return False
+            used = next((offered for offered in self._offered if offered[0] == buffer_id), None)
+            if used is None:
+                return False
+            self._offered.remove(used)
+            self._free += used[1]
+            self._used_at += used[1]
+            if self._used_at >= self._size:
+                self._used_at, self._used_wrap = self._used_at - self._size, self._used_wrap ^ 1
+        return True
 
     def written(self, address: int, length: int) -> None:
         """The device may write there: a ring that it was told to write into says nothing any more."""
