@@ -16,6 +16,15 @@ PACKAGES = {"pymodel", "vfu_client", "vfu_demo", "vfu_images", "vfu_server"}
 BIN = Path(sys.executable).parent
 
 
+def _run(command: list[str], folder: Path) -> tuple[int, str]:
+    """What builds, with the tools of this Python: its exit status, and all that it said."""
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site-packages of what `make ext` built, installed elsewhere."""
@@ -87,12 +96,9 @@ def test_a_source_distribution(tmp_path: Path) -> None:
     """It has the sources that the repository has not, their licenses, and nothing that was built."""
     if not (PROJECT / ".git").exists():
         pytest.skip("a source distribution is made of a git repository")
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
     command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path)]
-    done = subprocess.run(
-        command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False, timeout=240
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    status, told = _run(command, PROJECT)
+    assert status == 0, told
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
@@ -123,12 +129,7 @@ def untouched(tmp_path: Path) -> Path:
 
 
 def _configure(clone: Path, *options: str) -> tuple[int, str]:
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
-    command = [str(BIN / "meson"), "setup", *options, "build"]
-    done = subprocess.run(
-        command, cwd=clone, env=environment, capture_output=True, text=True, check=False, timeout=240
-    )
-    return done.returncode, done.stdout + done.stderr
+    return _run([str(BIN / "meson"), "setup", *options, "build"], clone)
 
 
 def test_sources_that_may_not_be_fetched(untouched: Path) -> None:
@@ -154,7 +155,7 @@ def test_sources_are_fetched(untouched: Path) -> None:
     (untouched / "images" / "__main__.py").write_text(
         "import shutil, sys\n"
         "assert sys.argv[1:] == ['libvfio-user']\n"
-        f"for name in ('libvfio-user', 'json-c'):\n"
+        "for name in ('libvfio-user', 'json-c'):\n"
         f"    shutil.copytree(f'{PROJECT}/subprojects/{{name}}', f'{untouched}/subprojects/{{name}}')\n"
     )
     status, told = _configure(untouched)

@@ -7,8 +7,8 @@
  * Without --count and --duration it runs for 2 seconds. One request at a time is a plain pread or pwrite; more go
  * through io_submit. With --huge-pages the buffers are contiguous memory, in pages of 2 MiB, which must be reserved
  * (/proc/sys/vm/nr_hugepages); without, one run may get its pages in order and the next one in reverse, and a driver
- * that maps them does more for the second. Prints one JSON line: requests, seconds, iops, mib_per_s and the latency in microseconds (mean,
- * p50, p99, max). Ends with 0, 1 when a request failed, 2 when it could not start.
+ * that maps them does more for the second. Prints one JSON line: requests, seconds, iops, mib_per_s and the latency in
+ * microseconds (mean, p50, p99, max). Ends with 0, 1 when a request failed, 2 when it could not start.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -141,7 +141,8 @@ static void many_in_flight(uint64_t deadline)
 static void usage(void)
 {
     fprintf(stderr, "usage: blkbench --device FILE --rw read|write|randread|randwrite [--block B] [--depth 1..%d]\n"
-                    "                [--offset B] [--length B] [--count N] [--duration SECONDS] [--huge-pages]\n", MAX_DEPTH);
+                    "                [--offset B] [--length B] [--count N] [--duration SECONDS] [--huge-pages]\n",
+            MAX_DEPTH);
     exit(2);
 }
 

@@ -40,7 +40,7 @@ class BarePacked:
 
     def offer(self, entries: Sequence[Entry]) -> None:
         """Put descriptors into the ring, the first one's flags last. AVAIL and USED in flags turn those."""
-        self.all_used()
+        self._see_used()
         self._free -= len(entries)
         ends = not entries[-1][2] & NEXT
         if self._free < 0 or not ends or any(flags & (AVAIL_BIT | USED_BIT) for _, _, flags, _ in entries):
@@ -50,7 +50,8 @@ class BarePacked:
         for address, length, flags, buffer_id in entries:
             place = self._ring + 16 * self._at
             state = AVAIL_BIT if self._wrap else USED_BIT
-            self._last = self._at if count == 0 else self._last
+            if count == 0:
+                self._last = self._at
             count += 1
             if not flags & NEXT:
                 # Which of two with one id was used nobody can tell.
@@ -69,21 +70,25 @@ class BarePacked:
         self._poke(*first)
 
     def all_used(self) -> bool:
-        """Whether every chain was used, in whatever order."""
+        """Whether every chain was used."""
+        self._see_used()
+        return not self._offered
+
+    def _see_used(self) -> None:
+        """Forget the chains that were used, in whatever order."""
         while self._offered:
             place = self._ring + 16 * self._used_at
             buffer_id, flags = struct.unpack("<HH", self._peek(place + 12, 4))
             if flags & (AVAIL_BIT | USED_BIT) != (AVAIL_BIT | USED_BIT if self._used_wrap else 0):
-                return False
+                return
             used = next((offered for offered in self._offered if offered[0] == buffer_id), None)
             if used is None:
-                return False
+                return
             self._offered.remove(used)
             self._free += used[1]
             self._used_at += used[1]
             if self._used_at >= self._size:
                 self._used_at, self._used_wrap = self._used_at - self._size, self._used_wrap ^ 1
-        return True
 
     def written(self, address: int, length: int) -> None:
         """The device may write there: a ring that it was told to write into says nothing any more."""

@@ -51,6 +51,7 @@ cdef struct Write:
     size_t length
     long long offset
     int error
+    long long taken           # nanoseconds, over all parts
 
 
 @cython.final
@@ -70,7 +71,6 @@ cdef class FileStore(Store):
     cdef u64 left
     cdef int piece
     cdef u64 within
-    cdef long long taken          # nanoseconds of a write so far
     cdef readonly uint64_t written
     cdef readonly bint slow
     cdef public uint64_t others
@@ -150,7 +150,7 @@ cdef class FileStore(Store):
         self.left = length
         self.piece = 0
         self.within = 0
-        self.taken = 0
+        self.begun[self.count].taken = 0
         self.copy_part(&self.begun[self.count], offset)
         self.count += 1
         return BEGUN
@@ -179,17 +179,17 @@ cdef class FileStore(Store):
     cdef int perform(self) except -1 nogil:
         cdef int number
         cdef long long start
+        cdef Write *write
         for number in range(self.count):
+            write = &self.begun[number]
             start = now()
-            self.begun[number].error = put(self.fd, &self.begun[number])
+            write.error = put(self.fd, write)
             self.written += 1
-            self.taken += now() - start
-            if self.taken > self.slow_after:
+            write.taken += now() - start
+            if write.taken > self.slow_after:
                 # The next one is for the pool; the disk hears of it when it is asked for a store again.
                 self.slow = True
                 self.copies = False
-            if not self.left:
-                self.taken = 0
         return 0
 
     cdef int proceed(self, bint wanted) except -1 nogil:

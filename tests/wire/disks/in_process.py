@@ -6,9 +6,26 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from pymodel.devices.block.device import BlockDevice
 from pymodel.devices.block.ram_disk import RamDisk
+from pymodel.memory import Buffer
 from tests.wire.in_process import serving
 from vfu_server.disks.file import FileDisk
+
+
+def kinds_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The types of the requests that devices take from now on, so that no engine does them."""
+    kinds: list[int] = []
+    take = BlockDevice.take
+
+    def taken(device: BlockDevice, buffer: Buffer) -> None:
+        kinds.append(buffer.readable.read(0, 4)[0])
+        take(device, buffer)
+
+    monkeypatch.setattr(BlockDevice, "take", taken)
+    return kinds
 
 
 @contextlib.contextmanager

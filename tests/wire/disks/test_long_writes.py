@@ -13,10 +13,8 @@ from typing import Self
 
 import pytest
 
-from pymodel.devices.block.device import BlockDevice
-from pymodel.memory import Buffer as Taken
 from tests.server_process import ServerProcess
-from tests.wire.disks.in_process import served
+from tests.wire.disks.in_process import kinds_taken, served
 from tests.wire.running import until
 from vfu_client.drivers.block import FEATURES, BlockDriver, BlockRequest
 from vfu_client.owner.owner import OwnerDriver
@@ -68,9 +66,7 @@ def opened(path: Path, *, packed: bool = False) -> Iterator[BlockDriver]:
     memory.add_region(MEMORY)
     with (
         contextlib.closing(memory),
-        BlockDriver.open(
-            path, memory=memory, features=frozenset(features), posted_writes=True, timeout=30
-        ) as disk,
+        BlockDriver.open(path, memory=memory, features=features, posted_writes=True, timeout=30) as disk,
     ):
         yield disk
 
@@ -135,19 +131,12 @@ def test_how_long_they_may_be(
     folder: Path, monkeypatch: pytest.MonkeyPatch, length: int, on_the_spot: bool
 ) -> None:
     """Longer ones are for the disk's threads."""
-    taken: list[Taken] = []
-    take = BlockDevice.take
-
-    def taking(device: BlockDevice, buffer: Taken) -> None:
-        taken.append(buffer)
-        take(device, buffer)
-
-    monkeypatch.setattr(BlockDevice, "take", taking)
+    kinds = kinds_taken(monkeypatch)
     with opened(folder / "vf1.sock") as disk:
         for _ in range(10):
             disk.finish(write(disk, 0, b"x" * length))
     # The device takes the first one itself, and those that are there before its thread is done with that.
-    assert (len(taken) < 10) == on_the_spot
+    assert (len(kinds) < 10) == on_the_spot
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])

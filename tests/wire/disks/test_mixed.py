@@ -12,10 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pymodel.devices.block.device import BlockDevice
-from pymodel.memory import Buffer as Taken
 from tests.server_process import ServerProcess
-from tests.wire.disks.in_process import served
+from tests.wire.disks.in_process import kinds_taken, served
 from vfu_client.drivers.block import FEATURES, BlockDriver, BlockError, BlockRequest
 from vfu_client.vfio.memory import Buffer
 from vfu_client.virtio.function import KNOWN_FEATURES
@@ -119,14 +117,7 @@ def test_an_id_is_given_on_the_spot(
     """Where 20 bytes in a row are asked for; the device has the others, and all have the same answer."""
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(512 * SECTORS))
-    kinds: list[int] = []
-    take = BlockDevice.take
-
-    def taken(device: BlockDevice, buffer: Taken) -> None:
-        kinds.append(buffer.readable.read(0, 4)[0])
-        take(device, buffer)
-
-    monkeypatch.setattr(BlockDevice, "take", taken)
+    kinds = kinds_taken(monkeypatch)
     with (
         served(image, 512 * SECTORS, queues=1) as folder,
         BlockDriver.open(folder / f"vf{vf}.sock", posted_writes=True) as disk,
